@@ -1,1 +1,21 @@
+//! Trialhead: where a deep-learning project starts.
+//!
+//! ```text
+//! definition → plan → pool → probe → measurements → analysis → recommendation → API
+//! ```
+//!
+//! **Dependency rule** (held by `tests/architecture.rs`): `statistics, catalog ← study ← probe ←
+//! analysis ← {plan, recommendation}` are pure and each uses only those to its left. `trainer` alone
+//! uses burn; `store` alone uses diesel; `api` alone uses actix and never calls `trainer`;
+//! `lifecycle` composes `store` with the pure modules; `pool` starts `trainer` only as another
+//! process.
 
+pub mod analysis;
+pub mod catalog;
+pub mod datasets;
+pub mod plan;
+pub mod probe;
+pub mod recommendation;
+pub mod statistics;
+pub mod study;
+pub mod trainer;

@@ -1,0 +1,71 @@
+//! What the measurements mean, as numbers with units: memory, throughput, saturation.
+//! Pure and deterministic: the same evidence gives the same analysis.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub mod evidence;
+pub mod memory;
+pub mod saturation;
+pub mod throughput;
+
+pub use evidence::{Evidence, ProbeRecord};
+pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint};
+pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
+pub use throughput::{ThroughputAnalysis, ThroughputPoint};
+
+use crate::study::{ProbeId, StudyDefinition};
+
+/// A remark that limits what a number is worth. Codes begin with `W_`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Caveat {
+    /// Stable, machine-readable.
+    #[schema(example = "W_HOST_CONTENDED")]
+    pub code: String,
+    /// What was seen, with the figures.
+    pub detail: String,
+}
+
+/// An estimate with its 95% confidence interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Estimate {
+    /// The estimate.
+    pub value: f64,
+    /// Lower end of the 95% interval; null where the data give none.
+    pub ci_lower: Option<f64>,
+    /// Upper end of the 95% interval; null where the data give none.
+    pub ci_upper: Option<f64>,
+}
+
+/// Everything that has been worked out about a study.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Analysis {
+    /// Memory against batch size; null before the first memory probe ended.
+    pub memory: Option<MemoryAnalysis>,
+    /// Throughput against batch size; null before the first round ended.
+    pub throughput: Option<ThroughputAnalysis>,
+    /// Where throughput stops rising; null with fewer than two batch sizes timed.
+    pub saturation: Option<SaturationAnalysis>,
+    /// Remarks on the whole study.
+    pub caveats: Vec<Caveat>,
+}
+
+/// Which probes a number rests on.
+pub type Evidences = Vec<ProbeId>;
+
+/// Works out everything the evidence allows.
+pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
+    let memory = memory::analyze(definition, evidence);
+    let throughput = throughput::analyze(evidence);
+    let saturation = throughput.as_ref().and_then(saturation::analyze);
+    let caveats = throughput
+        .as_ref()
+        .map(|throughput| throughput.caveats.clone())
+        .unwrap_or_default();
+    Analysis {
+        memory,
+        throughput,
+        saturation,
+        caveats,
+    }
+}

@@ -1,0 +1,1 @@
+//! The examples that probes train on.

@@ -1,0 +1,92 @@
+//! What makes two probes the same: SHA-256 of the canonical JSON (RFC 8785) of what they depend on.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::spec::ProbeSpec;
+
+/// Version of how things are measured. A change in it makes timing and memory measurements stale.
+pub const MEASUREMENT_PROTOCOL: u32 = 1;
+
+/// The runner and its version, as part of every identity.
+pub const RUNNER: &str = concat!("burn-0.22.1/trialhead-", env!("CARGO_PKG_VERSION"));
+
+#[derive(Serialize)]
+struct Identity<'a> {
+    project: &'a str,
+    study: Option<String>,
+    runner: &'a str,
+    measurement_protocol: u32,
+    spec: &'a ProbeSpec,
+}
+
+/// The identity of a probe within a project: planning the same probe twice gives one row.
+/// `study` is the study that refuses reuse, so that its probes are its own.
+///
+/// # Errors
+/// When the spec holds a number that JSON cannot express (NaN or an infinity).
+pub fn identity(
+    project: &str,
+    study: Option<crate::study::StudyId>,
+    spec: &ProbeSpec,
+) -> Result<String, serde_json::Error> {
+    let bytes = serde_json_canonicalizer::to_vec(&Identity {
+        project,
+        study: study.map(|id| id.to_string()),
+        runner: RUNNER,
+        measurement_protocol: MEASUREMENT_PROTOCOL,
+        spec,
+    })?;
+    Ok(hex::encode(Sha256::digest(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{Limits, ProbeDevice, Task};
+    use crate::study::{
+        Activation, Backend, BatchSize, Bytes, Dataset, Loss, Model, Optimizer, Workload,
+    };
+
+    fn spec(hidden: u64) -> ProbeSpec {
+        ProbeSpec {
+            protocol: 1,
+            task: Task::Memory { steps: 5 },
+            workload: Workload {
+                dataset: Dataset::Digits {},
+                model: Model::Mlp {
+                    hidden: vec![hidden],
+                    activation: Activation::Relu,
+                    dropout: 0.0,
+                },
+                loss: Loss::CrossEntropy,
+            },
+            optimizer: Optimizer::adam(),
+            device: ProbeDevice {
+                backend: Backend::Cpu,
+                model: "test".into(),
+                threads: 2,
+            },
+            batch_size: BatchSize(8),
+            replicate: 0,
+            seed: 1,
+            limits: Limits {
+                memory_bytes: Bytes(1 << 30),
+                wall_secs: 60.0,
+            },
+        }
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_identity_and_any_other_input_another() {
+        let base = identity("default", None, &spec(64)).expect("hashes");
+        assert_eq!(base, identity("default", None, &spec(64)).expect("hashes"));
+        assert_ne!(base, identity("default", None, &spec(65)).expect("hashes"));
+        assert_ne!(base, identity("other", None, &spec(64)).expect("hashes"));
+        let study = crate::study::StudyId(uuid::Uuid::from_u128(7));
+        assert_ne!(
+            base,
+            identity("default", Some(study), &spec(64)).expect("hashes")
+        );
+    }
+}

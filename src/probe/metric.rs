@@ -1,0 +1,77 @@
+//! The names of what is measured, with their units.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Declares the metrics: variant, name, unit, meaning.
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $unit:literal;)*) => {
+        /// A metric that analysis reads.
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+        )]
+        #[serde(rename_all = "snake_case")]
+        pub enum Metric {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Metric {
+            /// Every metric.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name used in events, in JSON and in the database.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// The unit.
+            pub fn unit(self) -> &'static str {
+                match self { $(Self::$variant => $unit,)* }
+            }
+
+            /// Reads [`as_str`](Self::as_str) back.
+            pub fn parse(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Time per step of one block; `step` is the block's index. Raw samples.
+    BlockTimePerStep = "block_time_per_step", "s";
+    /// Median over blocks of the time per step.
+    TimePerStepMedian = "time_per_step_median", "s";
+    /// Mean over blocks of the time per step.
+    TimePerStepMean = "time_per_step_mean", "s";
+    /// Relative half-width of the median's 95% interval within this run; it only stopped the sampling.
+    WithinRunMedianHalfWidth = "within_run_median_half_width", "ratio";
+    /// Relative half-width of the mean's 95% interval within this run; it only stopped the sampling.
+    WithinRunMeanHalfWidth = "within_run_mean_half_width", "ratio";
+    /// Blocks that the summary uses.
+    Blocks = "blocks", "count";
+    /// Steps in each block.
+    StepsPerBlock = "steps_per_block", "count";
+    /// 1 if the sampling converged, 0 if a cap ended it.
+    Converged = "converged", "count";
+    /// The first step, apart: compilation and autotuning.
+    CompileSecs = "compile_secs", "s";
+    /// Median time of the fixed reference step, measured just before the sampling.
+    CanaryTimePerStep = "canary_time_per_step", "s";
+    /// Time the child's threads waited for a processor, over wall time × threads. Absent where the kernel does not tell.
+    RunQueueDelayRatio = "run_queue_delay_ratio", "ratio";
+    /// Peak of what the memory limit limits (CPU: VmData). Decides.
+    PeakMemory = "peak_memory", "bytes";
+    /// Peak resident memory of the child (VmHWM). Explains.
+    PeakResidentMemory = "peak_resident_memory", "bytes";
+    /// Training loss of the first step.
+    FirstLoss = "first_loss", "nats";
+    /// Training loss of the last step.
+    LastLoss = "last_loss", "nats";
+    /// Validation loss at the end of the run.
+    ValidationLoss = "validation_loss", "nats";
+    /// Absolute difference between two evaluations of the same parameters.
+    EvaluationDifference = "evaluation_difference", "nats";
+    /// Optimizer steps made, warm-up included.
+    Steps = "steps", "count";
+}

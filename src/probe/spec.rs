@@ -1,0 +1,191 @@
+//! What one probe is to do.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::study::{Backend, BatchSize, Bytes, Optimizer, Workload};
+
+/// Everything a runner needs to know, as JSON on its stdin.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ProbeSpec {
+    /// Version of the contract ([`PROTOCOL`](super::PROTOCOL)).
+    pub protocol: u32,
+    /// What is done and how.
+    pub task: Task,
+    /// What is trained.
+    pub workload: Workload,
+    /// How it is optimised.
+    pub optimizer: Optimizer,
+    /// Where.
+    pub device: ProbeDevice,
+    /// Examples per step.
+    pub batch_size: BatchSize,
+    /// Which repetition of the same measurement this is, from 0; for `step_time`, the round.
+    pub replicate: u32,
+    /// Seeds initialisation and the order of examples.
+    #[schema(maximum = 9007199254740991u64)]
+    pub seed: u64,
+    /// What the probe may use.
+    pub limits: Limits,
+}
+
+impl ProbeSpec {
+    /// The kind of the probe.
+    pub fn kind(&self) -> ProbeKind {
+        self.task.kind()
+    }
+}
+
+/// The device a probe runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProbeDevice {
+    /// What runs the arithmetic.
+    pub backend: Backend,
+    /// The device model; only workers that have it claim the probe.
+    pub model: String,
+    /// Threads of the training process: fixed, because thread stacks count as memory.
+    pub threads: u32,
+}
+
+/// What a probe may use; the worker enforces it from outside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Limits {
+    /// Memory (on the CPU: the child's data segments, `RLIMIT_DATA`).
+    pub memory_bytes: Bytes,
+    /// Wall-clock time from start to end; past it the probe is `infeasible: too_slow`.
+    pub wall_secs: f64,
+}
+
+/// What is done and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Task {
+    /// Does the pipeline run: a few steps, the evaluation twice, a finite loss, equal evaluations.
+    Smoke {
+        /// Optimizer steps.
+        steps: u64,
+    },
+    /// Peak memory of training steps and one evaluation.
+    Memory {
+        /// Optimizer steps; the second one holds the optimizer state.
+        steps: u64,
+    },
+    /// Time per step, sampled until it is known well enough.
+    StepTime(StepTimeSampling),
+    /// A longer run, evaluation included, that a recommended batch size must survive.
+    Confirmation {
+        /// Optimizer steps.
+        steps: u64,
+    },
+}
+
+impl Task {
+    /// The kind of the task.
+    pub fn kind(&self) -> ProbeKind {
+        match self {
+            Self::Smoke { .. } => ProbeKind::Smoke,
+            Self::Memory { .. } => ProbeKind::Memory,
+            Self::StepTime(_) => ProbeKind::StepTime,
+            Self::Confirmation { .. } => ProbeKind::Confirmation,
+        }
+    }
+}
+
+/// How time per step is sampled within one child.
+///
+/// The device is synchronised at the borders of *blocks* of steps, because synchronising every
+/// step would hide overlap. Sampling starts with `first_look_blocks` blocks and grows by `growth`
+/// until two looks in a row are good enough or a cap is hit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct StepTimeSampling {
+    /// Steps discarded at least.
+    pub warm_up_steps: u64,
+    /// Seconds discarded at least.
+    pub warm_up_secs: f64,
+    /// A block lasts at least this long.
+    pub block_secs: f64,
+    /// Blocks before the first look.
+    pub first_look_blocks: u64,
+    /// Factor between looks.
+    pub growth: f64,
+    /// Blocks at most.
+    pub max_blocks: u64,
+    /// Seconds of sampling at most.
+    pub max_secs: f64,
+    /// Steps at least, whatever the caps say.
+    pub min_steps: u64,
+    /// Half-width of the median, relative, that ends the sampling.
+    pub median_half_width: f64,
+    /// Half-width of the mean, relative, that ends the sampling.
+    pub mean_half_width: f64,
+    /// Relative difference of the medians of first and last third that counts as drift.
+    pub drift: f64,
+    /// Seconds spent on the canary, a fixed reference step, before the sampling; 0 for none.
+    pub canary_secs: f64,
+}
+
+impl Default for StepTimeSampling {
+    /// The defaults of the measurement protocol.
+    fn default() -> Self {
+        Self {
+            warm_up_steps: 5,
+            warm_up_secs: 0.5,
+            block_secs: 0.02,
+            first_look_blocks: 50,
+            growth: 1.25,
+            max_blocks: 3000,
+            max_secs: 60.0,
+            min_steps: 20,
+            median_half_width: 0.02,
+            mean_half_width: 0.05,
+            drift: 0.015,
+            canary_secs: 0.3,
+        }
+    }
+}
+
+/// What a probe is for.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeKind {
+    /// Does the pipeline run?
+    Smoke,
+    /// Peak memory at one batch size.
+    Memory,
+    /// Time per step at one batch size.
+    StepTime,
+    /// Does a batch size survive a longer run?
+    Confirmation,
+}
+
+impl ProbeKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [
+        Self::Smoke,
+        Self::Memory,
+        Self::StepTime,
+        Self::Confirmation,
+    ];
+
+    /// The name used in JSON, in the database and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Smoke => "smoke",
+            Self::Memory => "memory",
+            Self::StepTime => "step_time",
+            Self::Confirmation => "confirmation",
+        }
+    }
+
+    /// Reads [`as_str`](Self::as_str) back.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    /// Whether the probe must have its device alone: timing and memory are disturbed by company.
+    pub fn is_exclusive(self) -> bool {
+        !matches!(self, Self::Smoke)
+    }
+}

@@ -1,0 +1,140 @@
+//! What to do, why, and how sure. Pure and deterministic.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::analysis::{Analysis, Caveat, Evidence};
+use crate::probe::ProbeKind;
+use crate::study::{BatchSize, ProbeId, StudyDefinition};
+
+/// What a recommendation is about.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Topic {
+    /// The batch sizes that fit the memory budget.
+    FeasibleBatchSizes,
+    /// The throughput of each and where it stops rising.
+    TrainingThroughput,
+    /// The batch size to start with.
+    BatchSize,
+}
+
+impl Topic {
+    /// Every topic.
+    pub const ALL: [Self; 3] = [
+        Self::FeasibleBatchSizes,
+        Self::TrainingThroughput,
+        Self::BatchSize,
+    ];
+
+    /// The name used in JSON, in the database and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FeasibleBatchSizes => "feasible_batch_sizes",
+            Self::TrainingThroughput => "training_throughput",
+            Self::BatchSize => "batch_size",
+        }
+    }
+
+    /// Reads [`as_str`](Self::as_str) back.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|topic| topic.as_str() == name)
+    }
+}
+
+/// Where advice comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Measurements of this workload.
+    Measured,
+    /// A rule of the field; what it rests on was not measured here.
+    RuleOfThumb,
+}
+
+/// How sure a recommendation is.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Grade {
+    /// Something it needs is missing or disturbed.
+    Low,
+    /// Probably right.
+    Moderate,
+    /// Very probably right.
+    High,
+}
+
+impl Grade {
+    /// The name used in JSON, in the database and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Moderate => "moderate",
+            Self::High => "high",
+        }
+    }
+}
+
+/// How sure a recommendation is, with the figures behind the grade.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Confidence {
+    /// The grade.
+    pub grade: Grade,
+    /// Why this grade, in a sentence.
+    pub because: String,
+    /// Probability that the value is the best of the candidates; null where it is not estimated.
+    pub p_best: Option<f64>,
+    /// Probability that the value is within 5% of the best; null where it is not estimated.
+    pub p_within_5pct: Option<f64>,
+    /// Other candidates that cannot be told apart from it.
+    pub near_ties: Vec<BatchSize>,
+}
+
+/// A probe that a recommendation rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EvidenceRef {
+    /// The probe.
+    pub probe_id: ProbeId,
+    /// Its kind.
+    pub kind: ProbeKind,
+    /// Examples per step.
+    pub batch_size: BatchSize,
+    /// Whether it was made by another study.
+    #[serde(default)]
+    pub reused: bool,
+}
+
+/// One piece of advice, before it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Advice {
+    /// What it is about.
+    pub topic: Topic,
+    /// The advice as data; the main figure has the topic's plain name.
+    #[schema(value_type = Object)]
+    pub value: serde_json::Value,
+    /// The advice in two or three sentences, with the figures.
+    pub summary: String,
+    /// Where it comes from.
+    pub basis: Basis,
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// What it rests on.
+    pub evidence: Vec<EvidenceRef>,
+    /// What limits it.
+    pub caveats: Vec<Caveat>,
+    /// Section of the Deep Learning Tuning Playbook.
+    pub playbook: String,
+}
+
+/// What the evidence so far allows to be said. Topics that nothing can be said about yet are absent.
+pub fn recommend(
+    _definition: &StudyDefinition,
+    _evidence: &Evidence,
+    _analysis: &Analysis,
+) -> Vec<Advice> {
+    Vec::new()
+}
