@@ -16,6 +16,8 @@ pub mod datasets;
 pub mod plan;
 pub mod probe;
 pub mod recommendation;
+pub mod settings;
 pub mod statistics;
 pub mod study;
+pub mod telemetry;
 pub mod trainer;

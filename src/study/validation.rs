@@ -13,3 +13,19 @@ pub struct Violation {
     #[schema(example = "must be at least 1, is 0")]
     pub detail: String,
 }
+
+/// What a study may ask for; every limit is a setting.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefinitionLimits {
+    /// Batch size at most.
+    pub max_batch_size: u64,
+}
+
+impl Default for DefinitionLimits {
+    fn default() -> Self {
+        Self {
+            max_batch_size: 1 << 24,
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Typed settings: defaults < TOML file < `TRIALHEAD_*` environment.
+//!
+//! Every limit is here with its default. Nested settings are reached from the environment with a
+//! double underscore: `TRIALHEAD_POOL__LEASE_SECS=60` is `[pool] lease_secs = 60`. Keys that do
+//! not exist are refused, and so are combinations that would hurt ([`Settings::check`]).
+//! `DATABASE_URL` is read too; it is never printed.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::study::validation::DefinitionLimits;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Address and port of the REST service.
+    pub listen: SocketAddr,
+    /// Serve beyond loopback although there are no tokens yet.
+    pub insecure: bool,
+    /// Workers of the pool inside `serve`; 0 is the API alone.
+    pub workers: usize,
+    /// Where the managed Postgres and other state live. Default: the platform's; for root `/var/lib/trialhead`.
+    pub data_dir: Option<PathBuf>,
+    /// The database.
+    pub database: DatabaseSettings,
+    /// The job pool.
+    pub pool: PoolSettings,
+    /// What a study may ask for.
+    pub limits: DefinitionLimits,
+    /// The REST interface.
+    pub api: ApiSettings,
+    /// How long things are kept.
+    pub retention: RetentionSettings,
+    /// Log lines.
+    pub log: LogSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            insecure: false,
+            workers: 1,
+            data_dir: None,
+            database: DatabaseSettings::default(),
+            pool: PoolSettings::default(),
+            limits: DefinitionLimits::default(),
+            api: ApiSettings::default(),
+            retention: RetentionSettings::default(),
+            log: LogSettings::default(),
+        }
+    }
+}
+
+/// The database.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatabaseSettings {
+    /// An external Postgres (≥ 14). Default: `DATABASE_URL`, else a managed local Postgres.
+    pub url: Option<String>,
+    /// Connections at most.
+    pub pool_size: usize,
+    /// How long a request waits for a connection.
+    pub connect_timeout_secs: f64,
+    /// How long a statement may run.
+    pub statement_timeout_secs: f64,
+    /// Whether `serve` runs missing migrations or refuses to start.
+    pub migrate: Migrate,
+    /// Folder of `initdb` and `postgres` for the managed server. Default: searched for.
+    pub bin_dir: Option<PathBuf>,
+    /// Account that the managed server runs as when the service is root. Default: `postgres`.
+    pub user: Option<String>,
+}
+
+impl Default for DatabaseSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            pool_size: 16,
+            connect_timeout_secs: 5.0,
+            statement_timeout_secs: 30.0,
+            migrate: Migrate::Auto,
+            bin_dir: None,
+            user: None,
+        }
+    }
+}
+
+impl fmt::Debug for DatabaseSettings {
+    /// Leaves the URL out: it may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseSettings")
+            .field("url", &self.url.as_ref().map(|_| "(set)"))
+            .field("pool_size", &self.pool_size)
+            .field("connect_timeout_secs", &self.connect_timeout_secs)
+            .field("statement_timeout_secs", &self.statement_timeout_secs)
+            .field("migrate", &self.migrate)
+            .field("bin_dir", &self.bin_dir)
+            .field("user", &self.user)
+            .finish()
+    }
+}
+
+/// What `serve` does about migrations that the database lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Migrate {
+    /// Runs them.
+    Auto,
+    /// Refuses to start and lists them.
+    Check,
+}
+
+/// The job pool.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolSettings {
+    /// How long a claimed probe is held without a heartbeat.
+    pub lease_secs: f64,
+    /// Time between heartbeats.
+    pub heartbeat_secs: f64,
+    /// A child is killed this long before its lease would run out.
+    pub lease_margin_secs: f64,
+    /// Fallback for a wake-up that never came.
+    pub tick_secs: f64,
+    /// Attempts at a probe that crashes.
+    pub max_crashes: u32,
+    /// Attempts at a probe whose worker vanishes.
+    pub max_losses: u32,
+    /// First pause before a probe is tried again; doubles each time.
+    pub retry_delay_secs: f64,
+    /// Longest pause before a probe is tried again.
+    pub max_retry_delay_secs: f64,
+    /// How long a worker waits for a device that another service of the host holds.
+    pub device_wait_secs: f64,
+    /// Training probes that may share a device.
+    pub slots: u32,
+    /// Program and arguments of a probe's child. Default: this program's `probe`.
+    pub child_command: Option<Vec<String>>,
+    /// Account that children run as when the service is root.
+    pub child_user: String,
+    /// Bytes of a child's log that are kept, from its end.
+    pub log_tail_bytes: usize,
+    /// Bytes of one event line at most.
+    pub max_event_line_bytes: usize,
+    /// Events of one probe at most.
+    pub max_events: usize,
+    /// Names this host. Default: made from machine id and boot id.
+    pub host: Option<String>,
+    /// Folder of the host-wide device locks. Default: `trialhead-locks` in the system's temporary folder.
+    pub lock_dir: Option<PathBuf>,
+    /// How long a shutdown waits for children to end.
+    pub drain_secs: f64,
+}
+
+impl Default for PoolSettings {
+    fn default() -> Self {
+        Self {
+            lease_secs: 30.0,
+            heartbeat_secs: 5.0,
+            lease_margin_secs: 5.0,
+            tick_secs: 5.0,
+            max_crashes: 3,
+            max_losses: 20,
+            retry_delay_secs: 1.0,
+            max_retry_delay_secs: 60.0,
+            device_wait_secs: 10.0,
+            slots: 2,
+            child_command: None,
+            child_user: "nobody".into(),
+            log_tail_bytes: 16 << 10,
+            max_event_line_bytes: 64 << 10,
+            max_events: 20_000,
+            host: None,
+            lock_dir: None,
+            drain_secs: 10.0,
+        }
+    }
+}
+
+/// The REST interface.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiSettings {
+    /// Bytes of a request body at most.
+    pub max_body_bytes: usize,
+    /// Threads that serve requests. Default: as many as cores.
+    pub threads: Option<usize>,
+    /// Requests under way at most, for each thread.
+    pub max_connections: usize,
+    /// How long a client may take to send a request's head.
+    pub request_timeout_secs: u64,
+    /// `Host` headers accepted besides loopback ones; with any, others are refused.
+    pub allowed_hosts: Vec<String>,
+    /// Queued or running studies of a project at most.
+    pub max_active_studies: u64,
+    /// How long an `Idempotency-Key` is remembered.
+    pub idempotency_hours: u32,
+    /// How long the service metrics are cached.
+    pub service_metrics_cache_secs: f64,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 1 << 20,
+            threads: None,
+            max_connections: 1024,
+            request_timeout_secs: 30,
+            allowed_hosts: Vec::new(),
+            max_active_studies: 10_000,
+            idempotency_hours: 24,
+            service_metrics_cache_secs: 15.0,
+        }
+    }
+}
+
+/// How long things are kept.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetentionSettings {
+    /// Days that events of studies are kept.
+    pub event_days: u32,
+    /// Days that probes of no study are kept for reuse.
+    pub unlinked_probe_days: u32,
+}
+
+impl Default for RetentionSettings {
+    fn default() -> Self {
+        Self {
+            event_days: 7,
+            unlinked_probe_days: 90,
+        }
+    }
+}
+
+/// Log lines.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSettings {
+    /// What is logged: a level, or directives like `info,trialhead::pool=debug`.
+    pub filter: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            filter: "info".into(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+/// Why settings are refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file or a variable does not parse, or names a key that does not exist.
+    #[error("settings: {0}")]
+    Invalid(#[from] config::ConfigError),
+    /// Each is fine, together they would hurt.
+    #[error("settings: {}", .0.join("; "))]
+    Risky(Vec<String>),
+    /// No place for the data.
+    #[error(
+        "no home folder is known for this account: set TRIALHEAD_DATA_DIR to a folder for Trialhead's data"
+    )]
+    NoDataDir,
+}
+
+/// Variables with the `TRIALHEAD_` prefix that are not settings of the service.
+const NOT_SETTINGS: [&str; 2] = ["TRIALHEAD_CONFIG", crate::probe::EVENTS_FD_VARIABLE];
+
+impl Settings {
+    /// Reads the file, if any, and the given environment.
+    ///
+    /// # Errors
+    /// When a value does not parse, a key does not exist, or a combination is risky.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        let mut database_url = None;
+        let mut variables = std::collections::HashMap::new();
+        for (name, value) in environment {
+            if name == "DATABASE_URL" {
+                database_url = Some(value);
+            } else if name.starts_with("TRIALHEAD_") && !NOT_SETTINGS.contains(&name.as_str()) {
+                variables.insert(name, value);
+            }
+        }
+        let mut builder = config::Config::builder();
+        if let Some(path) = file {
+            builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
+        }
+        let environment = config::Environment::with_prefix("TRIALHEAD")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("api.allowed_hosts")
+            .with_list_parse_key("pool.child_command")
+            .source(Some(variables));
+        let mut settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
+        if settings.database.url.is_none() {
+            settings.database.url = database_url.filter(|url| !url.is_empty());
+        }
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Refuses combinations that would hurt, with every reason.
+    ///
+    /// # Errors
+    /// [`SettingsError::Risky`] with one sentence for each.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let mut risks = Vec::new();
+        let pool = &self.pool;
+        for (name, value) in [
+            ("pool.lease_secs", pool.lease_secs),
+            ("pool.heartbeat_secs", pool.heartbeat_secs),
+            ("pool.tick_secs", pool.tick_secs),
+            ("pool.retry_delay_secs", pool.retry_delay_secs),
+            ("pool.max_retry_delay_secs", pool.max_retry_delay_secs),
+            ("pool.device_wait_secs", pool.device_wait_secs),
+            ("pool.lease_margin_secs", pool.lease_margin_secs),
+            ("pool.drain_secs", pool.drain_secs),
+            (
+                "database.connect_timeout_secs",
+                self.database.connect_timeout_secs,
+            ),
+            (
+                "database.statement_timeout_secs",
+                self.database.statement_timeout_secs,
+            ),
+        ] {
+            if !(value.is_finite() && value > 0.0 && value <= 86_400.0) {
+                risks.push(format!(
+                    "{name} must be above 0 and at most 86400, is {value}"
+                ));
+            }
+        }
+        if pool.lease_secs <= 2.0 * pool.heartbeat_secs + pool.lease_margin_secs {
+            risks.push(format!(
+                "pool.lease_secs ({}) must be longer than two heartbeats and the margin (2 × {} + {}): one late heartbeat would lose the probe",
+                pool.lease_secs, pool.heartbeat_secs, pool.lease_margin_secs
+            ));
+        }
+        if pool.max_crashes == 0 || pool.max_losses == 0 {
+            risks.push("pool.max_crashes and pool.max_losses must be at least 1: every probe would fail untried".into());
+        }
+        if pool.slots == 0 {
+            risks.push("pool.slots must be at least 1: no probe could ever run".into());
+        }
+        if pool.child_command.as_ref().is_some_and(Vec::is_empty) {
+            risks.push("pool.child_command must name a program".into());
+        }
+        if self.workers > 64 {
+            risks.push(format!("workers must be at most 64, is {}", self.workers));
+        }
+        let needed = self.workers + 3;
+        if self.database.pool_size < needed {
+            risks.push(format!(
+                "database.pool_size ({}) must be at least workers + 3 ({needed}): the pool's own work would starve requests",
+                self.database.pool_size
+            ));
+        }
+        if self.api.max_body_bytes < 1024 {
+            risks.push("api.max_body_bytes must be at least 1024: no study fits".into());
+        }
+        if let Err(refusal) = check_listen(self.listen, self.insecure) {
+            risks.push(refusal);
+        }
+        if risks.is_empty() {
+            Ok(())
+        } else {
+            Err(SettingsError::Risky(risks))
+        }
+    }
+
+    /// Where state lives: the setting, else the platform's folder, for root `/var/lib/trialhead`.
+    ///
+    /// # Errors
+    /// When the account has no home folder.
+    pub fn data_dir(&self) -> Result<PathBuf, SettingsError> {
+        if let Some(path) = &self.data_dir {
+            return Ok(path.clone());
+        }
+        #[cfg(unix)]
+        if nix::unistd::geteuid().is_root() {
+            return Ok(PathBuf::from("/var/lib/trialhead"));
+        }
+        directories::ProjectDirs::from("", "", "trialhead")
+            .map(|folders| folders.data_local_dir().to_owned())
+            .ok_or(SettingsError::NoDataDir)
+    }
+}
+
+/// Listening beyond loopback lets anyone who reaches the port in, as long as there are no tokens.
+fn check_listen(listen: SocketAddr, insecure: bool) -> Result<(), String> {
+    if listen.ip().is_loopback() || insecure {
+        Ok(())
+    } else {
+        Err(format!(
+            "listen ({listen}) is not a loopback address and there are no access tokens yet: anyone who reaches the port could run studies. Listen on 127.0.0.1, or pass --insecure if something else guards the port"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        Settings::load(
+            None,
+            variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        )
+    }
+
+    #[test]
+    fn defaults_pass_their_own_check() {
+        assert_eq!(load(&[]).expect("defaults"), Settings::default());
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file_and_the_file_the_defaults() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("trialhead.toml");
+        std::fs::write(
+            &path,
+            "workers = 3\n[pool]\nlease_secs = 60.0\nheartbeat_secs = 4\n",
+        )
+        .expect("written");
+        let settings = Settings::load(
+            Some(&path),
+            [("TRIALHEAD_POOL__LEASE_SECS".into(), "45".into())],
+        )
+        .expect("loads");
+        assert_eq!(settings.workers, 3);
+        assert_eq!(settings.pool.lease_secs, 45.0);
+        assert_eq!(settings.pool.heartbeat_secs, 4.0);
+        assert_eq!(settings.pool.tick_secs, 5.0);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = load(&[("TRIALHEAD_POOL__LEESE_SECS", "45")]).expect_err("refused");
+        assert!(error.to_string().contains("leese_secs"), "{error}");
+        let error = load(&[("TRIALHEAD_WORKRES", "4")]).expect_err("refused");
+        assert!(error.to_string().contains("workres"), "{error}");
+    }
+
+    #[test]
+    fn risky_combinations_are_refused_with_every_reason() {
+        let error = load(&[
+            ("TRIALHEAD_POOL__LEASE_SECS", "10"),
+            ("TRIALHEAD_LISTEN", "0.0.0.0:8080"),
+            ("TRIALHEAD_DATABASE__POOL_SIZE", "2"),
+        ])
+        .expect_err("refused")
+        .to_string();
+        assert!(error.contains("two heartbeats"), "{error}");
+        assert!(error.contains("loopback"), "{error}");
+        assert!(error.contains("pool_size"), "{error}");
+        load(&[
+            ("TRIALHEAD_LISTEN", "0.0.0.0:8080"),
+            ("TRIALHEAD_INSECURE", "true"),
+        ])
+        .expect("accepted with insecure");
+    }
+
+    #[test]
+    fn the_database_url_is_read_and_never_printed() {
+        let settings = load(&[("DATABASE_URL", "postgres://u:s3cret@h/d")]).expect("loads");
+        assert_eq!(
+            settings.database.url.as_deref(),
+            Some("postgres://u:s3cret@h/d")
+        );
+        assert!(!format!("{settings:?}").contains("s3cret"));
+    }
+}
