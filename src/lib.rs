@@ -18,6 +18,7 @@ pub mod probe;
 pub mod recommendation;
 pub mod settings;
 pub mod statistics;
+pub mod store;
 pub mod study;
 pub mod telemetry;
 pub mod trainer;

@@ -97,6 +97,18 @@ impl FailureReason {
             Self::Lost => "lost",
         }
     }
+
+    /// Reads [`as_str`](Self::as_str) back.
+    pub fn parse(name: &str) -> Option<Self> {
+        [
+            Self::Crashed,
+            Self::InvalidOutput,
+            Self::NotStarted,
+            Self::Lost,
+        ]
+        .into_iter()
+        .find(|reason| reason.as_str() == name)
+    }
 }
 
 /// How a child process ended, as its parent saw it.

@@ -1,0 +1,97 @@
+//! Devices of hosts, kept fresh by whoever works on them.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::error::StoreError;
+use crate::study::DeviceId;
+
+/// What a worker says of a device.
+#[derive(Debug, Clone)]
+pub struct NewDevice<'a> {
+    pub host: &'a str,
+    pub hardware: &'a str,
+    pub backend: &'a str,
+    pub model: &'a str,
+    pub threads: i32,
+    pub memory_bytes: i64,
+    pub available_bytes: i64,
+    pub slots: i32,
+}
+
+/// Makes a device known, or says that it is still there.
+pub async fn register(
+    conn: &mut AsyncPgConnection,
+    new: &NewDevice<'_>,
+) -> Result<DeviceId, StoreError> {
+    #[derive(QueryableByName)]
+    struct Id {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
+    }
+    let row: Id = diesel::sql_query(
+        "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         ON CONFLICT (host, hardware) DO UPDATE SET backend = excluded.backend, \
+           model = excluded.model, threads = excluded.threads, \
+           memory_bytes = excluded.memory_bytes, available_bytes = excluded.available_bytes, \
+           slots = excluded.slots, last_seen = now() \
+         RETURNING id",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(Uuid::now_v7())
+    .bind::<diesel::sql_types::Text, _>(new.host)
+    .bind::<diesel::sql_types::Text, _>(new.hardware)
+    .bind::<diesel::sql_types::Text, _>(new.backend)
+    .bind::<diesel::sql_types::Text, _>(new.model)
+    .bind::<diesel::sql_types::Integer, _>(new.threads)
+    .bind::<diesel::sql_types::BigInt, _>(new.memory_bytes)
+    .bind::<diesel::sql_types::BigInt, _>(new.available_bytes)
+    .bind::<diesel::sql_types::Integer, _>(new.slots)
+    .get_result(conn)
+    .await?;
+    Ok(DeviceId(row.id))
+}
+
+/// A device as stored, with what runs on it.
+#[derive(Debug, Clone, QueryableByName)]
+pub struct DeviceRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    pub id: Uuid,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub host: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub hardware: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub backend: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub model: String,
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    pub threads: i32,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub memory_bytes: i64,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub available_bytes: i64,
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    pub slots: i32,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub running_probes: i64,
+    #[diesel(sql_type = diesel::sql_types::Timestamptz)]
+    pub last_seen: DateTime<Utc>,
+}
+
+/// Devices seen within the last `alive_secs` seconds, by model and host.
+pub async fn live(
+    conn: &mut AsyncPgConnection,
+    alive_secs: f64,
+) -> Result<Vec<DeviceRow>, StoreError> {
+    Ok(diesel::sql_query(
+        "SELECT d.*, (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running') AS running_probes \
+         FROM devices d WHERE d.last_seen > now() - make_interval(secs => $1) \
+         ORDER BY d.model, d.host, d.hardware",
+    )
+    .bind::<diesel::sql_types::Double, _>(alive_secs)
+    .load(conn)
+    .await?)
+}

@@ -1,0 +1,620 @@
+//! The lease protocol's writes: claim, heartbeat, complete, reap. Each is one short transaction,
+//! fenced by (probe, lease, attempt, running); the locks are taken in the order device → study →
+//! probe, and a heartbeat takes only its probe. All deadlines are Postgres' own clock.
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::error::StoreError;
+use super::events::{self, EventKind};
+use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
+use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
+
+type SqlUuid = diesel::sql_types::Uuid;
+
+/// What a worker asks for.
+#[derive(Debug, Clone)]
+pub struct Claim<'a> {
+    /// Chosen by the worker, so that a repeated claim finds the first one's answer.
+    pub lease: LeaseId,
+    pub worker: &'a str,
+    pub device: DeviceId,
+    pub lease_secs: f64,
+}
+
+/// A probe that a worker now holds.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    pub probe: ProbeId,
+    pub lease: LeaseId,
+    pub attempt: i32,
+    pub exclusive: bool,
+    pub spec: ProbeSpec,
+    /// Studies that wait for it, one named for log lines.
+    pub study: StudyId,
+}
+
+#[derive(QueryableByName)]
+struct Candidate {
+    #[diesel(sql_type = SqlUuid)]
+    study: Uuid,
+    #[diesel(sql_type = Bool)]
+    exclusive: bool,
+}
+
+#[derive(QueryableByName)]
+struct DeviceLoad {
+    #[diesel(sql_type = Text)]
+    backend: String,
+    #[diesel(sql_type = Text)]
+    model: String,
+    #[diesel(sql_type = Integer)]
+    slots: i32,
+    #[diesel(sql_type = BigInt)]
+    exclusive: i64,
+    #[diesel(sql_type = BigInt)]
+    shared: i64,
+}
+
+#[derive(QueryableByName)]
+struct ClaimedRow {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Integer)]
+    attempt: i32,
+    #[diesel(sql_type = Bool)]
+    exclusive: bool,
+    #[diesel(sql_type = Jsonb)]
+    spec: serde_json::Value,
+}
+
+/// The first open probe of each active study that this device model can run, the study whose turn
+/// it is first: by priority, then by who has waited longest.
+const CANDIDATES: &str = "\
+    SELECT s.id AS study, q.exclusive FROM studies s \
+    JOIN LATERAL (\
+        SELECT p.exclusive FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+        WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
+          AND p.state = 'queued' AND p.not_before <= now() \
+          AND p.backend = $1 AND p.device_model = $2 \
+        ORDER BY sp.position LIMIT 1) q ON true \
+    WHERE s.state IN ('queued', 'running') \
+    ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
+
+/// Takes the first open probe of a study; one that another worker is just taking is passed over.
+const TAKE: &str = "\
+    UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
+        lease_expires_at = now() + make_interval(secs => $2), worker = $3, device = $4, \
+        started_at = now(), ended_at = NULL, reason = NULL, detail = NULL, \
+        progress_phase = NULL, progress_fraction = NULL, cancel_requested = false \
+    WHERE id = (\
+        SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+        JOIN studies s ON s.id = sp.study \
+        WHERE s.id = $5 AND s.state IN ('queued', 'running') \
+          AND sp.revision = s.revision AND sp.wave = s.wave \
+          AND p.state = 'queued' AND p.not_before <= now() \
+          AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) \
+        ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
+    RETURNING id, attempt, exclusive, spec";
+
+/// Claims one probe for a device, if one is open that may run there now.
+///
+/// An exclusive probe needs its device empty; while one waits, no shared probe starts.
+pub async fn claim(
+    conn: &mut AsyncPgConnection,
+    claim: &Claim<'_>,
+) -> Result<Option<Claimed>, StoreError> {
+    let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
+    let worker = claim.worker.to_owned();
+    conn.transaction(async move |conn| {
+        let Some(load) = lock_device(conn, device).await? else {
+            return Ok(None);
+        };
+        if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
+            return Ok(None);
+        }
+        let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
+            .bind::<Text, _>(&load.backend)
+            .bind::<Text, _>(&load.model)
+            .load(conn)
+            .await?;
+        for candidate in candidates {
+            if candidate.exclusive && load.shared > 0 {
+                return Ok(None);
+            }
+            let started = diesel::sql_query(
+                "UPDATE studies SET last_claimed_at = clock_timestamp(), \
+                    started_at = coalesce(started_at, now()), state = 'running', \
+                    updated_at = CASE WHEN state = 'queued' THEN now() ELSE updated_at END \
+                 WHERE id = $1 AND state IN ('queued', 'running')",
+            )
+            .bind::<SqlUuid, _>(candidate.study)
+            .execute(conn)
+            .await?;
+            if started == 0 {
+                continue;
+            }
+            let taken: Option<ClaimedRow> = diesel::sql_query(TAKE)
+                .bind::<SqlUuid, _>(lease.0)
+                .bind::<Double, _>(lease_secs)
+                .bind::<Text, _>(&worker)
+                .bind::<SqlUuid, _>(device.0)
+                .bind::<SqlUuid, _>(candidate.study)
+                .bind::<Text, _>(&load.backend)
+                .bind::<Text, _>(&load.model)
+                .bind::<Bool, _>(candidate.exclusive)
+                .get_result(conn)
+                .await
+                .optional()?;
+            if let Some(row) = taken {
+                return Ok(Some(Claimed {
+                    probe: ProbeId(row.id),
+                    lease,
+                    attempt: row.attempt,
+                    exclusive: row.exclusive,
+                    spec: serde_json::from_value(row.spec).map_err(|error| {
+                        StoreError::unreadable(format!("probe {}", row.id), error)
+                    })?,
+                    study: StudyId(candidate.study),
+                }));
+            }
+        }
+        Ok(None)
+    })
+    .await
+}
+
+async fn lock_device(
+    conn: &mut AsyncPgConnection,
+    device: DeviceId,
+) -> Result<Option<DeviceLoad>, StoreError> {
+    let locked: usize = diesel::sql_query("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
+        .bind::<SqlUuid, _>(device.0)
+        .execute(conn)
+        .await?;
+    if locked == 0 {
+        return Ok(None);
+    }
+    Ok(Some(
+        diesel::sql_query(
+            "SELECT d.backend, d.model, d.slots, \
+                (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND p.exclusive) AS exclusive, \
+                (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared \
+             FROM devices d WHERE d.id = $1",
+        )
+        .bind::<SqlUuid, _>(device.0)
+        .get_result(conn)
+        .await?,
+    ))
+}
+
+/// Which attempt writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    pub probe: ProbeId,
+    pub lease: LeaseId,
+    pub attempt: i32,
+}
+
+impl Claimed {
+    /// What fences this attempt's writes.
+    pub fn fence(&self) -> Fence {
+        Fence {
+            probe: self.probe,
+            lease: self.lease,
+            attempt: self.attempt,
+        }
+    }
+}
+
+/// What a heartbeat brings back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// The lease holds for another period.
+    Held {
+        /// No study wants the probe any more.
+        cancel_requested: bool,
+    },
+    /// The probe is somebody else's now, or has ended.
+    Lost,
+}
+
+/// Prolongs a lease.
+pub async fn heartbeat(
+    conn: &mut AsyncPgConnection,
+    fence: Fence,
+    lease_secs: f64,
+    progress: Option<(&str, f64)>,
+) -> Result<Heartbeat, StoreError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Bool)]
+        cancel_requested: bool,
+    }
+    let (phase, fraction) = progress.unzip();
+    let row: Option<Row> = diesel::sql_query(
+        "UPDATE probes SET lease_expires_at = now() + make_interval(secs => $4), \
+            progress_phase = coalesce($5, progress_phase), \
+            progress_fraction = coalesce($6, progress_fraction) \
+         WHERE id = $1 AND lease = $2 AND attempt = $3 AND state = 'running' \
+         RETURNING cancel_requested",
+    )
+    .bind::<SqlUuid, _>(fence.probe.0)
+    .bind::<SqlUuid, _>(fence.lease.0)
+    .bind::<Integer, _>(fence.attempt)
+    .bind::<Double, _>(lease_secs)
+    .bind::<Nullable<Text>, _>(phase)
+    .bind::<Nullable<Double>, _>(fraction)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(match row {
+        Some(row) => Heartbeat::Held {
+            cancel_requested: row.cancel_requested,
+        },
+        None => Heartbeat::Lost,
+    })
+}
+
+/// How an attempt ended, as its worker tells it.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    pub fence: Fence,
+    pub outcome: Outcome,
+    pub measurements: Vec<Measurement>,
+    pub stderr_tail: String,
+    /// Device time of the attempt, seconds.
+    pub device_secs: f64,
+}
+
+/// How often a probe is tried, and with what pauses.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryPolicy {
+    pub max_crashes: i32,
+    pub max_losses: i32,
+    pub delay_secs: f64,
+    pub max_delay_secs: f64,
+}
+
+impl RetryPolicy {
+    /// Pause before the next try after `count` bad ends, seconds.
+    fn delay(&self, count: i32) -> f64 {
+        (self.delay_secs * 2_f64.powi(count.saturating_sub(1).clamp(0, 30)))
+            .min(self.max_delay_secs)
+    }
+}
+
+/// What a completion did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completed {
+    /// The probe is in this state now.
+    Now(ProbeState),
+    /// This very attempt had completed before: nothing changed.
+    Already,
+    /// The lease was lost: nothing changed.
+    Fenced,
+}
+
+/// Ends an attempt: stores what it measured, its outcome, and makes the plan of every study that
+/// waits for it due. O(1) in the size of the study.
+pub async fn complete(
+    conn: &mut AsyncPgConnection,
+    completion: &Completion,
+    policy: RetryPolicy,
+) -> Result<Completed, StoreError> {
+    let completion = completion.clone();
+    conn.transaction(async move |conn| {
+        let fence = completion.fence;
+        let studies = lock_waiting_studies(conn, fence.probe).await?;
+        let Some(attempt) = lock_attempt(conn, fence.probe).await? else {
+            return Ok(Completed::Fenced);
+        };
+        if attempt.lease != Some(fence.lease.0) || attempt.attempt != fence.attempt {
+            return Ok(Completed::Fenced);
+        }
+        if attempt.state != ProbeState::Running.as_str() {
+            return Ok(Completed::Already);
+        }
+        insert_measurements(conn, fence, &completion.measurements).await?;
+        let end = AttemptEnd::of(&completion.outcome, &attempt, policy);
+        end_attempt(
+            conn,
+            fence.probe,
+            &end,
+            Some(completion.stderr_tail.as_str()),
+            completion.device_secs,
+            &studies,
+        )
+        .await?;
+        Ok(Completed::Now(end.state))
+    })
+    .await
+}
+
+/// Returns probes whose lease ran out to the queue, or ends them when they were lost too often.
+/// Gives how many there were.
+pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<usize, StoreError> {
+    #[derive(QueryableByName)]
+    struct Expired {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let expired: Vec<Expired> = diesel::sql_query(
+        "SELECT id FROM probes WHERE state = 'running' AND lease_expires_at < now() \
+         ORDER BY lease_expires_at LIMIT 100",
+    )
+    .load(conn)
+    .await?;
+    let mut reaped = 0;
+    for Expired { id } in expired {
+        let probe = ProbeId(id);
+        let done: bool = conn
+            .transaction(async move |conn| {
+                let studies = lock_waiting_studies(conn, probe).await?;
+                let Some(attempt) = lock_attempt(conn, probe).await? else {
+                    return Ok::<_, StoreError>(false);
+                };
+                if attempt.state != ProbeState::Running.as_str() || !attempt.expired {
+                    return Ok(false);
+                }
+                let end = AttemptEnd::lost(&attempt, policy);
+                end_attempt(conn, probe, &end, None, 0.0, &studies).await?;
+                Ok(true)
+            })
+            .await?;
+        reaped += usize::from(done);
+    }
+    Ok(reaped)
+}
+
+#[derive(QueryableByName)]
+struct Attempt {
+    #[diesel(sql_type = Text)]
+    state: String,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    lease: Option<Uuid>,
+    #[diesel(sql_type = Integer)]
+    attempt: i32,
+    #[diesel(sql_type = Integer)]
+    crashes: i32,
+    #[diesel(sql_type = Integer)]
+    losses: i32,
+    #[diesel(sql_type = Bool)]
+    cancel_requested: bool,
+    #[diesel(sql_type = Bool)]
+    expired: bool,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = BigInt)]
+    batch_size: i64,
+}
+
+async fn lock_attempt(
+    conn: &mut AsyncPgConnection,
+    probe: ProbeId,
+) -> Result<Option<Attempt>, StoreError> {
+    Ok(diesel::sql_query(
+        "SELECT state, lease, attempt, crashes, losses, cancel_requested, kind, batch_size, \
+            coalesce(lease_expires_at < now(), false) AS expired \
+         FROM probes WHERE id = $1 FOR UPDATE",
+    )
+    .bind::<SqlUuid, _>(probe.0)
+    .get_result::<Attempt>(conn)
+    .await
+    .optional()?)
+}
+
+#[derive(QueryableByName)]
+struct Waiting {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+}
+
+/// Takes the rows of the active studies that a probe belongs to, in the order of their ids.
+async fn lock_waiting_studies(
+    conn: &mut AsyncPgConnection,
+    probe: ProbeId,
+) -> Result<Vec<Uuid>, StoreError> {
+    let rows: Vec<Waiting> = diesel::sql_query(
+        "SELECT id FROM studies s WHERE state IN ('queued', 'running') AND EXISTS (\
+            SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision) \
+         ORDER BY id FOR UPDATE",
+    )
+    .bind::<SqlUuid, _>(probe.0)
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// What the end of an attempt makes of its probe.
+#[derive(Debug, Clone)]
+struct AttemptEnd {
+    state: ProbeState,
+    reason: Option<&'static str>,
+    detail: Option<String>,
+    crashes: i32,
+    losses: i32,
+    /// Pause before the next try.
+    delay_secs: f64,
+    kind: String,
+    batch_size: i64,
+    attempt: i32,
+}
+
+impl AttemptEnd {
+    fn to(state: ProbeState, attempt: &Attempt) -> Self {
+        Self {
+            state,
+            reason: None,
+            detail: None,
+            crashes: attempt.crashes,
+            losses: attempt.losses,
+            delay_secs: 0.0,
+            kind: attempt.kind.clone(),
+            batch_size: attempt.batch_size,
+            attempt: attempt.attempt,
+        }
+    }
+
+    fn of(outcome: &Outcome, attempt: &Attempt, policy: RetryPolicy) -> Self {
+        match outcome {
+            Outcome::Succeeded => Self::to(ProbeState::Succeeded, attempt),
+            Outcome::Infeasible { reason, detail } => Self {
+                reason: Some(reason.as_str()),
+                detail: Some(detail.clone()),
+                ..Self::to(ProbeState::Infeasible, attempt)
+            },
+            Outcome::Cancelled => Self::to(ProbeState::Cancelled, attempt),
+            // Nobody wants it: it goes nowhere, whatever became of the attempt.
+            Outcome::HandedBack | Outcome::Failed { .. } if attempt.cancel_requested => {
+                Self::to(ProbeState::Cancelled, attempt)
+            }
+            Outcome::HandedBack => Self::to(ProbeState::Queued, attempt),
+            Outcome::Failed { reason, detail } => {
+                let crashes = attempt.crashes + 1;
+                Self {
+                    state: if crashes >= policy.max_crashes {
+                        ProbeState::Failed
+                    } else {
+                        ProbeState::Queued
+                    },
+                    reason: Some(reason.as_str()),
+                    detail: Some(detail.clone()),
+                    crashes,
+                    delay_secs: policy.delay(crashes),
+                    ..Self::to(ProbeState::Failed, attempt)
+                }
+            }
+        }
+    }
+
+    fn lost(attempt: &Attempt, policy: RetryPolicy) -> Self {
+        if attempt.cancel_requested {
+            return Self::to(ProbeState::Cancelled, attempt);
+        }
+        let losses = attempt.losses + 1;
+        Self {
+            state: if losses >= policy.max_losses {
+                ProbeState::Failed
+            } else {
+                ProbeState::Queued
+            },
+            reason: Some(FailureReason::Lost.as_str()),
+            detail: Some("its worker stopped sending heartbeats".into()),
+            losses,
+            delay_secs: policy.delay(losses),
+            ..Self::to(ProbeState::Failed, attempt)
+        }
+    }
+}
+
+/// Writes the end of an attempt and, when the probe has ended with it, tells its studies.
+async fn end_attempt(
+    conn: &mut AsyncPgConnection,
+    probe: ProbeId,
+    end: &AttemptEnd,
+    stderr_tail: Option<&str>,
+    device_secs: f64,
+    studies: &[Uuid],
+) -> Result<(), StoreError> {
+    // The lease stays on an ended probe, so that a repeated completion is recognised.
+    diesel::sql_query(
+        "UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
+            not_before = now() + make_interval(secs => $7), lease_expires_at = NULL, \
+            stderr_tail = coalesce($8, stderr_tail), device_secs = $9, \
+            lease = CASE WHEN $2 = 'queued' THEN NULL ELSE lease END, \
+            ended_at = CASE WHEN $2 = 'queued' THEN NULL ELSE now() END \
+         WHERE id = $1",
+    )
+    .bind::<SqlUuid, _>(probe.0)
+    .bind::<Text, _>(end.state.as_str())
+    .bind::<Nullable<Text>, _>(end.reason)
+    .bind::<Nullable<Text>, _>(end.detail.as_deref())
+    .bind::<Integer, _>(end.crashes)
+    .bind::<Integer, _>(end.losses)
+    .bind::<Double, _>(end.delay_secs)
+    .bind::<Nullable<Text>, _>(stderr_tail)
+    .bind::<Double, _>(device_secs)
+    .execute(conn)
+    .await?;
+    if studies.is_empty() {
+        return Ok(());
+    }
+    if end.state.has_ended() {
+        diesel::sql_query(
+            "UPDATE studies SET evidence_version = evidence_version + 1 WHERE id = ANY($1)",
+        )
+        .bind::<Array<SqlUuid>, _>(studies)
+        .execute(conn)
+        .await?;
+    }
+    let data = json!({
+        "probe_id": probe,
+        "kind": end.kind,
+        "batch_size": end.batch_size,
+        "state": end.state,
+        "reason": end.reason,
+        "attempt": end.attempt,
+    });
+    for study in studies {
+        events::append(conn, StudyId(*study), EventKind::Probe, &data).await?;
+    }
+    Ok(())
+}
+
+async fn insert_measurements(
+    conn: &mut AsyncPgConnection,
+    fence: Fence,
+    measurements: &[Measurement],
+) -> Result<(), StoreError> {
+    if measurements.is_empty() {
+        return Ok(());
+    }
+    let seqs: Vec<i32> = measurements
+        .iter()
+        .map(|measurement| i32::try_from(measurement.seq).unwrap_or(i32::MAX))
+        .collect();
+    let metrics: Vec<&str> = measurements
+        .iter()
+        .map(|measurement| measurement.metric.as_str())
+        .collect();
+    let steps: Vec<Option<i64>> = measurements
+        .iter()
+        .map(|measurement| {
+            measurement
+                .step
+                .map(|step| i64::try_from(step).unwrap_or(i64::MAX))
+        })
+        .collect();
+    let values: Vec<f64> = measurements
+        .iter()
+        .map(|measurement| measurement.value)
+        .collect();
+    let units: Vec<&str> = measurements
+        .iter()
+        .map(|measurement| measurement.unit.as_str())
+        .collect();
+    let elapsed: Vec<f64> = measurements
+        .iter()
+        .map(|measurement| measurement.elapsed_secs)
+        .collect();
+    diesel::sql_query(
+        "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
+         SELECT $1, $2, * FROM unnest($3::int[], $4::text[], $5::bigint[], $6::float8[], $7::text[], $8::float8[]) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind::<SqlUuid, _>(fence.probe.0)
+    .bind::<Integer, _>(fence.attempt)
+    .bind::<Array<Integer>, _>(seqs)
+    .bind::<Array<Text>, _>(metrics)
+    .bind::<Array<Nullable<BigInt>>, _>(steps)
+    .bind::<Array<Double>, _>(values)
+    .bind::<Array<Text>, _>(units)
+    .bind::<Array<Double>, _>(elapsed)
+    .execute(conn)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,415 @@
+//! Probes: linking a study's waves, reading them back as evidence, listing them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::error::StoreError;
+use super::schema::{measurements, probes, study_probes};
+use super::studies::StudyRow;
+use crate::analysis::{Evidence, ProbeRecord};
+use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
+use crate::study::{ProbeId, StudyId};
+
+type SqlUuid = diesel::sql_types::Uuid;
+
+/// A probe to be linked to a study, and made if its project has none like it.
+#[derive(Debug, Clone)]
+pub struct NewProbe {
+    pub identity: String,
+    pub spec: ProbeSpec,
+    pub why: String,
+}
+
+/// Where a wave belongs.
+#[derive(Debug, Clone, Copy)]
+pub struct WavePlace<'a> {
+    pub project: &'a str,
+    pub created_by: &'a str,
+    pub study: StudyId,
+    pub revision: i32,
+    pub wave: i32,
+}
+
+#[derive(QueryableByName)]
+struct Linked {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Text)]
+    state: String,
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    existed: bool,
+}
+
+/// Stores a wave. A probe that the project already has is linked, not made again; one that failed
+/// or was cancelled is queued again with fresh attempts. Gives how many had ended already.
+pub async fn link_wave(
+    conn: &mut AsyncPgConnection,
+    place: WavePlace<'_>,
+    wave: &[NewProbe],
+) -> Result<usize, StoreError> {
+    let mut ended = 0;
+    for (position, new) in (0_i32..).zip(wave) {
+        let spec = serde_json::to_value(&new.spec)
+            .map_err(|error| StoreError::unreadable("probe spec", error))?;
+        let id = Uuid::now_v7();
+        // The no-op update makes the row visible to RETURNING and waits for a concurrent twin.
+        let linked: Linked = diesel::sql_query(
+            "INSERT INTO probes AS p (id, project, created_by, identity, kind, batch_size, backend, device_model, exclusive, spec) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+             ON CONFLICT (project, identity) DO UPDATE SET \
+                state = CASE WHEN p.state IN ('failed', 'cancelled') THEN 'queued' ELSE p.state END, \
+                crashes = CASE WHEN p.state IN ('failed', 'cancelled') THEN 0 ELSE p.crashes END, \
+                losses = CASE WHEN p.state IN ('failed', 'cancelled') THEN 0 ELSE p.losses END, \
+                ended_at = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.ended_at END, \
+                reason = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.reason END, \
+                detail = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.detail END, \
+                cancel_requested = false \
+             RETURNING id, state, (id <> $1) AS existed",
+        )
+        .bind::<SqlUuid, _>(id)
+        .bind::<Text, _>(place.project)
+        .bind::<Text, _>(place.created_by)
+        .bind::<Text, _>(&new.identity)
+        .bind::<Text, _>(new.spec.kind().as_str())
+        .bind::<diesel::sql_types::BigInt, _>(
+            i64::try_from(new.spec.batch_size.0).unwrap_or(i64::MAX),
+        )
+        .bind::<Text, _>(new.spec.device.backend.as_str())
+        .bind::<Text, _>(&new.spec.device.model)
+        .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
+        .bind::<diesel::sql_types::Jsonb, _>(spec)
+        .get_result(conn)
+        .await?;
+        let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
+        ended += usize::from(has_ended);
+        diesel::insert_into(study_probes::table)
+            .values((
+                study_probes::study.eq(place.study.0),
+                study_probes::revision.eq(place.revision),
+                study_probes::probe.eq(linked.id),
+                study_probes::wave.eq(place.wave),
+                study_probes::position.eq(position),
+                study_probes::reused.eq(linked.existed && has_ended),
+                study_probes::why.eq(&new.why),
+            ))
+            .execute(conn)
+            .await?;
+    }
+    Ok(ended)
+}
+
+/// Cancels the probes that only this study wants: queued ones at once, running ones by request.
+pub async fn cancel_unwanted(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+) -> Result<(), StoreError> {
+    const UNWANTED: &str = "\
+        SELECT p.id FROM probes p JOIN study_probes sp ON sp.probe = p.id \
+        WHERE sp.study = $1 AND p.state IN ('queued', 'running') AND NOT EXISTS (\
+            SELECT 1 FROM study_probes o JOIN studies s ON s.id = o.study AND s.revision = o.revision \
+            WHERE o.probe = p.id AND o.study <> $1 AND s.state IN ('queued', 'running')) \
+        ORDER BY p.id FOR UPDATE OF p";
+    diesel::sql_query(format!(
+        "UPDATE probes SET \
+            state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END, \
+            ended_at = CASE WHEN state = 'queued' THEN now() ELSE ended_at END, \
+            cancel_requested = (state = 'running') \
+         WHERE id IN ({UNWANTED})"
+    ))
+    .bind::<SqlUuid, _>(study.0)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A probe as stored, with its place in a study.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = probes, check_for_backend(diesel::pg::Pg))]
+pub struct ProbeRow {
+    pub id: Uuid,
+    pub kind: String,
+    pub batch_size: i64,
+    pub spec: serde_json::Value,
+    pub state: String,
+    pub reason: Option<String>,
+    pub detail: Option<String>,
+    pub attempt: i32,
+    pub crashes: i32,
+    pub losses: i32,
+    pub worker: Option<String>,
+    pub device_model: String,
+    pub cancel_requested: bool,
+    pub progress_phase: Option<String>,
+    pub progress_fraction: Option<f64>,
+    pub stderr_tail: Option<String>,
+    pub device_secs: f64,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+/// Where a probe stands in a study's plan.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = study_probes, check_for_backend(diesel::pg::Pg))]
+pub struct PlaceRow {
+    pub wave: i32,
+    pub position: i32,
+    pub reused: bool,
+    pub why: String,
+}
+
+/// What a list of probes is narrowed to.
+#[derive(Debug, Clone, Default)]
+pub struct ProbeFilter {
+    pub state: Option<ProbeState>,
+    pub kind: Option<ProbeKind>,
+    /// Continue after this (wave, position).
+    pub after: Option<(i32, i32)>,
+}
+
+/// Probes of a study's current revision in plan order.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    study: &StudyRow,
+    filter: &ProbeFilter,
+    limit: i64,
+) -> Result<Vec<(PlaceRow, ProbeRow)>, StoreError> {
+    let mut query = study_probes::table
+        .inner_join(probes::table)
+        .filter(study_probes::study.eq(study.id))
+        .filter(study_probes::revision.eq(study.revision))
+        .select((PlaceRow::as_select(), ProbeRow::as_select()))
+        .order((study_probes::wave, study_probes::position))
+        .limit(limit)
+        .into_boxed();
+    if let Some(state) = filter.state {
+        query = query.filter(probes::state.eq(state.as_str()));
+    }
+    if let Some(kind) = filter.kind {
+        query = query.filter(probes::kind.eq(kind.as_str()));
+    }
+    if let Some((wave, position)) = filter.after {
+        query = query.filter(
+            study_probes::wave.gt(wave).or(study_probes::wave
+                .eq(wave)
+                .and(study_probes::position.gt(position))),
+        );
+    }
+    Ok(query.load(conn).await?)
+}
+
+/// One probe of a project.
+pub async fn find(
+    conn: &mut AsyncPgConnection,
+    project: &str,
+    id: ProbeId,
+) -> Result<Option<ProbeRow>, StoreError> {
+    Ok(probes::table
+        .find(id.0)
+        .filter(probes::project.eq(project))
+        .select(ProbeRow::as_select())
+        .first(conn)
+        .await
+        .optional()?)
+}
+
+/// Studies that a probe belongs to.
+pub async fn studies_of(
+    conn: &mut AsyncPgConnection,
+    id: ProbeId,
+) -> Result<Vec<StudyId>, StoreError> {
+    let ids: Vec<Uuid> = study_probes::table
+        .filter(study_probes::probe.eq(id.0))
+        .select(study_probes::study)
+        .distinct()
+        .order(study_probes::study)
+        .load(conn)
+        .await?;
+    Ok(ids.into_iter().map(StudyId).collect())
+}
+
+/// Everything that is known about a study's current revision, in plan order.
+pub async fn evidence(
+    conn: &mut AsyncPgConnection,
+    study: &StudyRow,
+) -> Result<Evidence, StoreError> {
+    #[derive(QueryableByName)]
+    struct Figure {
+        #[diesel(sql_type = SqlUuid)]
+        probe: Uuid,
+        #[diesel(sql_type = Text)]
+        metric: String,
+        #[diesel(sql_type = diesel::sql_types::Double)]
+        value: f64,
+    }
+    let figures: Vec<Figure> = diesel::sql_query(
+        "SELECT m.probe, m.metric, m.value FROM study_probes sp \
+         JOIN probes p ON p.id = sp.probe \
+         JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \
+         WHERE sp.study = $1 AND sp.revision = $2 AND m.step IS NULL \
+           AND p.state IN ('succeeded', 'infeasible')",
+    )
+    .bind::<SqlUuid, _>(study.id)
+    .bind::<Integer, _>(study.revision)
+    .load(conn)
+    .await?;
+    let mut by_probe = HashMap::<Uuid, BTreeMap<Metric, f64>>::new();
+    for figure in figures {
+        if let Some(metric) = Metric::parse(&figure.metric) {
+            by_probe
+                .entry(figure.probe)
+                .or_default()
+                .insert(metric, figure.value);
+        }
+    }
+    let rows = list(conn, study, &ProbeFilter::default(), i64::MAX).await?;
+    let mut records = Vec::with_capacity(rows.len());
+    for (place, row) in rows {
+        records.push(ProbeRecord {
+            id: ProbeId(row.id),
+            spec: serde_json::from_value(row.spec)
+                .map_err(|error| StoreError::unreadable(format!("probe {}", row.id), error))?,
+            state: ProbeState::parse(&row.state)
+                .ok_or_else(|| StoreError::unreadable(format!("probe {}", row.id), "its state"))?,
+            infeasible: row.reason.as_deref().and_then(InfeasibleReason::parse),
+            failure: row.reason.as_deref().and_then(FailureReason::parse),
+            detail: row.detail,
+            wave: u32::try_from(place.wave).unwrap_or(0),
+            position: u32::try_from(place.position).unwrap_or(0),
+            reused: place.reused,
+            device_secs: row.device_secs,
+            figures: by_probe.remove(&row.id).unwrap_or_default(),
+        });
+    }
+    Ok(Evidence { probes: records })
+}
+
+/// One measured figure with the probe it belongs to.
+#[derive(Debug, Clone, Queryable, QueryableByName)]
+pub struct MeasurementRow {
+    #[diesel(sql_type = SqlUuid)]
+    pub probe: Uuid,
+    #[diesel(sql_type = Integer)]
+    pub wave: i32,
+    #[diesel(sql_type = Integer)]
+    pub position: i32,
+    #[diesel(sql_type = Text)]
+    pub kind: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub batch_size: i64,
+    #[diesel(sql_type = Integer)]
+    pub seq: i32,
+    #[diesel(sql_type = Text)]
+    pub metric: String,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::BigInt>)]
+    pub step: Option<i64>,
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    pub value: f64,
+    #[diesel(sql_type = Text)]
+    pub unit: String,
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    pub elapsed_secs: f64,
+}
+
+/// What a list of measurements is narrowed to.
+#[derive(Debug, Clone, Default)]
+pub struct MeasurementFilter {
+    pub metric: Option<String>,
+    pub kind: Option<ProbeKind>,
+    pub batch_size: Option<i64>,
+    /// Continue after this (wave, position, seq).
+    pub after: Option<(i32, i32, i32)>,
+}
+
+/// Measurements of the completing attempts of a study's current revision, in plan order.
+pub async fn list_measurements(
+    conn: &mut AsyncPgConnection,
+    study: &StudyRow,
+    filter: &MeasurementFilter,
+    limit: i64,
+) -> Result<Vec<MeasurementRow>, StoreError> {
+    let mut query = study_probes::table
+        .inner_join(
+            probes::table.inner_join(
+                measurements::table.on(measurements::probe
+                    .eq(probes::id)
+                    .and(measurements::attempt.eq(probes::attempt))),
+            ),
+        )
+        .filter(study_probes::study.eq(study.id))
+        .filter(study_probes::revision.eq(study.revision))
+        .filter(probes::state.eq_any(["succeeded", "infeasible"]))
+        .select((
+            probes::id,
+            study_probes::wave,
+            study_probes::position,
+            probes::kind,
+            probes::batch_size,
+            measurements::seq,
+            measurements::metric,
+            measurements::step,
+            measurements::value,
+            measurements::unit,
+            measurements::elapsed_secs,
+        ))
+        .order((
+            study_probes::wave,
+            study_probes::position,
+            measurements::seq,
+        ))
+        .limit(limit)
+        .into_boxed();
+    if let Some(metric) = &filter.metric {
+        query = query.filter(measurements::metric.eq(metric.clone()));
+    }
+    if let Some(kind) = filter.kind {
+        query = query.filter(probes::kind.eq(kind.as_str()));
+    }
+    if let Some(batch_size) = filter.batch_size {
+        query = query.filter(probes::batch_size.eq(batch_size));
+    }
+    if let Some((wave, position, seq)) = filter.after {
+        let later_in_probe = study_probes::position
+            .eq(position)
+            .and(measurements::seq.gt(seq));
+        query = query.filter(
+            study_probes::wave.gt(wave).or(study_probes::wave
+                .eq(wave)
+                .and(study_probes::position.gt(position).or(later_in_probe))),
+        );
+    }
+    Ok(query.load(conn).await?)
+}
+
+/// Removes probes that no study links any more and that ended long ago. Gives how many.
+pub async fn remove_unlinked(
+    conn: &mut AsyncPgConnection,
+    older_than_days: u32,
+) -> Result<usize, StoreError> {
+    Ok(diesel::sql_query(
+        "DELETE FROM probes WHERE id IN (\
+            SELECT p.id FROM probes p WHERE p.ended_at < now() - make_interval(days => $1) \
+              AND NOT EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = p.id) LIMIT 1000)",
+    )
+    .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+    .execute(conn)
+    .await?)
+}
+
+/// Removes events of studies that are older than they are kept. Gives how many.
+pub async fn remove_old_events(
+    conn: &mut AsyncPgConnection,
+    older_than_days: u32,
+) -> Result<usize, StoreError> {
+    Ok(diesel::sql_query(
+        "DELETE FROM study_events WHERE created_at < now() - make_interval(days => $1)",
+    )
+    .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+    .execute(conn)
+    .await?)
+}

@@ -1,0 +1,97 @@
+//! Recommendations: stored snapshots, one a topic and revision.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::error::StoreError;
+use super::schema::recommendations;
+use crate::recommendation::Advice;
+use crate::study::StudyId;
+
+/// A recommendation as stored.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = recommendations, check_for_backend(diesel::pg::Pg))]
+pub struct RecommendationRow {
+    pub id: Uuid,
+    pub study: Uuid,
+    pub revision: i32,
+    pub topic: String,
+    pub body: serde_json::Value,
+    pub stale: bool,
+    pub invalidated_by: serde_json::Value,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+impl RecommendationRow {
+    /// The advice itself.
+    ///
+    /// # Errors
+    /// When a newer version stored something this one cannot read.
+    pub fn advice(&self) -> Result<Advice, StoreError> {
+        serde_json::from_value(self.body.clone())
+            .map_err(|error| StoreError::unreadable(format!("recommendation {}", self.id), error))
+    }
+}
+
+/// Replaces what is recommended for a revision. Ids stay while the topic stays. True if anything changed.
+pub async fn replace(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    revision: i32,
+    advices: &[Advice],
+) -> Result<bool, StoreError> {
+    let topics: Vec<&str> = advices.iter().map(|advice| advice.topic.as_str()).collect();
+    let mut changed = diesel::delete(
+        recommendations::table
+            .filter(recommendations::study.eq(study.0))
+            .filter(recommendations::revision.eq(revision))
+            .filter(recommendations::topic.ne_all(&topics)),
+    )
+    .execute(conn)
+    .await?;
+    for advice in advices {
+        let body = serde_json::to_value(advice)
+            .map_err(|error| StoreError::unreadable("recommendation", error))?;
+        changed += diesel::sql_query(
+            "INSERT INTO recommendations (id, study, revision, topic, grade, body) \
+             VALUES ($1, $2, $3, $4, $5, $6) \
+             ON CONFLICT (study, revision, topic) DO UPDATE \
+             SET grade = excluded.grade, body = excluded.body, updated_at = now() \
+             WHERE recommendations.body <> excluded.body",
+        )
+        .bind::<diesel::sql_types::Uuid, _>(Uuid::now_v7())
+        .bind::<diesel::sql_types::Uuid, _>(study.0)
+        .bind::<diesel::sql_types::Integer, _>(revision)
+        .bind::<diesel::sql_types::Text, _>(advice.topic.as_str())
+        .bind::<diesel::sql_types::Text, _>(advice.confidence.grade.as_str())
+        .bind::<diesel::sql_types::Jsonb, _>(body)
+        .execute(conn)
+        .await?;
+    }
+    Ok(changed > 0)
+}
+
+/// Recommendations of a study, current ones first, then by topic.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    include_stale: bool,
+) -> Result<Vec<RecommendationRow>, StoreError> {
+    let mut query = recommendations::table
+        .filter(recommendations::study.eq(study.0))
+        .order((
+            recommendations::stale,
+            recommendations::revision.desc(),
+            recommendations::created_at,
+            recommendations::topic,
+        ))
+        .select(RecommendationRow::as_select())
+        .into_boxed();
+    if !include_stale {
+        query = query.filter(recommendations::stale.eq(false));
+    }
+    Ok(query.load(conn).await?)
+}

@@ -1,0 +1,80 @@
+//! Counts over the whole database, for the service's own metrics.
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Double, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use super::error::StoreError;
+
+/// A count under one or two labels.
+#[derive(Debug, Clone, QueryableByName)]
+pub struct LabelledCount {
+    #[diesel(sql_type = Text)]
+    pub first: String,
+    #[diesel(sql_type = Text)]
+    pub second: String,
+    #[diesel(sql_type = BigInt)]
+    pub count: i64,
+}
+
+/// Queue of one device model.
+#[derive(Debug, Clone, QueryableByName)]
+pub struct QueueDepth {
+    #[diesel(sql_type = Text)]
+    pub backend: String,
+    #[diesel(sql_type = Text)]
+    pub device_model: String,
+    #[diesel(sql_type = BigInt)]
+    pub depth: i64,
+    #[diesel(sql_type = Double)]
+    pub oldest_secs: f64,
+}
+
+/// What the database holds, in numbers.
+#[derive(Debug, Clone)]
+pub struct ServiceCounts {
+    /// (state, kind)
+    pub probes: Vec<LabelledCount>,
+    /// (state, "")
+    pub studies: Vec<LabelledCount>,
+    /// (device model, ""): running probes
+    pub device_busy: Vec<LabelledCount>,
+    /// (topic, grade)
+    pub recommendations: Vec<LabelledCount>,
+    pub queue: Vec<QueueDepth>,
+}
+
+/// Reads all counts.
+pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreError> {
+    Ok(ServiceCounts {
+        probes: diesel::sql_query(
+            "SELECT state AS first, kind AS second, count(*) AS count FROM probes GROUP BY 1, 2",
+        )
+        .load(conn)
+        .await?,
+        studies: diesel::sql_query(
+            "SELECT state AS first, '' AS second, count(*) AS count FROM studies GROUP BY 1",
+        )
+        .load(conn)
+        .await?,
+        device_busy: diesel::sql_query(
+            "SELECT d.model AS first, '' AS second, count(p.id) AS count FROM devices d \
+             LEFT JOIN probes p ON p.device = d.id AND p.state = 'running' GROUP BY 1",
+        )
+        .load(conn)
+        .await?,
+        recommendations: diesel::sql_query(
+            "SELECT topic AS first, grade AS second, count(*) AS count FROM recommendations \
+             WHERE NOT stale GROUP BY 1, 2",
+        )
+        .load(conn)
+        .await?,
+        queue: diesel::sql_query(
+            "SELECT backend, device_model, count(*) AS depth, \
+                extract(epoch FROM now() - min(created_at))::float8 AS oldest_secs \
+             FROM probes WHERE state = 'queued' GROUP BY 1, 2",
+        )
+        .load(conn)
+        .await?,
+    })
+}

@@ -1,0 +1,475 @@
+//! Studies: the rows, their definitions, their lists.
+
+use chrono::{DateTime, Utc};
+use diesel::dsl::now;
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+use super::error::StoreError;
+use super::schema::{idempotency_keys, studies, study_revisions};
+use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState};
+
+/// A study as stored, without its definition and analysis.
+#[derive(Debug, Clone, Queryable, Selectable)]
+#[diesel(table_name = studies, check_for_backend(diesel::pg::Pg))]
+pub struct StudyRow {
+    pub id: Uuid,
+    pub project: String,
+    pub created_by: String,
+    pub name: String,
+    pub labels: serde_json::Value,
+    pub workload: String,
+    pub state: String,
+    pub ended_because: Option<String>,
+    pub ended_detail: Option<String>,
+    pub phase: String,
+    pub waiting_for: Option<String>,
+    pub revision: i32,
+    pub priority: i32,
+    pub evidence_version: i64,
+    pub advanced_version: i64,
+    pub remaining_probes: i64,
+    pub remaining_device_secs: f64,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub ended_at: Option<DateTime<Utc>>,
+}
+
+impl StudyRow {
+    /// The study's id.
+    pub fn study_id(&self) -> StudyId {
+        StudyId(self.id)
+    }
+
+    /// The state. An unknown one (a newer version's) reads as running.
+    pub fn study_state(&self) -> StudyState {
+        StudyState::parse(&self.state).unwrap_or(StudyState::Running)
+    }
+
+    /// Why it ended, if it has.
+    pub fn why_ended(&self) -> Option<EndedBecause> {
+        self.ended_because.as_deref().and_then(EndedBecause::parse)
+    }
+}
+
+/// A study to be stored.
+#[derive(Debug, Clone)]
+pub struct NewStudy<'a> {
+    pub id: StudyId,
+    pub project: &'a str,
+    pub created_by: &'a str,
+    pub definition: &'a StudyDefinition,
+}
+
+/// Stores a study and its first revision.
+pub async fn insert(conn: &mut AsyncPgConnection, new: &NewStudy<'_>) -> Result<(), StoreError> {
+    let definition = new.definition;
+    let labels = serde_json::to_value(&definition.labels)
+        .map_err(|error| StoreError::unreadable("labels", error))?;
+    diesel::insert_into(studies::table)
+        .values((
+            studies::id.eq(new.id.0),
+            studies::project.eq(new.project),
+            studies::created_by.eq(new.created_by),
+            studies::name.eq(&definition.name),
+            studies::labels.eq(labels),
+            studies::workload.eq(workload_name(definition)),
+            studies::state.eq(StudyState::Queued.as_str()),
+            studies::priority.eq(definition.priority),
+        ))
+        .execute(conn)
+        .await?;
+    diesel::insert_into(study_revisions::table)
+        .values((
+            study_revisions::study.eq(new.id.0),
+            study_revisions::revision.eq(1),
+            study_revisions::definition.eq(definition_json(definition)?),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// `digits/mlp`: what lists are filtered by.
+pub fn workload_name(definition: &StudyDefinition) -> String {
+    format!(
+        "{}/{}",
+        definition.workload.dataset.name(),
+        definition.workload.model.family()
+    )
+}
+
+fn definition_json(definition: &StudyDefinition) -> Result<serde_json::Value, StoreError> {
+    serde_json::to_value(definition).map_err(|error| StoreError::unreadable("definition", error))
+}
+
+/// Stores a definition anew when a device has filled in what was open.
+pub async fn update_definition(
+    conn: &mut AsyncPgConnection,
+    id: StudyId,
+    revision: i32,
+    definition: &StudyDefinition,
+) -> Result<(), StoreError> {
+    diesel::update(study_revisions::table.find((id.0, revision)))
+        .set(study_revisions::definition.eq(definition_json(definition)?))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// One study of a project.
+pub async fn find(
+    conn: &mut AsyncPgConnection,
+    project: &str,
+    id: StudyId,
+) -> Result<Option<StudyRow>, StoreError> {
+    Ok(studies::table
+        .find(id.0)
+        .filter(studies::project.eq(project))
+        .select(StudyRow::as_select())
+        .first(conn)
+        .await
+        .optional()?)
+}
+
+/// The definition of a study's current revision.
+pub async fn definition(
+    conn: &mut AsyncPgConnection,
+    study: &StudyRow,
+) -> Result<StudyDefinition, StoreError> {
+    let value: serde_json::Value = study_revisions::table
+        .find((study.id, study.revision))
+        .select(study_revisions::definition)
+        .first(conn)
+        .await?;
+    serde_json::from_value(value)
+        .map_err(|error| StoreError::unreadable(format!("study {}", study.id), error))
+}
+
+/// The stored analysis of a study.
+pub async fn analysis(
+    conn: &mut AsyncPgConnection,
+    id: StudyId,
+) -> Result<Option<serde_json::Value>, StoreError> {
+    Ok(studies::table
+        .find(id.0)
+        .select(studies::analysis)
+        .first(conn)
+        .await
+        .optional()?
+        .flatten())
+}
+
+/// What a list of studies is narrowed to.
+#[derive(Debug, Clone, Default)]
+pub struct StudyFilter {
+    pub state: Option<StudyState>,
+    /// `digits`, or `digits/mlp`.
+    pub workload: Option<String>,
+    /// Label names with their values.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Continue after this study (exclusive).
+    pub before: Option<StudyId>,
+}
+
+/// Studies of a project, newest first.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    project: &str,
+    filter: &StudyFilter,
+    limit: i64,
+) -> Result<Vec<StudyRow>, StoreError> {
+    let mut query = studies::table
+        .filter(studies::project.eq(project))
+        .select(StudyRow::as_select())
+        .order(studies::id.desc())
+        .limit(limit)
+        .into_boxed();
+    if let Some(state) = filter.state {
+        query = query.filter(studies::state.eq(state.as_str()));
+    }
+    if let Some(workload) = &filter.workload {
+        if workload.contains('/') {
+            query = query.filter(studies::workload.eq(workload.clone()));
+        } else {
+            query = query.filter(studies::workload.like(format!("{}/%", escaped(workload))));
+        }
+    }
+    if !filter.labels.is_empty() {
+        let labels = serde_json::to_value(&filter.labels)
+            .map_err(|error| StoreError::unreadable("labels", error))?;
+        query = query.filter(studies::labels.contains(labels));
+    }
+    if let Some(before) = filter.before {
+        query = query.filter(studies::id.lt(before.0));
+    }
+    Ok(query.load(conn).await?)
+}
+
+/// A text with LIKE's own characters taken literally.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if matches!(character, '%' | '_' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// Probes of a study's current revision, by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProbeCounts {
+    pub queued: i64,
+    pub running: i64,
+    pub succeeded: i64,
+    pub infeasible: i64,
+    pub failed: i64,
+    pub cancelled: i64,
+}
+
+impl ProbeCounts {
+    /// Probes that have ended.
+    pub fn ended(&self) -> i64 {
+        self.succeeded + self.infeasible + self.failed + self.cancelled
+    }
+}
+
+#[derive(QueryableByName)]
+struct StateCount {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    study: Uuid,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    state: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    probes: i64,
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    device_secs: f64,
+}
+
+/// Probe counts and device-seconds spent, for each of the given studies.
+pub async fn progress(
+    conn: &mut AsyncPgConnection,
+    ids: &[Uuid],
+) -> Result<std::collections::HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
+    let rows: Vec<StateCount> = diesel::sql_query(
+        "SELECT sp.study, p.state, count(*) AS probes, \
+                coalesce(sum(p.device_secs) FILTER (WHERE NOT sp.reused), 0) AS device_secs \
+         FROM study_probes sp \
+         JOIN studies s ON s.id = sp.study AND s.revision = sp.revision \
+         JOIN probes p ON p.id = sp.probe \
+         WHERE sp.study = ANY($1) GROUP BY sp.study, p.state",
+    )
+    .bind::<diesel::sql_types::Array<diesel::sql_types::Uuid>, _>(ids)
+    .load(conn)
+    .await?;
+    let mut progress = std::collections::HashMap::<Uuid, (ProbeCounts, f64)>::new();
+    for row in rows {
+        let (counts, device_secs) = progress.entry(row.study).or_default();
+        *device_secs += row.device_secs;
+        match row.state.as_str() {
+            "queued" => counts.queued = row.probes,
+            "running" => counts.running = row.probes,
+            "succeeded" => counts.succeeded = row.probes,
+            "infeasible" => counts.infeasible = row.probes,
+            "failed" => counts.failed = row.probes,
+            _ => counts.cancelled = row.probes,
+        }
+    }
+    Ok(progress)
+}
+
+/// Studies of a project that have not ended.
+pub async fn count_active(conn: &mut AsyncPgConnection, project: &str) -> Result<i64, StoreError> {
+    Ok(studies::table
+        .filter(studies::project.eq(project))
+        .filter(studies::state.eq_any(["queued", "running"]))
+        .count()
+        .get_result(conn)
+        .await?)
+}
+
+/// Takes the row of a study for the rest of the transaction.
+pub async fn lock(
+    conn: &mut AsyncPgConnection,
+    project: &str,
+    id: StudyId,
+) -> Result<Option<StudyRow>, StoreError> {
+    Ok(studies::table
+        .find(id.0)
+        .filter(studies::project.eq(project))
+        .select(StudyRow::as_select())
+        .for_update()
+        .first(conn)
+        .await
+        .optional()?)
+}
+
+/// Marks a study as cancelled.
+pub async fn set_cancelled(conn: &mut AsyncPgConnection, id: StudyId) -> Result<(), StoreError> {
+    diesel::update(studies::table.find(id.0))
+        .set((
+            studies::state.eq(StudyState::Cancelled.as_str()),
+            studies::ended_because.eq(EndedBecause::Cancelled.as_str()),
+            studies::phase.eq("cancelled"),
+            studies::waiting_for.eq(None::<String>),
+            studies::remaining_probes.eq(0),
+            studies::remaining_device_secs.eq(0.0),
+            studies::ended_at.eq(now.into_sql::<diesel::sql_types::Timestamptz>().nullable()),
+            studies::updated_at.eq(now),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Deletes a study; its probes stay for others.
+pub async fn delete(conn: &mut AsyncPgConnection, id: StudyId) -> Result<(), StoreError> {
+    diesel::delete(studies::table.find(id.0))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Active studies whose evidence is ahead of their plan, and those that wait for a device.
+pub async fn due(conn: &mut AsyncPgConnection, limit: i64) -> Result<Vec<StudyId>, StoreError> {
+    let ids: Vec<Uuid> = studies::table
+        .filter(studies::state.eq_any(["queued", "running"]))
+        .filter(
+            studies::evidence_version
+                .gt(studies::advanced_version)
+                .or(studies::waiting_for.is_not_null()),
+        )
+        .order((studies::priority.desc(), studies::updated_at.asc()))
+        .select(studies::id)
+        .limit(limit)
+        .load(conn)
+        .await?;
+    Ok(ids.into_iter().map(StudyId).collect())
+}
+
+/// What an advance writes about the study itself.
+#[derive(Debug, Clone)]
+pub struct Advanced<'a> {
+    /// The evidence version that the plan was made from.
+    pub version: i64,
+    pub phase: &'a str,
+    pub waiting_for: Option<&'a str>,
+    pub remaining_probes: i64,
+    pub remaining_device_secs: f64,
+    pub analysis: &'a serde_json::Value,
+    /// Set when the study has its end.
+    pub ended: Option<(EndedBecause, &'a str)>,
+}
+
+/// Writes an advance if nothing has changed since it was computed. False when something has.
+pub async fn set_advanced(
+    conn: &mut AsyncPgConnection,
+    id: StudyId,
+    advanced: &Advanced<'_>,
+) -> Result<bool, StoreError> {
+    let (state, because, detail) = match advanced.ended {
+        Some((because, detail)) => (
+            Some(because.state().as_str()),
+            Some(because.as_str()),
+            Some(detail),
+        ),
+        None => (None, None, None),
+    };
+    let updated = diesel::sql_query(
+        "UPDATE studies SET advanced_version = $2, phase = $3, waiting_for = $4, \
+            remaining_probes = $5, remaining_device_secs = $6, analysis = $7, \
+            state = coalesce($8, state), ended_because = $9, ended_detail = $10, \
+            ended_at = CASE WHEN $8 IS NULL THEN NULL ELSE now() END, updated_at = now() \
+         WHERE id = $1 AND evidence_version = $2 AND advanced_version <= $2 \
+           AND state IN ('queued', 'running')",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(id.0)
+    .bind::<diesel::sql_types::BigInt, _>(advanced.version)
+    .bind::<diesel::sql_types::Text, _>(advanced.phase)
+    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(advanced.waiting_for)
+    .bind::<diesel::sql_types::BigInt, _>(advanced.remaining_probes)
+    .bind::<diesel::sql_types::Double, _>(advanced.remaining_device_secs)
+    .bind::<diesel::sql_types::Jsonb, _>(advanced.analysis)
+    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(state)
+    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(because)
+    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(detail)
+    .execute(conn)
+    .await?;
+    Ok(updated == 1)
+}
+
+/// Sets the wave being worked on, and makes the plan due again when what was linked has already
+/// ended (it was reused, so no completion will come).
+pub async fn set_wave(
+    conn: &mut AsyncPgConnection,
+    id: StudyId,
+    wave: i32,
+    due_again: bool,
+) -> Result<(), StoreError> {
+    diesel::update(studies::table.find(id.0))
+        .set((
+            studies::wave.eq(wave),
+            studies::evidence_version.eq(studies::evidence_version + i64::from(due_again)),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// What an `Idempotency-Key` belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct IdempotencyKey<'a> {
+    pub project: &'a str,
+    pub created_by: &'a str,
+    pub key: &'a str,
+    /// Hash of the request's body.
+    pub request_hash: &'a str,
+}
+
+const CREATE_STUDY: &str = "create_study";
+
+/// Claims a key for a study in the write's own transaction. When another request had it first,
+/// that one's study and request hash; a concurrent twin waits here until the first commits.
+pub async fn claim_idempotency_key(
+    conn: &mut AsyncPgConnection,
+    key: &IdempotencyKey<'_>,
+    id: StudyId,
+    keep_hours: u32,
+) -> Result<Option<(StudyId, String)>, StoreError> {
+    diesel::sql_query(
+        "DELETE FROM idempotency_keys WHERE project = $1 AND created_by = $2 AND operation = $3 \
+           AND key = $4 AND created_at < now() - make_interval(hours => $5)",
+    )
+    .bind::<diesel::sql_types::Text, _>(key.project)
+    .bind::<diesel::sql_types::Text, _>(key.created_by)
+    .bind::<diesel::sql_types::Text, _>(CREATE_STUDY)
+    .bind::<diesel::sql_types::Text, _>(key.key)
+    .bind::<diesel::sql_types::Integer, _>(i32::try_from(keep_hours).unwrap_or(i32::MAX))
+    .execute(conn)
+    .await?;
+    let inserted = diesel::insert_into(idempotency_keys::table)
+        .values((
+            idempotency_keys::project.eq(key.project),
+            idempotency_keys::created_by.eq(key.created_by),
+            idempotency_keys::operation.eq(CREATE_STUDY),
+            idempotency_keys::key.eq(key.key),
+            idempotency_keys::request_hash.eq(key.request_hash),
+            idempotency_keys::study.eq(id.0),
+        ))
+        .on_conflict_do_nothing()
+        .execute(conn)
+        .await?;
+    if inserted == 1 {
+        return Ok(None);
+    }
+    let (study, request_hash): (Uuid, String) = idempotency_keys::table
+        .find((key.project, key.created_by, CREATE_STUDY, key.key))
+        .select((idempotency_keys::study, idempotency_keys::request_hash))
+        .first(conn)
+        .await?;
+    Ok(Some((StudyId(study), request_hash)))
+}
