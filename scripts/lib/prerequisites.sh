@@ -1,0 +1,113 @@
+# shellcheck shell=bash
+# What the demo, the tests and CI need beside the sources: a Rust toolchain, a C compiler (for
+# ring and zstd), the Postgres server programs. Sourced, never run. Installs what is missing where
+# that needs no question answered (apt-get as root or with a password-less sudo); anywhere else it
+# prints the one line to run.
+
+say() { printf '%s\n' "$*"; }
+
+fail() {
+    printf '\nerror: %s\n' "$*" >&2
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# The directory that holds initdb and postgres; the newest where there are several.
+postgres_bin_dir() {
+    local dir
+    if have initdb && have postgres; then
+        dirname "$(command -v postgres)"
+        return 0
+    fi
+    for dir in $(printf '%s\n' /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql@*/bin \
+        /usr/local/opt/postgresql@*/bin /usr/pgsql-*/bin | sort -rV); do
+        if [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ]; then
+            printf '%s\n' "$dir"
+            return 0
+        fi
+    done
+    return 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    else
+        sudo -n "$@"
+    fi
+}
+
+can_become_root() {
+    [ "$(id -u)" -eq 0 ] || { have sudo && sudo -n true 2>/dev/null; }
+}
+
+# apt_install PACKAGE...
+#
+# Debian's postgresql package would also create and start a database of its own. Trialhead runs
+# its own private one, so that is switched off, for the time of the installation only.
+apt_install() {
+    local no_cluster=/etc/postgresql-common/createcluster.d/zz-trialhead-install.conf status=0
+    say "Installing $* (apt-get)"
+    as_root apt-get update -qq || say "apt-get update failed; trying with the lists at hand"
+    as_root mkdir -p "$(dirname "$no_cluster")"
+    printf 'create_main_cluster = false\n' | as_root tee "$no_cluster" >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "$@" </dev/null || status=$?
+    as_root rm -f "$no_cluster"
+    [ "$status" -eq 0 ] || fail "apt-get could not install: $*"
+}
+
+require_rust() {
+    local wanted have_version oldest
+    # shellcheck source=/dev/null
+    have cargo || [ ! -r "${HOME:-}/.cargo/env" ] || . "$HOME/.cargo/env"
+    have cargo || fail "no Rust toolchain found. Install one with:
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y && . \"\$HOME/.cargo/env\""
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+    have_version=$(rustc --version | cut -d' ' -f2)
+    oldest=$(printf '%s\n%s\n' "$wanted" "${have_version%%-*}" | sort -V | head -n 1)
+    [ "$oldest" = "$wanted" ] || fail "Rust $have_version is too old, $wanted or newer is needed:
+    rustup update stable"
+}
+
+# require_programs [curl]: a C compiler, the Postgres server programs, and what is named.
+#
+# With DATABASE_URL set the service uses that server, so no Postgres need be installed here. The
+# tests always start servers of their own; they call this with DATABASE_URL unset.
+require_programs() {
+    local packages=() brew=() dnf=() program
+    if ! have cc; then
+        packages+=(build-essential) dnf+=(gcc)
+    fi
+    for program in "$@"; do
+        have "$program" || { packages+=("$program") brew+=("$program") dnf+=("$program"); }
+    done
+    if [ -z "${DATABASE_URL:-}" ] && ! postgres_bin_dir >/dev/null; then
+        packages+=(postgresql) brew+=(postgresql@17) dnf+=(postgresql-server)
+    fi
+    if [ "${#packages[@]}" -eq 0 ]; then
+        return 0
+    fi
+    if have apt-get; then
+        can_become_root || fail "missing programs. Run this, then start again:
+    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages[*]}"
+        apt_install "${packages[@]}"
+    elif have dnf; then
+        fail "missing programs. Run this, then start again:
+    sudo dnf install -y ${dnf[*]}"
+    elif have brew; then
+        have cc || fail "no C compiler. Run this, then start again:
+    xcode-select --install"
+        fail "missing programs. Run this, then start again:
+    brew install ${brew[*]}"
+    else
+        fail "missing programs; install what provides: ${packages[*]} (Debian's names)"
+    fi
+}
+
+# Where cargo puts what it builds, whatever configured it.
+target_dir() {
+    cargo metadata --format-version 1 --no-deps --offline 2>/dev/null |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
