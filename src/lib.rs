@@ -11,11 +11,16 @@
 //! process.
 
 pub mod analysis;
+pub mod api;
 pub mod catalog;
 pub mod datasets;
+pub mod lifecycle;
+pub mod metrics;
 pub mod plan;
+pub mod pool;
 pub mod probe;
 pub mod recommendation;
+pub mod service;
 pub mod settings;
 pub mod statistics;
 pub mod store;

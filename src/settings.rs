@@ -9,12 +9,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::study::validation::DefinitionLimits;
 
 /// Everything that can be set.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Address and port of the REST service.
@@ -57,10 +57,11 @@ impl Default for Settings {
 }
 
 /// The database.
-#[derive(Clone, PartialEq, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DatabaseSettings {
     /// An external Postgres (≥ 14). Default: `DATABASE_URL`, else a managed local Postgres.
+    #[serde(skip_serializing)]
     pub url: Option<String>,
     /// Connections at most.
     pub pool_size: usize,
@@ -106,7 +107,7 @@ impl fmt::Debug for DatabaseSettings {
 }
 
 /// What `serve` does about migrations that the database lacks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Migrate {
     /// Runs them.
@@ -116,7 +117,7 @@ pub enum Migrate {
 }
 
 /// The job pool.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSettings {
     /// How long a claimed probe is held without a heartbeat.
@@ -183,7 +184,7 @@ impl Default for PoolSettings {
 }
 
 /// The REST interface.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ApiSettings {
     /// Bytes of a request body at most.
@@ -220,7 +221,7 @@ impl Default for ApiSettings {
 }
 
 /// How long things are kept.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetentionSettings {
     /// Days that events of studies are kept.
@@ -239,7 +240,7 @@ impl Default for RetentionSettings {
 }
 
 /// Log lines.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSettings {
     /// What is logged: a level, or directives like `info,trialhead::pool=debug`.
@@ -258,7 +259,7 @@ impl Default for LogSettings {
 }
 
 /// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people.
@@ -485,6 +486,31 @@ mod tests {
             ("TRIALHEAD_INSECURE", "true"),
         ])
         .expect("accepted with insecure");
+    }
+
+    /// Every key, with a dot between section and name.
+    fn keys(value: &serde_json::Value, prefix: &str, into: &mut Vec<String>) {
+        for (name, value) in value.as_object().expect("a section") {
+            let key = format!("{prefix}{name}");
+            if value.is_object() {
+                keys(value, &format!("{key}."), into);
+            } else {
+                into.push(key);
+            }
+        }
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        let page = include_str!("../docs/settings.md");
+        let settings = serde_json::to_value(Settings::default()).expect("settings as JSON");
+        let mut all = vec!["database.url".to_owned()];
+        keys(&settings, "", &mut all);
+        let missing: Vec<_> = all
+            .iter()
+            .filter(|key| !page.contains(&format!("| `{key}` |")))
+            .collect();
+        assert!(missing.is_empty(), "docs/settings.md lacks {missing:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ struct Rule {
 
 /// `statistics, catalog ← study ← probe ← analysis ← {plan, recommendation}`, then everything that
 /// touches the world. `lib` and `main` put it together and are not listed.
-const RULES: [Rule; 16] = [
+const RULES: [Rule; 17] = [
     pure("statistics", &[]),
     pure("catalog", &[]),
     pure("study", &["statistics", "catalog"]),
@@ -58,6 +58,19 @@ const RULES: [Rule; 16] = [
             "settings",
             "store",
             "metrics",
+        ],
+    ),
+    // Puts everything together, for `serve` and for tests; it names no framework itself.
+    rule(
+        "service",
+        &[
+            "study",
+            "settings",
+            "metrics",
+            "store",
+            "lifecycle",
+            "pool",
+            "api",
         ],
     ),
     rule(

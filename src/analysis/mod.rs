@@ -4,17 +4,22 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod decision;
 pub mod evidence;
+#[cfg(test)]
+mod fixtures;
 pub mod memory;
+pub mod memory_search;
 pub mod saturation;
 pub mod throughput;
 
+pub use decision::{Feasibility, StartChoice};
 pub use evidence::{Evidence, ProbeRecord};
 pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
 pub use throughput::{ThroughputAnalysis, ThroughputPoint};
 
-use crate::study::{ProbeId, StudyDefinition};
+use crate::study::StudyDefinition;
 
 /// A remark that limits what a number is worth. Codes begin with `W_`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -37,6 +42,17 @@ pub struct Estimate {
     pub ci_upper: Option<f64>,
 }
 
+impl Estimate {
+    /// From an estimate of the logarithm and the half-width of its interval.
+    pub fn of_ln(ln: f64, half_width: Option<f64>) -> Self {
+        Self {
+            value: ln.exp(),
+            ci_lower: half_width.map(|half| (ln - half).exp()),
+            ci_upper: half_width.map(|half| (ln + half).exp()),
+        }
+    }
+}
+
 /// Everything that has been worked out about a study.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Analysis {
@@ -46,18 +62,22 @@ pub struct Analysis {
     pub throughput: Option<ThroughputAnalysis>,
     /// Where throughput stops rising; null with fewer than two batch sizes timed.
     pub saturation: Option<SaturationAnalysis>,
+    /// What fits; null before the first memory probe ended.
+    pub feasibility: Option<Feasibility>,
+    /// The batch size to start with; null before throughput was measured.
+    pub start: Option<StartChoice>,
     /// Remarks on the whole study.
     pub caveats: Vec<Caveat>,
 }
-
-/// Which probes a number rests on.
-pub type Evidences = Vec<ProbeId>;
 
 /// Works out everything the evidence allows.
 pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
     let memory = memory::analyze(definition, evidence);
     let throughput = throughput::analyze(evidence);
     let saturation = throughput.as_ref().and_then(saturation::analyze);
+    let start = throughput
+        .as_ref()
+        .and_then(|throughput| decision::start_choice(throughput, definition.seed));
     let caveats = throughput
         .as_ref()
         .map(|throughput| throughput.caveats.clone())
@@ -66,6 +86,8 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         memory,
         throughput,
         saturation,
+        feasibility: decision::feasibility(definition, evidence),
+        start,
         caveats,
     }
 }

@@ -1,11 +1,27 @@
-//! Time per step and training throughput against batch size. The child process is the unit:
-//! ln t is analysed as a randomised block design (batch size × round).
+//! Time per step and training throughput against batch size.
+//!
+//! The child process is the unit: two children of the same batch size differ by more than the blocks
+//! of one tell. Every round times every batch size once, so ln t is a randomised block design (batch
+//! size × round): what slows a whole round is taken out, the scatter that remains is pooled over
+//! batch sizes, and ratios between batch sizes come from differences within rounds. The interval of t
+//! itself holds for the conditions of the rounds measured.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Caveat, Estimate, Evidence};
+use super::{Caveat, Estimate, Evidence, ProbeRecord};
+use crate::probe::Metric;
+use crate::statistics::blocked::BlockedDesign;
+use crate::statistics::intervals::median;
 use crate::study::{BatchSize, ProbeId};
+
+mod choices;
+mod remarks;
+mod rounds;
+
+pub use choices::{best_throughput_probabilities, draw_choices};
+use rounds::{Cell, Timings};
+pub use rounds::{MIN_ROUNDS, rounds_off};
 
 /// Throughput at one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -37,17 +53,116 @@ pub struct ThroughputAnalysis {
     pub rounds: u64,
     /// Between-child standard deviation of ln t, pooled over batch sizes; null with one round.
     pub between_child_sd: Option<f64>,
-    /// Its degrees of freedom: (batch sizes − 1)(rounds − 1).
+    /// Its degrees of freedom: (batch sizes − 1)(rounds − 1), or rounds − 1 with one batch size.
     pub degrees_of_freedom: u64,
     /// ln t by batch size (rows, as in `points`) and round (columns); what ratios are computed from.
     pub ln_time_per_step: Vec<Vec<f64>>,
     /// Rounds left out because the canary was off and the round was repeated.
     pub rounds_repeated: u64,
-    /// Remarks: `W_UNRELIABLE`, `W_STALLS`, `W_CANARY`, `W_HOST_CONTENDED`.
+    /// Remarks: `W_UNRELIABLE`, `W_STALLS`, `W_CANARY`, `W_DRIFT`, `W_HOST_CONTENDED`,
+    /// `W_CONTENTION_UNKNOWN`.
     pub caveats: Vec<Caveat>,
 }
 
-/// Reads the `step_time` probes.
-pub fn analyze(_evidence: &Evidence) -> Option<ThroughputAnalysis> {
-    None
+/// Confidence of the interval at each look. Sampling stops at one of three looks (3, 5 and 8 rounds),
+/// and it stops where the scatter happens to look small, so each look is a little stricter than the
+/// 95% that is published. In `tests/simulations/coverage.rs`, over policies of stopping and worlds of
+/// scatter and drift, the published intervals hold the truth in 94.8% to 96.3% of cases. (98%, about
+/// what splitting 5% over three looks asks for, covers more than 97%: the looks share their rounds.)
+pub const CONFIDENCE_PER_LOOK: f64 = 0.96;
+
+/// Reads the `step_time` probes. `None` before the first round ended.
+pub fn analyze(evidence: &Evidence) -> Option<ThroughputAnalysis> {
+    let all = Timings::read(evidence);
+    let off = rounds_off(evidence);
+    let mut caveats = Vec::new();
+    let usual = all.without(&off);
+    let usual_table = usual.table();
+    let (timings, table, rounds_repeated) =
+        if !off.is_empty() && usual_table.rounds.len() >= MIN_ROUNDS {
+            (usual, usual_table, off.len() as u64)
+        } else {
+            caveats.extend(remarks::canary(&off, all.rounds()));
+            let table = all.table();
+            (all, table, 0)
+        };
+    if table.rounds.is_empty() {
+        return None;
+    }
+    let rows: Vec<Vec<Cell<'_>>> = table
+        .sizes
+        .iter()
+        .map(|size| timings.row(*size, &table.rounds))
+        .collect();
+    let ln = |value: fn(&Cell<'_>) -> f64| -> Vec<Vec<f64>> {
+        rows.iter()
+            .map(|row| row.iter().map(|cell| value(cell).ln()).collect())
+            .collect()
+    };
+    let ln_time_per_step = ln(|cell| cell.median);
+    let design = BlockedDesign::fit(&ln_time_per_step)?;
+    let means = BlockedDesign::fit(&ln(|cell| cell.mean))?.means;
+    let half_width = design.half_width(CONFIDENCE_PER_LOOK);
+    let points: Vec<ThroughputPoint> = table
+        .sizes
+        .iter()
+        .zip(&rows)
+        .zip(design.means.iter().zip(&means))
+        .map(|((size, row), (ln_median, ln_mean))| {
+            point(
+                *size,
+                row,
+                Estimate::of_ln(*ln_median, half_width),
+                *ln_mean,
+            )
+        })
+        .collect();
+
+    caveats.extend(remarks::left_out(evidence, &table));
+    caveats.extend(remarks::design(&design));
+    caveats.extend(remarks::stalls(&points));
+    let used: Vec<&ProbeRecord> = rows.iter().flatten().map(|cell| cell.probe).collect();
+    caveats.extend(remarks::children(&used));
+    Some(ThroughputAnalysis {
+        points,
+        rounds: design.blocks,
+        between_child_sd: design.residual_sd,
+        degrees_of_freedom: design.degrees_of_freedom,
+        ln_time_per_step,
+        rounds_repeated,
+        caveats,
+    })
 }
+
+fn point(
+    batch_size: BatchSize,
+    row: &[Cell<'_>],
+    time_per_step_secs: Estimate,
+    ln_mean: f64,
+) -> ThroughputPoint {
+    let figures = |metric| -> Vec<f64> {
+        row.iter()
+            .filter_map(|cell| cell.probe.figure(metric))
+            .collect()
+    };
+    let per_sec = |secs: f64| batch_size.as_f64() / secs;
+    ThroughputPoint {
+        batch_size,
+        time_per_step_secs,
+        mean_time_per_step_secs: ln_mean.exp(),
+        examples_per_sec: Estimate {
+            value: per_sec(time_per_step_secs.value),
+            ci_lower: time_per_step_secs.ci_upper.map(per_sec),
+            ci_upper: time_per_step_secs.ci_lower.map(per_sec),
+        },
+        replicates: row.len() as u64,
+        within_run_half_width: figures(Metric::WithinRunMedianHalfWidth)
+            .into_iter()
+            .reduce(f64::max),
+        compile_secs: median(&figures(Metric::CompileSecs)),
+        probe_ids: row.iter().map(|cell| cell.probe.id).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,11 +1,25 @@
 //! Which probes come next: a pure function of the study and the evidence so far.
 //!
 //! Planning goes in waves: a wave is planned when the one before it is complete, so the plan does
-//! not depend on the order in which probes finish.
+//! not depend on the order in which probes finish. The phases: does the pipeline run ([`smoke`]);
+//! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
+//! run ([`confirmation`]). The [`budget`] is looked at before every wave.
+
+mod budget;
+mod confirmation;
+mod memory;
+mod rounds;
+mod smoke;
+mod specs;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::analysis::{Analysis, Evidence};
-use crate::probe::ProbeSpec;
-use crate::study::{EndedBecause, StudyDefinition};
+use crate::probe::{ProbeKind, ProbeSpec};
+use crate::study::{EndedBecause, Question, StudyDefinition};
+use budget::Purse;
+use specs::Specs;
 
 /// A probe to be made, with the reason in a sentence.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +53,7 @@ pub enum Next {
 pub struct Plan {
     /// What to do next.
     pub next: Next,
-    /// What the study is doing, for people: `seeking the largest batch size that fits`, say.
+    /// What the study is doing, for people.
     pub phase: String,
     /// Probes still to come, about (the open ones and the next wave included).
     pub remaining_probes: u64,
@@ -47,12 +61,143 @@ pub struct Plan {
     pub remaining_device_secs: f64,
 }
 
+/// What one phase wants.
+#[derive(Debug, Clone, PartialEq)]
+enum Wish {
+    /// These probes, and this is what they are for.
+    Probes(Vec<PlannedProbe>),
+    /// Nothing: the phase is over.
+    Nothing,
+    /// The study is over.
+    End(EndedBecause, String),
+}
+
 /// Plans the next wave. Deterministic: the same study and evidence give the same plan.
-pub fn plan(_definition: &StudyDefinition, _evidence: &Evidence, _analysis: &Analysis) -> Plan {
+pub fn plan(definition: &StudyDefinition, evidence: &Evidence, analysis: &Analysis) -> Plan {
+    let purse = Purse::new(definition, evidence);
+    let (next, phase) = next(definition, evidence, analysis, &purse);
+    let (remaining_probes, remaining_device_secs) = match next {
+        Next::Done { .. } => (0, 0.0),
+        _ => purse.remaining(definition, evidence, analysis),
+    };
     Plan {
-        next: Next::WaitForDevice,
-        phase: String::new(),
-        remaining_probes: 0,
-        remaining_device_secs: 0.0,
+        next,
+        phase,
+        remaining_probes,
+        remaining_device_secs,
+    }
+}
+
+fn next(
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    analysis: &Analysis,
+    purse: &Purse,
+) -> (Next, String) {
+    let Some(specs) = Specs::new(definition) else {
+        return (Next::WaitForDevice, "waiting for a device".into());
+    };
+    if let Some(open) = evidence
+        .probes
+        .iter()
+        .find(|probe| !probe.state.has_ended())
+    {
+        let phase = phase(open.kind(), open.spec.replicate);
+        return (Next::WaitForProbes, phase);
+    }
+    let mut cut_short = false;
+    type Phase = fn(&Specs<'_>, &StudyDefinition, &Evidence, &Analysis) -> Wish;
+    let phases: [(Phase, bool); 4] = [
+        (smoke::wish, true),
+        (memory::wish, true),
+        // Rounds may be cut short: what was timed until then is used, and the confirmation, which
+        // every recommendation needs, still has its share.
+        (rounds::wish, false),
+        (confirmation::wish, true),
+    ];
+    for (wish, is_needed) in phases {
+        match wish(&specs, definition, evidence, analysis) {
+            Wish::Nothing => {}
+            Wish::End(because, detail) => return (Next::Done { because, detail }, "ended".into()),
+            Wish::Probes(mut wave) => {
+                while !is_needed
+                    && !purse.affords(&wave, definition, analysis, true)
+                    && rounds::thin_out(&mut wave)
+                {}
+                if purse.affords(&wave, definition, analysis, !is_needed) {
+                    let first = &wave[0].spec;
+                    let phase = phase(first.kind(), first.replicate);
+                    return (Next::Wave(wave), phase);
+                }
+                cut_short = true;
+                if is_needed {
+                    break;
+                }
+            }
+        }
+    }
+    let (because, detail) = if cut_short {
+        (EndedBecause::BudgetExhausted, purse.say())
+    } else {
+        (
+            EndedBecause::Answered,
+            "every question has its answer".to_owned(),
+        )
+    };
+    (Next::Done { because, detail }, "ended".into())
+}
+
+fn phase(kind: ProbeKind, replicate: u32) -> String {
+    match kind {
+        ProbeKind::Smoke => "checking that the pipeline runs".into(),
+        ProbeKind::Memory => "seeking the largest batch size that fits".into(),
+        ProbeKind::StepTime => format!("timing every batch size, round {}", replicate + 1),
+        ProbeKind::Confirmation => "confirming the recommendation in a longer run".into(),
+    }
+}
+
+/// Whether a question is asked.
+fn asks(definition: &StudyDefinition, question: Question) -> bool {
+    definition.questions.contains(&question)
+}
+
+/// Whether times are needed.
+fn needs_times(definition: &StudyDefinition) -> bool {
+    asks(definition, Question::Throughput) || asks(definition, Question::BatchSize)
+}
+
+/// What a study would do, as far as it can be known before anything was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DryRun {
+    /// Probes, about.
+    pub probes: u64,
+    /// Device time, about, seconds.
+    pub estimated_device_secs: f64,
+    /// What the caller should know before.
+    pub warnings: Vec<String>,
+}
+
+/// Estimates a study's cost from what probes of each kind usually take.
+pub fn dry_run(definition: &StudyDefinition) -> DryRun {
+    let evidence = Evidence::default();
+    let purse = Purse::new(definition, &evidence);
+    let (probes, secs) = purse.remaining(definition, &evidence, &Analysis::default());
+    let mut warnings = Vec::new();
+    if secs > definition.budget.device_secs || probes > definition.budget.probes {
+        warnings.push(format!(
+            "about {probes} probes and {secs:.0} s of device time are needed, and the budget is {} probes and {:.0} s: the study would end early, with fewer rounds of timing",
+            definition.budget.probes, definition.budget.device_secs
+        ));
+    }
+    let examples = definition.workload.dataset.training_examples();
+    if definition.batch_sizes.max.0 > examples {
+        warnings.push(format!(
+            "batch sizes beyond the {examples} training examples repeat examples within a batch"
+        ));
+    }
+    DryRun {
+        probes,
+        estimated_device_secs: secs,
+        warnings,
     }
 }

@@ -13,7 +13,9 @@ pub mod state;
 
 pub use event::{Event, Measurement};
 pub use metric::Metric;
-pub use outcome::{ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify};
+pub use outcome::{
+    ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify, names_an_error,
+};
 pub use spec::{Limits, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task};
 pub use state::ProbeState;
 

@@ -152,29 +152,113 @@ pub enum KilledFor {
     InvalidOutput,
 }
 
-/// Messages by which allocators and drivers say that memory ran out.
-const OUT_OF_MEMORY_MESSAGES: [&str; 3] = [
+/// Messages by which allocators and drivers say that memory ran out. "memory allocation of N bytes
+/// failed" is read apart ([`allocation_failed`]).
+const OUT_OF_MEMORY_MESSAGES: [&str; 12] = [
+    // CUDA, ROCm, Vulkan and CubeCL's pools.
     "CUDA_ERROR_OUT_OF_MEMORY",
+    "cudaErrorMemoryAllocation",
+    "hipErrorOutOfMemory",
+    "VK_ERROR_OUT_OF_DEVICE_MEMORY",
+    "VK_ERROR_OUT_OF_HOST_MEMORY",
     "No pool handles allocation of size",
-    "memory allocation of ",
+    // The C and C++ libraries.
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    // PyTorch and JAX, as other people's runners.
+    "CUDA out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "RESOURCE_EXHAUSTED: Out of memory",
+    // Rust: an allocation larger than any address space.
+    "capacity overflow",
 ];
 
+/// Other beginnings of a line that names an error.
+const ERROR_PREFIXES: [&str; 6] = [
+    "error:",
+    "error[",
+    "fatal:",
+    "terminate called",
+    "segmentation fault",
+    "assertion failed",
+];
+
+const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
+
+/// Whether a line of a log names an error: the first such line of a child's stderr is the cause of
+/// its end, the later ones are consequences.
+pub fn names_an_error(line: &str) -> bool {
+    let line = line.trim();
+    is_out_of_memory(line)
+        || line.contains("panicked at")
+        || line.contains("CUDA_ERROR_")
+        || ERROR_PREFIXES.iter().any(|prefix| {
+            line.get(..prefix.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+        })
+        || is_python_exception(line)
+}
+
+/// `torch.cuda.OutOfMemoryError: …`, `ValueError: …`: one dotted name that ends so, then a colon.
+fn is_python_exception(line: &str) -> bool {
+    line.split_once(':').is_some_and(|(name, _)| {
+        (name.ends_with("Error") || name.ends_with("Exception"))
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'_')
+    })
+}
+
+fn is_out_of_memory(message: &str) -> bool {
+    allocation_failed(message)
+        || message.starts_with("MemoryError")
+        || OUT_OF_MEMORY_MESSAGES
+            .iter()
+            .any(|known| message.contains(known))
+}
+
+/// Rust's "memory allocation of N bytes failed", which comes before an abort.
+fn allocation_failed(line: &str) -> bool {
+    line.split_once("memory allocation of ")
+        .and_then(|(_, rest)| rest.split_once(" bytes failed"))
+        .is_some_and(|(count, _)| {
+            !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit())
+        })
+}
+
+impl Exit {
+    /// The signal that ended the process, also one that a shell between has turned into a code of
+    /// 128 and more.
+    pub fn signal(self) -> Option<i32> {
+        match self {
+            Self::Signal(signal) => Some(signal),
+            Self::Code(code @ 129..=192) => Some(code - 128),
+            Self::Code(_) => None,
+        }
+    }
+}
 
 /// Reads the end of a child process. What the parent did itself comes first, then what the child
 /// said last, then what its first error line and its exit tell: out of memory is never caught
-/// inside the process, and later error lines are consequences of the first.
+/// inside the process, and later error lines are consequences of the first. A child that had said
+/// and shown that it was done before a time limit or a drain could reach it has succeeded.
 pub fn classify(end: &ChildEnd) -> Outcome {
+    let is_done = matches!(
+        (&end.last_event, end.exit, &end.invalid_output),
+        (Some(Event::Finished {}), Exit::Code(0), None)
+    );
     match end.killed_for {
-        Some(KilledFor::TimeLimit) => {
+        Some(KilledFor::TimeLimit) if !is_done => {
             return Outcome::Infeasible {
                 reason: InfeasibleReason::TooSlow,
                 detail: "the probe did not end within its time limit".into(),
             };
         }
+        Some(KilledFor::Drain) if !is_done => return Outcome::HandedBack,
+        Some(KilledFor::Lease) => return Outcome::HandedBack,
         Some(KilledFor::Cancel) => return Outcome::Cancelled,
-        Some(KilledFor::Drain | KilledFor::Lease) => return Outcome::HandedBack,
-        Some(KilledFor::InvalidOutput) | None => {}
+        Some(KilledFor::TimeLimit | KilledFor::Drain | KilledFor::InvalidOutput) | None => {}
     }
     if let Some(detail) = &end.invalid_output {
         return Outcome::Failed {
@@ -182,42 +266,282 @@ pub fn classify(end: &ChildEnd) -> Outcome {
             detail: detail.clone(),
         };
     }
-    match (&end.last_event, end.exit) {
-        (Some(Event::Finished {}), Exit::Code(0)) => return Outcome::Succeeded,
-        (Some(Event::Infeasible { reason, detail }), _) => {
-            return Outcome::Infeasible {
-                reason: *reason,
-                detail: detail.clone(),
-            };
-        }
-        _ => {}
+    if is_done {
+        return Outcome::Succeeded;
     }
-    let line = end.first_error_line.as_deref().unwrap_or_default();
-    let ran_out = OUT_OF_MEMORY_MESSAGES
-        .iter()
-        .any(|message| line.contains(message));
-    if ran_out || (end.oom_killed && end.exit == Exit::Signal(SIGKILL)) {
+    if let Some(Event::Infeasible { reason, detail }) = &end.last_event {
+        return Outcome::Infeasible {
+            reason: *reason,
+            detail: detail.clone(),
+        };
+    }
+    if let Some(detail) = out_of_memory(end) {
         return Outcome::Infeasible {
             reason: InfeasibleReason::OutOfMemory,
-            detail: if ran_out {
-                line.to_owned()
-            } else {
-                "the kernel killed the child because its memory limit was reached".into()
-            },
+            detail,
         };
     }
     let how = match (&end.last_event, end.exit) {
         (Some(Event::Failed { detail }), _) => detail.clone(),
+        (Some(Event::Finished {}), Exit::Code(code)) => {
+            format!("the child said that it had finished, then ended with exit code {code}")
+        }
+        (Some(Event::Finished {}), Exit::Signal(signal)) => {
+            format!("the child said that it had finished, then signal {signal} ended it")
+        }
         (_, Exit::Code(0)) => "the child ended without saying that it had finished".to_owned(),
         (_, Exit::Code(code)) => format!("the child ended with exit code {code}"),
         (_, Exit::Signal(signal)) => format!("signal {signal} ended the child"),
     };
+    let line = end.first_error_line.as_deref().unwrap_or_default();
     Outcome::Failed {
         reason: FailureReason::Crashed,
-        detail: if line.is_empty() {
+        detail: if line.is_empty() || how.contains(line) {
             how
         } else {
             format!("{how}: {line}")
         },
+    }
+}
+
+/// Whether memory ended the child, and the words that say so.
+fn out_of_memory(end: &ChildEnd) -> Option<String> {
+    if let Some(line) = &end.first_error_line
+        && is_out_of_memory(line)
+        // Rust aborts after a failed allocation; a child that lived on after such a line had
+        // another end.
+        && (!allocation_failed(line) || end.exit.signal() == Some(SIGABRT))
+    {
+        return Some(line.clone());
+    }
+    if let Some(Event::Failed { detail }) = &end.last_event
+        && end.first_error_line.is_none()
+        && is_out_of_memory(detail)
+    {
+        return Some(detail.clone());
+    }
+    (end.oom_killed && end.exit.signal() == Some(SIGKILL)).then(|| {
+        "the kernel killed the child because the memory of its control group ran out".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(exit: Exit) -> ChildEnd {
+        ChildEnd {
+            exit,
+            first_error_line: None,
+            last_event: None,
+            invalid_output: None,
+            killed_for: None,
+            oom_killed: false,
+        }
+    }
+
+    fn with_line(exit: Exit, line: &str) -> ChildEnd {
+        assert!(names_an_error(line), "{line}");
+        ChildEnd {
+            first_error_line: Some(line.into()),
+            ..end(exit)
+        }
+    }
+
+    fn finished(exit: Exit) -> ChildEnd {
+        ChildEnd {
+            last_event: Some(Event::Finished {}),
+            ..end(exit)
+        }
+    }
+
+    fn infeasible(outcome: &Outcome) -> Option<InfeasibleReason> {
+        match outcome {
+            Outcome::Infeasible { reason, .. } => Some(*reason),
+            _ => None,
+        }
+    }
+
+    fn failed(outcome: &Outcome) -> Option<FailureReason> {
+        match outcome {
+            Outcome::Failed { reason, .. } => Some(*reason),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn only_a_child_that_says_so_and_ends_cleanly_has_succeeded() {
+        assert_eq!(classify(&finished(Exit::Code(0))), Outcome::Succeeded);
+        for exit in [Exit::Code(1), Exit::Code(139), Exit::Signal(11)] {
+            let outcome = classify(&finished(exit));
+            assert_eq!(failed(&outcome), Some(FailureReason::Crashed), "{exit:?}");
+        }
+        let silent = classify(&end(Exit::Code(0)));
+        assert_eq!(failed(&silent), Some(FailureReason::Crashed));
+    }
+
+    #[test]
+    fn running_out_of_memory_is_known_by_the_first_error_line() {
+        let known = [
+            (
+                "memory allocation of 1073741824 bytes failed",
+                Exit::Signal(SIGABRT),
+            ),
+            ("memory allocation of 8 bytes failed", Exit::Code(134)),
+            (
+                "thread 'main' (7) panicked at pool.rs:1:2: No pool handles allocation of size 9",
+                Exit::Code(101),
+            ),
+            (
+                "panicked at a.rs: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+                Exit::Code(101),
+            ),
+            (
+                "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+                Exit::Code(1),
+            ),
+            (
+                "thread 'x' panicked at a.rs:1:1: capacity overflow",
+                Exit::Code(101),
+            ),
+        ];
+        for (line, exit) in known {
+            let outcome = classify(&with_line(exit, line));
+            assert_eq!(
+                infeasible(&outcome),
+                Some(InfeasibleReason::OutOfMemory),
+                "{line}"
+            );
+        }
+        let other = [
+            (
+                "thread 'main' panicked at a.rs:1:2: index out of bounds",
+                Exit::Code(101),
+            ),
+            (
+                "error: memory allocation of a few bytes failed",
+                Exit::Code(1),
+            ),
+            // It survived that.
+            ("memory allocation of 8 bytes failed", Exit::Code(1)),
+            ("Fatal: CUDA_ERROR_ILLEGAL_ADDRESS", Exit::Signal(SIGABRT)),
+        ];
+        for (line, exit) in other {
+            let outcome = classify(&with_line(exit, line));
+            assert_eq!(failed(&outcome), Some(FailureReason::Crashed), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_kill_is_out_of_memory_only_if_the_kernel_counted_one() {
+        let killed = end(Exit::Signal(SIGKILL));
+        assert_eq!(failed(&classify(&killed)), Some(FailureReason::Crashed));
+        let counted = ChildEnd {
+            oom_killed: true,
+            ..killed
+        };
+        assert_eq!(
+            infeasible(&classify(&counted)),
+            Some(InfeasibleReason::OutOfMemory)
+        );
+        let other_end = ChildEnd {
+            oom_killed: true,
+            ..end(Exit::Code(101))
+        };
+        assert_eq!(failed(&classify(&other_end)), Some(FailureReason::Crashed));
+    }
+
+    #[test]
+    fn what_the_child_found_out_stands_however_it_ends() {
+        for exit in [Exit::Code(0), Exit::Code(3), Exit::Signal(11)] {
+            let diverged = ChildEnd {
+                last_event: Some(Event::Infeasible {
+                    reason: InfeasibleReason::Diverged,
+                    detail: "the loss is NaN".into(),
+                }),
+                ..end(exit)
+            };
+            assert_eq!(
+                infeasible(&classify(&diverged)),
+                Some(InfeasibleReason::Diverged)
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_keeps_the_words_of_the_child_and_of_its_first_error() {
+        let said = ChildEnd {
+            last_event: Some(Event::Failed {
+                detail: "no such data set".into(),
+            }),
+            ..with_line(Exit::Code(1), "error: cannot open x")
+        };
+        let Outcome::Failed { reason, detail } = classify(&said) else {
+            panic!("a failure");
+        };
+        assert_eq!(reason, FailureReason::Crashed);
+        assert_eq!(detail, "no such data set: error: cannot open x");
+        let out = ChildEnd {
+            last_event: Some(Event::Failed {
+                detail: "CUDA out of memory".into(),
+            }),
+            ..end(Exit::Code(1))
+        };
+        assert_eq!(
+            infeasible(&classify(&out)),
+            Some(InfeasibleReason::OutOfMemory)
+        );
+    }
+
+    #[test]
+    fn what_the_parent_did_comes_first() {
+        let killed = |reason| ChildEnd {
+            killed_for: Some(reason),
+            ..with_line(Exit::Signal(SIGKILL), "memory allocation of 8 bytes failed")
+        };
+        assert_eq!(
+            infeasible(&classify(&killed(KilledFor::TimeLimit))),
+            Some(InfeasibleReason::TooSlow)
+        );
+        assert_eq!(classify(&killed(KilledFor::Cancel)), Outcome::Cancelled);
+        assert_eq!(classify(&killed(KilledFor::Drain)), Outcome::HandedBack);
+        assert_eq!(classify(&killed(KilledFor::Lease)), Outcome::HandedBack);
+        let garbage = ChildEnd {
+            invalid_output: Some("not an event".into()),
+            ..killed(KilledFor::InvalidOutput)
+        };
+        assert_eq!(
+            failed(&classify(&garbage)),
+            Some(FailureReason::InvalidOutput)
+        );
+    }
+
+    #[test]
+    fn a_limit_that_comes_after_the_work_was_done_takes_nothing_away() {
+        let late = |reason| ChildEnd {
+            killed_for: Some(reason),
+            ..finished(Exit::Code(0))
+        };
+        assert_eq!(classify(&late(KilledFor::TimeLimit)), Outcome::Succeeded);
+        assert_eq!(classify(&late(KilledFor::Drain)), Outcome::Succeeded);
+        assert_eq!(classify(&late(KilledFor::Cancel)), Outcome::Cancelled);
+        assert_eq!(classify(&late(KilledFor::Lease)), Outcome::HandedBack);
+    }
+
+    #[test]
+    fn ordinary_log_lines_name_no_error() {
+        for line in [
+            "",
+            "training started",
+            "0 errors, 3 warnings",
+            "allocated memory of 5 bytes",
+            "note: run with `RUST_BACKTRACE=1`",
+            "Traceback (most recent call last):",
+            "é",
+        ] {
+            assert!(!names_an_error(line), "{line}");
+        }
+        assert!(names_an_error("Error: cannot open x"));
+        assert!(names_an_error("ValueError: shapes differ"));
     }
 }

@@ -1,11 +1,16 @@
 //! What to do, why, and how sure. Pure and deterministic.
 
+mod batch_size;
+mod feasible;
+pub mod report;
+mod throughput;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::analysis::{Analysis, Caveat, Evidence};
+use crate::analysis::{Analysis, Caveat, Evidence, ProbeRecord};
 use crate::probe::ProbeKind;
-use crate::study::{BatchSize, ProbeId, StudyDefinition};
+use crate::study::{BatchSize, ProbeId, Question, StudyDefinition};
 
 /// What a recommendation is about.
 #[derive(
@@ -130,11 +135,44 @@ pub struct Advice {
     pub playbook: String,
 }
 
-/// What the evidence so far allows to be said. Topics that nothing can be said about yet are absent.
+/// What the evidence so far allows to be said, on the topics that were asked about. Topics that
+/// nothing can be said about yet are absent.
 pub fn recommend(
-    _definition: &StudyDefinition,
-    _evidence: &Evidence,
-    _analysis: &Analysis,
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    analysis: &Analysis,
 ) -> Vec<Advice> {
-    Vec::new()
+    type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
+    let topics: [(Question, Advise); 3] = [
+        (Question::FeasibleBatchSizes, feasible::advise),
+        (Question::Throughput, throughput::advise),
+        (Question::BatchSize, batch_size::advise),
+    ];
+    topics
+        .into_iter()
+        .filter(|(question, _)| definition.questions.contains(question))
+        .filter_map(|(_, advise)| advise(definition, evidence, analysis))
+        .collect()
+}
+
+/// References to the ended probes that match.
+fn references(evidence: &Evidence, matches: impl Fn(&ProbeRecord) -> bool) -> Vec<EvidenceRef> {
+    evidence
+        .probes
+        .iter()
+        .filter(|probe| probe.state.has_ended() && matches(probe))
+        .map(|probe| EvidenceRef {
+            probe_id: probe.id,
+            kind: probe.kind(),
+            batch_size: probe.batch_size(),
+            reused: probe.reused,
+        })
+        .collect()
+}
+
+/// Whether something else ran on the host while times were taken: no grade above low then.
+fn is_contended(caveats: &[Caveat]) -> bool {
+    caveats
+        .iter()
+        .any(|caveat| matches!(caveat.code.as_str(), "W_HOST_CONTENDED" | "W_CANARY"))
 }

@@ -1,2 +1,7 @@
 //! Confidence intervals, sequential stopping, randomised block designs, least squares. Pure:
 //! seeds and times are arguments.
+
+pub mod blocked;
+pub mod intervals;
+pub mod regression;
+pub mod stopping;

@@ -467,12 +467,14 @@ impl AttemptEnd {
                 detail: Some(detail.clone()),
                 ..Self::to(ProbeState::Infeasible, attempt)
             },
-            Outcome::Cancelled => Self::to(ProbeState::Cancelled, attempt),
             // Nobody wants it: it goes nowhere, whatever became of the attempt.
-            Outcome::HandedBack | Outcome::Failed { .. } if attempt.cancel_requested => {
+            Outcome::Cancelled | Outcome::HandedBack | Outcome::Failed { .. }
+                if attempt.cancel_requested =>
+            {
                 Self::to(ProbeState::Cancelled, attempt)
             }
-            Outcome::HandedBack => Self::to(ProbeState::Queued, attempt),
+            // Cancelled, and wanted again by another study before the child had ended.
+            Outcome::Cancelled | Outcome::HandedBack => Self::to(ProbeState::Queued, attempt),
             Outcome::Failed { reason, detail } => {
                 let crashes = attempt.crashes + 1;
                 Self {

@@ -1,15 +1,19 @@
 //! Postgres: one file per aggregate, the schema, connections, and the managed local server.
 //! Functions take a connection, so they compose into transactions.
 
+pub mod connection;
 pub mod devices;
 pub mod error;
 pub mod events;
 pub mod leases;
+pub mod local_server;
 pub mod probes;
 pub mod recommendations;
 pub mod schema;
 pub mod service_metrics;
 pub mod studies;
+pub mod transaction;
 pub mod wake;
 
 pub use error::StoreError;
+pub use transaction::{Connection, begin, finish};

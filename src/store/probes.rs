@@ -53,7 +53,10 @@ pub async fn link_wave(
     wave: &[NewProbe],
 ) -> Result<usize, StoreError> {
     let mut ended = 0;
-    for (position, new) in (0_i32..).zip(wave) {
+    // In one order for everybody: two studies that link the same probes must not wait for each other.
+    let mut wave: Vec<(i32, &NewProbe)> = (0_i32..).zip(wave).collect();
+    wave.sort_by(|(_, a), (_, b)| a.identity.cmp(&b.identity));
+    for (position, new) in wave {
         let spec = serde_json::to_value(&new.spec)
             .map_err(|error| StoreError::unreadable("probe spec", error))?;
         let id = Uuid::now_v7();
@@ -125,6 +128,20 @@ pub async fn cancel_unwanted(
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Queues cancelled probes that an active study wants: it linked them in the very moment in which
+/// another one gave them up. Gives how many.
+pub async fn requeue_wanted(conn: &mut AsyncPgConnection) -> Result<usize, StoreError> {
+    Ok(diesel::sql_query(
+        "UPDATE probes SET state = 'queued', ended_at = NULL, cancel_requested = false WHERE id IN (\
+            SELECT p.id FROM studies s \
+            JOIN study_probes sp ON sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
+            JOIN probes p ON p.id = sp.probe AND p.state = 'cancelled' \
+            WHERE s.state IN ('queued', 'running') FOR UPDATE OF p SKIP LOCKED)",
+    )
+    .execute(conn)
+    .await?)
 }
 
 /// A probe as stored, with its place in a study.
@@ -274,8 +291,17 @@ pub async fn evidence(
             id: ProbeId(row.id),
             spec: serde_json::from_value(row.spec)
                 .map_err(|error| StoreError::unreadable(format!("probe {}", row.id), error))?,
-            state: ProbeState::parse(&row.state)
-                .ok_or_else(|| StoreError::unreadable(format!("probe {}", row.id), "its state"))?,
+            state: match ProbeState::parse(&row.state) {
+                // The study wants it, so `requeue_wanted` is about to queue it again.
+                Some(ProbeState::Cancelled) => ProbeState::Queued,
+                Some(state) => state,
+                None => {
+                    return Err(StoreError::unreadable(
+                        format!("probe {}", row.id),
+                        "its state",
+                    ));
+                }
+            },
             infeasible: row.reason.as_deref().and_then(InfeasibleReason::parse),
             failure: row.reason.as_deref().and_then(FailureReason::parse),
             detail: row.detail,

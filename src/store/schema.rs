@@ -153,9 +153,4 @@ diesel::table! {
 diesel::joinable!(study_probes -> studies (study));
 diesel::joinable!(study_probes -> probes (probe));
 diesel::joinable!(measurements -> probes (probe));
-diesel::allow_tables_to_appear_in_same_query!(
-    studies,
-    probes,
-    study_probes,
-    measurements,
-);
+diesel::allow_tables_to_appear_in_same_query!(studies, probes, study_probes, measurements,);

@@ -134,6 +134,59 @@ pub async fn find(
         .optional()?)
 }
 
+/// One study, whatever its project: for the service's own loops.
+pub async fn find_anywhere(
+    conn: &mut AsyncPgConnection,
+    id: StudyId,
+) -> Result<Option<StudyRow>, StoreError> {
+    Ok(studies::table
+        .find(id.0)
+        .select(StudyRow::as_select())
+        .first(conn)
+        .await
+        .optional()?)
+}
+
+/// Makes the plan due of active studies that wait for nothing: a probe of theirs ended in the very
+/// moment in which they linked it, so its end was not theirs to hear. Gives how many.
+pub async fn nudge_stuck(conn: &mut AsyncPgConnection) -> Result<usize, StoreError> {
+    Ok(diesel::sql_query(
+        "UPDATE studies s SET evidence_version = evidence_version + 1 \
+         WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NULL \
+           AND s.evidence_version = s.advanced_version AND NOT EXISTS (\
+            SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+            WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
+              AND p.state IN ('queued', 'running'))",
+    )
+    .execute(conn)
+    .await?)
+}
+
+/// Says of active studies whose probes no live worker can run what they wait for, and stops saying
+/// so once one can. Gives how many changed.
+pub async fn refresh_waiting(
+    conn: &mut AsyncPgConnection,
+    alive_secs: f64,
+) -> Result<usize, StoreError> {
+    Ok(diesel::sql_query(
+        "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
+            SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
+                'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' END) AS waiting_for \
+            FROM studies a \
+            JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave \
+            JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
+            LEFT JOIN (SELECT DISTINCT backend, model FROM devices \
+                WHERE last_seen > now() - make_interval(secs => $1)) d \
+              ON d.backend = p.backend AND d.model = p.device_model \
+            WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
+         WHERE s.id = w.id AND s.state IN ('queued', 'running') \
+           AND s.waiting_for IS DISTINCT FROM w.waiting_for",
+    )
+    .bind::<diesel::sql_types::Double, _>(alive_secs)
+    .execute(conn)
+    .await?)
+}
+
 /// The definition of a study's current revision.
 pub async fn definition(
     conn: &mut AsyncPgConnection,
@@ -334,21 +387,27 @@ pub async fn delete(conn: &mut AsyncPgConnection, id: StudyId) -> Result<(), Sto
     Ok(())
 }
 
-/// Active studies whose evidence is ahead of their plan, and those that wait for a device.
+/// Active studies whose evidence is ahead of their plan and whose wave is complete, and those that
+/// wait for a device. In the middle of a wave there is nothing to plan, so a completion costs no
+/// look at everything that came before it.
 pub async fn due(conn: &mut AsyncPgConnection, limit: i64) -> Result<Vec<StudyId>, StoreError> {
-    let ids: Vec<Uuid> = studies::table
-        .filter(studies::state.eq_any(["queued", "running"]))
-        .filter(
-            studies::evidence_version
-                .gt(studies::advanced_version)
-                .or(studies::waiting_for.is_not_null()),
-        )
-        .order((studies::priority.desc(), studies::updated_at.asc()))
-        .select(studies::id)
-        .limit(limit)
-        .load(conn)
-        .await?;
-    Ok(ids.into_iter().map(StudyId).collect())
+    #[derive(QueryableByName)]
+    struct Due {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
+    }
+    let rows: Vec<Due> = diesel::sql_query(
+        "SELECT s.id FROM studies s WHERE s.state IN ('queued', 'running') \
+           AND (s.waiting_for IS NOT NULL OR (s.evidence_version > s.advanced_version AND NOT EXISTS (\
+            SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+            WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
+              AND p.state IN ('queued', 'running')))) \
+         ORDER BY s.priority DESC, s.updated_at LIMIT $1",
+    )
+    .bind::<diesel::sql_types::BigInt, _>(limit)
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| StudyId(row.id)).collect())
 }
 
 /// What an advance writes about the study itself.

@@ -1,1 +1,17 @@
 //! What runs inside the child process: all of burn.
+//!
+//! [`run_probe`] reads a probe's specification on stdin, does what it says on the named device and
+//! writes events; see [`crate::probe`] for the contract. One process runs one probe, so the number
+//! of threads, the random seed and the allocator's watch can be set once, before burn is first used.
+
+mod events;
+pub mod memory;
+mod mlp;
+mod optimizer;
+mod process;
+mod run_queue;
+mod session;
+mod step_time;
+mod tasks;
+
+pub use process::run_probe;

@@ -1,0 +1,88 @@
+//! Devices of the live workers.
+
+use actix_web::get;
+use actix_web::web::{Data, Json};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::problem::Problem;
+use super::responses::Always;
+use super::state::Api;
+use crate::store::devices::{self, DeviceRow};
+use crate::study::{Bytes, DeviceId};
+
+/// A device that a live worker can run probes on.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Device {
+    /// Names the device.
+    pub id: DeviceId,
+    /// The host it belongs to.
+    pub host: String,
+    /// Which of the host's devices it is.
+    pub hardware: String,
+    /// What runs the arithmetic.
+    pub backend: String,
+    /// The model; studies name it as `device.model`.
+    pub model: String,
+    /// Threads it runs.
+    pub threads: i32,
+    /// Its memory.
+    pub memory_bytes: Bytes,
+    /// Memory that was free when its worker last looked; the default budget is 0.8 of it.
+    pub available_bytes: Bytes,
+    /// Probes that may share it.
+    pub slots: i32,
+    /// Probes running on it now.
+    pub running_probes: i64,
+    /// Whether it runs any.
+    pub busy: bool,
+    /// When its worker last said that it is there.
+    pub last_seen: DateTime<Utc>,
+}
+
+impl From<DeviceRow> for Device {
+    fn from(row: DeviceRow) -> Self {
+        Self {
+            id: DeviceId(row.id),
+            host: row.host,
+            hardware: row.hardware,
+            backend: row.backend,
+            model: row.model,
+            threads: row.threads,
+            memory_bytes: Bytes(u64::try_from(row.memory_bytes).unwrap_or(0)),
+            available_bytes: Bytes(u64::try_from(row.available_bytes).unwrap_or(0)),
+            slots: row.slots,
+            running_probes: row.running_probes,
+            busy: row.running_probes > 0,
+            last_seen: row.last_seen,
+        }
+    }
+}
+
+/// The devices of the live workers.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Devices {
+    /// By model, host and hardware.
+    pub items: Vec<Device>,
+}
+
+/// List devices
+///
+/// Those that a live worker can run probes on.
+#[utoipa::path(
+    operation_id = "list_devices",
+    tag = "devices",
+    responses(
+        (status = 200, description = "The devices", body = Devices),
+        Always,
+    )
+)]
+#[get("/v1/devices")]
+pub async fn list_devices(api: Data<Api>) -> Result<Json<Devices>, Problem> {
+    let mut conn = api.context.database.connection().await?;
+    let rows = devices::live(&mut conn, api.context.alive_secs).await?;
+    Ok(Json(Devices {
+        items: rows.into_iter().map(Device::from).collect(),
+    }))
+}

@@ -1,0 +1,21 @@
+//! The REST interface: one file per resource, problem details for every error, the OpenAPI document
+//! generated from the same code that serves. Handlers are three hops: extract, lifecycle or store,
+//! respond.
+
+pub mod access;
+pub mod answers;
+pub mod catalog;
+pub mod devices;
+pub mod health;
+pub mod measurements;
+pub mod metrics;
+pub mod openapi;
+pub mod pagination;
+pub mod probes;
+pub mod problem;
+pub mod responses;
+pub mod server;
+pub mod state;
+pub mod studies;
+
+pub use server::Server;

@@ -1,0 +1,299 @@
+//! Errors as RFC 9457 problem details. The one place that knows which error is which status.
+
+use std::fmt;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::{HttpResponse, ResponseError};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::lifecycle::{CreateError, EndError};
+use crate::store::StoreError;
+use crate::study::validation::{Rejected, Violation};
+
+/// Seconds after which a request is worth sending again.
+const RETRY_SECS: u32 = 2;
+
+/// Declares the codes: variant, name in JSON, status, title.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $status:ident, $title:literal;)*) => {
+        /// What went wrong, stable and machine-readable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ProblemCode {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl ProblemCode {
+            fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            fn status(self) -> StatusCode {
+                match self { $(Self::$variant => StatusCode::$status,)* }
+            }
+
+            fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The body is not JSON.
+    MalformedJson = "malformed_json", BAD_REQUEST, "The body is not JSON";
+    /// The request itself is not understood: an unknown query parameter, say.
+    MalformedRequest = "malformed_request", BAD_REQUEST, "The request is not understood";
+    /// The Host header is not one that the service answers to.
+    HostNotAllowed = "host_not_allowed", FORBIDDEN, "Not this host";
+    /// A browser sent the request for another site.
+    CrossSite = "cross_site", FORBIDDEN, "Not from another site";
+    /// There is no such route or thing.
+    NotFound = "not_found", NOT_FOUND, "Not found";
+    /// The route exists, but not with this method.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, "Method not allowed";
+    /// None of the accepted media types can be given.
+    NotAcceptable = "not_acceptable", NOT_ACCEPTABLE, "No accepted media type can be given";
+    /// The client took too long to send its request.
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, "The request took too long to arrive";
+    /// The study has ended already.
+    StudyEnded = "study_ended", CONFLICT, "The study has ended";
+    /// The study has not ended.
+    StudyNotEnded = "study_not_ended", CONFLICT, "The study has not ended";
+    /// The body is larger than allowed.
+    BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
+    /// The body is not declared as JSON.
+    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The body must be JSON";
+    /// The study has violations; `errors` names each.
+    InvalidStudy = "invalid_study", UNPROCESSABLE_ENTITY, "The study cannot be run as posted";
+    /// Live workers have several device models that match; name one.
+    AmbiguousDevice = "ambiguous_device", UNPROCESSABLE_ENTITY, "Several devices match";
+    /// A query parameter or header has a value that is not allowed; `errors` names it.
+    InvalidParameter = "invalid_parameter", UNPROCESSABLE_ENTITY, "A parameter is not allowed";
+    /// The Idempotency-Key was used with another body.
+    IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, "The Idempotency-Key was used with another request";
+    /// The project has as many active studies as it may.
+    TooManyStudies = "too_many_studies", TOO_MANY_REQUESTS, "Too many active studies";
+    /// A defect of the service.
+    Internal = "internal", INTERNAL_SERVER_ERROR, "The service failed";
+    /// The database is away or the service is shutting down.
+    Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Not available just now";
+}
+
+/// An error, as RFC 9457 problem details.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "type": "/docs/#problem-invalid_study",
+    "title": "The study cannot be run as posted",
+    "status": 422,
+    "detail": "1 violation; each is in errors with its JSON pointer",
+    "code": "invalid_study",
+    "errors": [{"pointer": "/batch_sizes/min", "detail": "must be at least 1, is 0"}]
+}))]
+pub struct Problem {
+    /// Names the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind of problem, for people.
+    pub title: String,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    pub status: u16,
+    /// What happened this time, and what to do.
+    pub detail: String,
+    /// The path of the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub instance: Option<String>,
+    /// What went wrong, stable and machine-readable.
+    pub code: ProblemCode,
+    /// What was wrong with the input, one entry for each violation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<Violation>,
+    /// Methods that the route has.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub allow: Option<String>,
+}
+
+impl Problem {
+    /// A problem with its detail.
+    pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("/docs/#problem-{}", code.as_str()),
+            title: code.title().to_owned(),
+            status: code.status().as_u16(),
+            detail: detail.into(),
+            instance: None,
+            code,
+            errors: Vec::new(),
+            allow: None,
+        }
+    }
+
+    /// A thing that does not exist in the caller's project.
+    pub fn not_found(what: &str) -> Self {
+        Self::new(ProblemCode::NotFound, format!("there is no such {what}"))
+    }
+
+    /// A query parameter or header with a value that is not allowed.
+    pub fn invalid_parameter(name: &str, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self {
+            errors: vec![Violation::new(format!("?{name}"), detail.clone())],
+            ..Self::new(ProblemCode::InvalidParameter, format!("{name} {detail}"))
+        }
+    }
+
+    /// No accepted media type can be given.
+    pub fn not_acceptable(possible: &str) -> Self {
+        Self::new(
+            ProblemCode::NotAcceptable,
+            format!("this answer can be given as {possible}"),
+        )
+    }
+
+    fn invalid(code: ProblemCode, violations: Vec<Violation>) -> Self {
+        let detail = match violations.len() {
+            1 => "1 violation; it is in errors with its JSON pointer".to_owned(),
+            count => format!("{count} violations; each is in errors with its JSON pointer"),
+        };
+        Self {
+            errors: violations,
+            ..Self::new(code, detail)
+        }
+    }
+
+    /// The problem that a bare status stands for, when something below answered without one.
+    pub fn of_status(status: StatusCode) -> Self {
+        match status {
+            StatusCode::NOT_FOUND => Self::new(ProblemCode::NotFound, "there is no such route"),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                Self::new(ProblemCode::MethodNotAllowed, "the route has other methods")
+            }
+            StatusCode::REQUEST_TIMEOUT => Self::new(
+                ProblemCode::RequestTimeout,
+                "send the whole request within the time limit",
+            ),
+            StatusCode::PAYLOAD_TOO_LARGE => Self::new(
+                ProblemCode::BodyTooLarge,
+                "the body is larger than the limit (api.max_body_bytes)",
+            ),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::new(
+                ProblemCode::UnsupportedMediaType,
+                "send the body with Content-Type: application/json",
+            ),
+            status if status.is_server_error() => Self::internal(),
+            _ => Self::new(
+                ProblemCode::MalformedRequest,
+                "the request is not understood",
+            ),
+        }
+    }
+
+    /// A defect: nothing of the inside is told.
+    pub fn internal() -> Self {
+        Self::new(
+            ProblemCode::Internal,
+            "a defect of the service; its log tells more under this answer's x-request-id",
+        )
+    }
+
+    /// The answer, for the path that was asked for.
+    pub fn response(&self, path: Option<&str>) -> HttpResponse {
+        let problem = Self {
+            instance: path.map(ToOwned::to_owned).or(self.instance.clone()),
+            ..self.clone()
+        };
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = HttpResponse::build(status);
+        response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
+        if matches!(
+            self.code,
+            ProblemCode::TooManyStudies | ProblemCode::Unavailable
+        ) {
+            response.insert_header((RETRY_AFTER, RETRY_SECS.to_string()));
+        }
+        if let Some(allow) = &self.allow {
+            response.insert_header((ALLOW, allow.as_str()));
+        }
+        response.body(serde_json::to_string(&problem).unwrap_or_default())
+    }
+}
+
+/// The media type of a problem.
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        self.response(None)
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        if error.is_transient() {
+            tracing::warn!(%error, "the database is away");
+            return Self::new(
+                ProblemCode::Unavailable,
+                "the database does not answer just now; try again",
+            );
+        }
+        tracing::error!(%error, "a request failed");
+        Self::internal()
+    }
+}
+
+impl From<CreateError> for Problem {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Rejected(Rejected::Malformed(malformed)) => {
+                Self::new(ProblemCode::MalformedJson, malformed.to_string())
+            }
+            CreateError::Rejected(Rejected::Invalid(violations)) => {
+                Self::invalid(ProblemCode::InvalidStudy, violations)
+            }
+            CreateError::AmbiguousDevice(violations) => {
+                Self::invalid(ProblemCode::AmbiguousDevice, violations)
+            }
+            CreateError::IdempotencyKeyReused => Self::new(
+                ProblemCode::IdempotencyKeyReused,
+                "use a new key for a new study, or send the first request's body unchanged",
+            ),
+            CreateError::IdempotencyKeyInvalid => Self::invalid_parameter(
+                "Idempotency-Key",
+                "must be 1 to 255 visible ASCII characters",
+            ),
+            CreateError::TooManyStudies { limit } => Self::new(
+                ProblemCode::TooManyStudies,
+                format!(
+                    "the project has {limit} queued or running studies, as many as it may; wait for one to end or cancel one"
+                ),
+            ),
+            CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<EndError> for Problem {
+    fn from(error: EndError) -> Self {
+        match error {
+            EndError::NotFound => Self::not_found("study"),
+            EndError::AlreadyEnded(_) => Self::new(ProblemCode::StudyEnded, error.to_string()),
+            EndError::StillActive(_) => Self::new(ProblemCode::StudyNotEnded, error.to_string()),
+            EndError::Store(error) => error.into(),
+        }
+    }
+}

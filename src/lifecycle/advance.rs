@@ -1,0 +1,328 @@
+//! Advancing a study: read the evidence at a version, work out what it means and what comes next
+//! on a blocking thread with no transaction open, and commit only if nothing has changed since.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::Context;
+use super::device::{self, Choice, Wish};
+use crate::analysis::{self, Evidence};
+use crate::plan::{self, Next, Plan};
+use crate::probe::fingerprint;
+use crate::recommendation::{self, Advice};
+use crate::store::events::{self, EventKind};
+use crate::store::probes::{NewProbe, WavePlace};
+use crate::store::studies::{self, Advanced};
+use crate::store::{self, Connection, StoreError, devices, probes, recommendations};
+use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
+
+/// How often an advance starts over because the evidence changed under it. Every completion may
+/// change it once, and the next wake-up tries again anyway.
+const MAX_TRIES: usize = 8;
+
+/// Wake-ups within this time lead to one look.
+const COALESCE: Duration = Duration::from_millis(40);
+
+/// Studies that one look takes on.
+const STUDIES_PER_LOOK: i64 = 64;
+
+/// What an advance did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advance {
+    /// The study moved on, or its answers were refreshed.
+    Moved,
+    /// There was nothing to do.
+    Nothing,
+    /// The evidence kept changing; the next wake-up tries again.
+    Overtaken,
+}
+
+/// What the evidence makes of a study: everything that is to be written.
+#[derive(Debug, Clone)]
+pub struct Step {
+    analysis: serde_json::Value,
+    plan: Plan,
+    advices: Vec<Advice>,
+    wave: Vec<NewProbe>,
+    waiting_for: Option<String>,
+}
+
+/// Where a step belongs.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The project.
+    pub project: &'a str,
+    /// Who made the study.
+    pub created_by: &'a str,
+    /// The study.
+    pub study: StudyId,
+    /// Its revision.
+    pub revision: i32,
+    /// The evidence version that the step was worked out from.
+    pub version: i64,
+    /// The number of the wave, if the step has one.
+    pub wave: i32,
+}
+
+/// Analysis, plan and recommendations, on a blocking thread.
+///
+/// # Errors
+/// When a result cannot be expressed as JSON: a defect.
+pub async fn work_out(
+    project: String,
+    study: StudyId,
+    definition: StudyDefinition,
+    evidence: Evidence,
+    waiting_for: Option<String>,
+) -> Result<Step, StoreError> {
+    let work = move || {
+        let analysis = analysis::analyze(&definition, &evidence);
+        let plan = plan::plan(&definition, &evidence, &analysis);
+        let advices = recommendation::recommend(&definition, &evidence, &analysis);
+        let owner = (!definition.reuse).then_some(study);
+        let wave = match &plan.next {
+            Next::Wave(planned) => planned
+                .iter()
+                .map(|probe| {
+                    Ok(NewProbe {
+                        identity: fingerprint::identity(&project, owner, &probe.spec)?,
+                        spec: probe.spec.clone(),
+                        why: probe.why.clone(),
+                    })
+                })
+                .collect::<Result<_, serde_json::Error>>()?,
+            _ => Vec::new(),
+        };
+        Ok::<_, serde_json::Error>(Step {
+            analysis: serde_json::to_value(&analysis)?,
+            plan,
+            advices,
+            wave,
+            waiting_for,
+        })
+    };
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| StoreError::unreadable(format!("study {study}"), error))?
+        .map_err(|error| StoreError::unreadable(format!("study {study}"), error))
+}
+
+/// Writes a step, inside the caller's transaction. False when the evidence has moved on.
+///
+/// # Errors
+/// Those of the database.
+pub async fn apply(
+    conn: &mut Connection,
+    place: Place<'_>,
+    step: &Step,
+) -> Result<bool, StoreError> {
+    let ended = match &step.plan.next {
+        Next::Done { because, detail } => Some((*because, detail.as_str())),
+        _ => None,
+    };
+    let advanced = Advanced {
+        version: place.version,
+        phase: &step.plan.phase,
+        waiting_for: step.waiting_for.as_deref(),
+        remaining_probes: i64::try_from(step.plan.remaining_probes).unwrap_or(i64::MAX),
+        remaining_device_secs: step.plan.remaining_device_secs,
+        analysis: &step.analysis,
+        ended,
+    };
+    if !studies::set_advanced(conn, place.study, &advanced).await? {
+        return Ok(false);
+    }
+    if !step.wave.is_empty() {
+        let wave = WavePlace {
+            project: place.project,
+            created_by: place.created_by,
+            study: place.study,
+            revision: place.revision,
+            wave: place.wave,
+        };
+        let already_ended = probes::link_wave(conn, wave, &step.wave).await?;
+        studies::set_wave(conn, place.study, place.wave, already_ended > 0).await?;
+    }
+    if recommendations::replace(conn, place.study, place.revision, &step.advices).await? {
+        let topics: Vec<_> = step.advices.iter().map(|advice| advice.topic).collect();
+        events::append(
+            conn,
+            place.study,
+            EventKind::Recommendations,
+            &json!({ "topics": topics }),
+        )
+        .await?;
+    }
+    let state = ended.map(|(because, _)| because.state());
+    let data = json!({
+        "phase": step.plan.phase,
+        "state": state,
+        "ended_because": ended.map(|(because, _)| because),
+        "probes_planned": step.wave.len(),
+    });
+    events::append(conn, place.study, EventKind::Study, &data).await?;
+    Ok(true)
+}
+
+/// Moves a study on as far as its evidence allows.
+///
+/// # Errors
+/// Those of the database; nothing is half-written then.
+pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreError> {
+    for _ in 0..MAX_TRIES {
+        let mut conn = context.database.connection().await?;
+        let Some(study) = studies::find_anywhere(&mut conn, id).await? else {
+            return Ok(Advance::Nothing);
+        };
+        if study.study_state().has_ended() {
+            return Ok(Advance::Nothing);
+        }
+        let mut definition = studies::definition(&mut conn, &study).await?;
+        let mut filled = false;
+        let mut waiting_for = None;
+        if definition.device.resolved().is_none() {
+            let live = devices::live(&mut conn, context.alive_secs).await?;
+            let wish = Wish {
+                backend: definition.device.backend,
+                model: definition.device.model.as_deref(),
+                memory_budget: definition.device.memory_budget_bytes,
+            };
+            match device::choose(wish, &live) {
+                Choice::One(facts) => {
+                    defaults::fill_device(&mut definition, &facts);
+                    filled = true;
+                }
+                Choice::None { waiting_for: what } => waiting_for = Some(what),
+                unfit @ (Choice::Ambiguous { .. } | Choice::TooSmall { .. }) => {
+                    waiting_for = unfit.violation().map(|violation| {
+                        format!(
+                            "a device that fits: {} {}",
+                            violation.pointer, violation.detail
+                        )
+                    });
+                }
+            }
+        }
+        if study.evidence_version == study.advanced_version
+            && !filled
+            && waiting_for == study.waiting_for
+        {
+            return Ok(Advance::Nothing);
+        }
+        let evidence = probes::evidence(&mut conn, &study).await?;
+        let wave = i32::try_from(evidence.next_wave()).unwrap_or(i32::MAX);
+        drop(conn);
+
+        let step = work_out(
+            study.project.clone(),
+            id,
+            definition.clone(),
+            evidence,
+            waiting_for,
+        )
+        .await?;
+
+        let place = Place {
+            project: &study.project,
+            created_by: &study.created_by,
+            study: id,
+            revision: study.revision,
+            version: study.evidence_version,
+            wave,
+        };
+        let new_definition = filled.then_some(&definition);
+        let mut conn = context.database.connection().await?;
+        store::begin(&mut conn).await?;
+        let work = write(&mut conn, place, &step, new_definition).await;
+        let applied = store::finish(&mut conn, work).await?;
+        drop(conn);
+        if applied {
+            context.waker.wake();
+            log_step(id, &step.plan);
+            return Ok(Advance::Moved);
+        }
+    }
+    Ok(Advance::Overtaken)
+}
+
+/// Writes a step and, when a device has just filled it in, the definition.
+async fn write(
+    conn: &mut Connection,
+    place: Place<'_>,
+    step: &Step,
+    new_definition: Option<&StudyDefinition>,
+) -> Result<bool, StoreError> {
+    if !apply(conn, place, step).await? {
+        return Ok(false);
+    }
+    if let Some(definition) = new_definition {
+        studies::update_definition(conn, place.study, place.revision, definition).await?;
+    }
+    Ok(true)
+}
+
+fn log_step(study: StudyId, plan: &Plan) {
+    match &plan.next {
+        Next::Done { because, detail } => {
+            let state: StudyState = because.state();
+            if matches!(
+                because,
+                EndedBecause::PipelineBroken | EndedBecause::ProbesFailed
+            ) {
+                tracing::warn!(%study, state = state.as_str(), because = because.as_str(), detail, "study ended");
+            } else {
+                tracing::info!(%study, state = state.as_str(), because = because.as_str(), detail, "study ended");
+            }
+        }
+        Next::Wave(wave) => {
+            tracing::info!(%study, probes = wave.len(), phase = plan.phase, "wave planned");
+        }
+        Next::WaitForDevice | Next::WaitForProbes => {
+            tracing::debug!(%study, phase = plan.phase, "study waits");
+        }
+    }
+}
+
+/// Advances every study that is due, on wake-ups and on a slow tick, until told to stop.
+pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Receiver<bool>) {
+    let mut wake = context.waker.subscribe();
+    loop {
+        wake.mark_unchanged();
+        match advance_due(&context).await {
+            // A full look may have left some for the next.
+            Ok(moved) if moved >= STUDIES_PER_LOOK => continue,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "studies could not be advanced; trying again"),
+        }
+        let was_woken = tokio::select! {
+            _ = wake.changed() => true,
+            () = tokio::time::sleep(tick) => false,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        if was_woken {
+            // Many completions at once are one look, not many.
+            tokio::time::sleep(COALESCE).await;
+        }
+    }
+}
+
+/// One look at everything that is due. Gives how many studies moved.
+async fn advance_due(context: &Context) -> Result<i64, StoreError> {
+    let due = {
+        let mut conn = context.database.connection().await?;
+        studies::due(&mut conn, STUDIES_PER_LOOK).await?
+    };
+    let mut moved = 0;
+    for id in due {
+        match advance(context, id).await {
+            Ok(Advance::Moved) => moved += 1,
+            Ok(Advance::Nothing | Advance::Overtaken) => {}
+            Err(error @ StoreError::Unavailable(_)) => return Err(error),
+            // One study that cannot be read must not hold up the others.
+            Err(error) => tracing::error!(study = %id, %error, "study could not be advanced"),
+        }
+    }
+    Ok(moved)
+}

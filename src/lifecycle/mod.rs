@@ -1,0 +1,52 @@
+//! A study's life: create, cancel, delete, advance. The one caller of plan and recommendation,
+//! and the one place that composes the store with the pure modules.
+
+pub mod advance;
+pub mod create;
+pub mod device;
+pub mod end;
+
+pub use advance::{Advance, advance, run_advancer};
+pub use create::{CreateError, Created, create, dry_run};
+pub use end::{EndError, cancel, delete};
+
+use std::sync::Arc;
+
+use crate::store::connection::Database;
+use crate::store::wake::Waker;
+use crate::study::validation::DefinitionRules;
+
+/// What every step of a study's life needs.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The database.
+    pub database: Database,
+    /// Tells whoever waits that something was committed.
+    pub waker: Waker,
+    /// What a study may ask for.
+    pub rules: Arc<DefinitionRules>,
+    /// Queued or running studies of a project at most.
+    pub max_active_studies: u64,
+    /// How long an `Idempotency-Key` is remembered.
+    pub idempotency_hours: u32,
+    /// A device not seen for this long is gone.
+    pub alive_secs: f64,
+}
+
+/// Who asks, and for which project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Everything a caller sees and reuses stays inside it.
+    pub project: String,
+    /// Kept with what the caller makes.
+    pub name: String,
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Self {
+            project: "default".into(),
+            name: "anonymous".into(),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Prometheus metrics: those of this instance, counted where things happen, apart from those of the
+//! service, read from the database. Labels are bounded; a study's id is never one.
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+};
+
+use crate::store::service_metrics::ServiceCounts;
+
+/// Metrics of this instance (`/metrics`).
+#[derive(Debug, Clone)]
+pub struct InstanceMetrics {
+    /// Where they are registered; HTTP metrics join them.
+    pub registry: Registry,
+    /// Wall time of probes that this instance ran.
+    pub probe_duration_seconds: HistogramVec,
+    /// Leases that this instance lost while a probe ran.
+    pub leases_lost_total: IntCounter,
+    /// Measurements that this instance stored.
+    pub measurements_stored_total: IntCounter,
+    /// Children running now.
+    pub children_running: IntGaugeVec,
+    /// Connections of the database pool, in use and idle.
+    pub database_connections: IntGaugeVec,
+    /// Requests that wait for a connection.
+    pub database_waiting: IntGauge,
+}
+
+/// Buckets for probes: a tenth of a second to ten minutes.
+const PROBE_SECONDS: [f64; 11] = [0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0];
+
+impl InstanceMetrics {
+    /// Registers everything, the process metrics too.
+    ///
+    /// # Errors
+    /// When a name is registered twice: a defect.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let metrics = Self {
+            probe_duration_seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "trialhead_probe_duration_seconds",
+                    "Wall time of probes that this instance ran, by kind and outcome",
+                )
+                .buckets(PROBE_SECONDS.to_vec()),
+                &["kind", "outcome"],
+            )?,
+            leases_lost_total: IntCounter::new(
+                "trialhead_leases_lost_total",
+                "Leases that this instance lost while a probe ran",
+            )?,
+            measurements_stored_total: IntCounter::new(
+                "trialhead_measurements_stored_total",
+                "Measurements that this instance stored",
+            )?,
+            children_running: IntGaugeVec::new(
+                Opts::new(
+                    "trialhead_children_running",
+                    "Training processes that this instance is running",
+                ),
+                &["device_model"],
+            )?,
+            database_connections: IntGaugeVec::new(
+                Opts::new(
+                    "trialhead_database_connections",
+                    "Connections of the database pool, by whether they are in use",
+                ),
+                &["state"],
+            )?,
+            database_waiting: IntGauge::new(
+                "trialhead_database_waiting",
+                "Requests that wait for a database connection",
+            )?,
+            registry,
+        };
+        let build_info = IntGauge::with_opts(
+            Opts::new(
+                "trialhead_build_info",
+                "Always 1; the labels tell the build",
+            )
+            .const_label("version", env!("CARGO_PKG_VERSION"))
+            .const_label("runner", crate::probe::fingerprint::RUNNER),
+        )?;
+        build_info.set(1);
+        let collectors: [Box<dyn Collector>; 7] = [
+            Box::new(metrics.probe_duration_seconds.clone()),
+            Box::new(metrics.leases_lost_total.clone()),
+            Box::new(metrics.measurements_stored_total.clone()),
+            Box::new(metrics.children_running.clone()),
+            Box::new(metrics.database_connections.clone()),
+            Box::new(metrics.database_waiting.clone()),
+            Box::new(build_info),
+        ];
+        for collector in collectors {
+            metrics.registry.register(collector)?;
+        }
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        Ok(metrics)
+    }
+}
+
+/// Metrics of the whole service (`/metrics/service`), from what the database holds.
+///
+/// # Errors
+/// When a name is registered twice: a defect.
+pub fn service_registry(counts: &ServiceCounts) -> Result<Registry, prometheus::Error> {
+    let registry = Registry::new();
+    let gauge = |name: &str, help: &str, labels: &[&str]| {
+        let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        registry.register(Box::new(gauge.clone()))?;
+        Ok::<_, prometheus::Error>(gauge)
+    };
+    let probes = gauge(
+        "trialhead_probes",
+        "Probes, by state and kind",
+        &["state", "kind"],
+    )?;
+    for row in &counts.probes {
+        probes
+            .with_label_values(&[&row.first, &row.second])
+            .set(row.count);
+    }
+    let studies = gauge("trialhead_studies", "Studies, by state", &["state"])?;
+    for state in crate::study::StudyState::ALL {
+        studies.with_label_values(&[state.as_str()]).set(0);
+    }
+    for row in &counts.studies {
+        studies.with_label_values(&[&row.first]).set(row.count);
+    }
+    let busy = gauge(
+        "trialhead_device_busy",
+        "Probes running on devices of a model",
+        &["device_model"],
+    )?;
+    for row in &counts.device_busy {
+        busy.with_label_values(&[&row.first]).set(row.count);
+    }
+    let recommendations = gauge(
+        "trialhead_recommendations",
+        "Current recommendations, by topic and grade",
+        &["topic", "grade"],
+    )?;
+    for row in &counts.recommendations {
+        recommendations
+            .with_label_values(&[&row.first, &row.second])
+            .set(row.count);
+    }
+    let labels = &["backend", "device_model"];
+    let depth = gauge(
+        "trialhead_queue_depth",
+        "Probes that wait for a worker",
+        labels,
+    )?;
+    let oldest = prometheus::GaugeVec::new(
+        Opts::new(
+            "trialhead_queue_oldest_seconds",
+            "Age of the oldest probe that waits for a worker",
+        ),
+        labels,
+    )?;
+    registry.register(Box::new(oldest.clone()))?;
+    for queue in &counts.queue {
+        let values = [queue.backend.as_str(), queue.device_model.as_str()];
+        depth.with_label_values(&values).set(queue.depth);
+        oldest.with_label_values(&values).set(queue.oldest_secs);
+    }
+    Ok(registry)
+}

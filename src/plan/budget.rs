@@ -1,0 +1,138 @@
+//! What probes cost, what is left, and what is still to come.
+
+use super::{PlannedProbe, confirmation, needs_times, rounds};
+use crate::analysis::{Analysis, Evidence};
+use crate::probe::ProbeKind;
+use crate::statistics::intervals::mean;
+use crate::study::StudyDefinition;
+
+/// What a probe of a kind usually takes before any was seen, seconds.
+fn usual_secs(kind: ProbeKind) -> f64 {
+    match kind {
+        ProbeKind::Smoke => 0.5,
+        ProbeKind::Memory => 1.0,
+        ProbeKind::StepTime => 2.5,
+        ProbeKind::Confirmation => 2.0,
+    }
+}
+
+/// Looks that the memory search usually needs.
+const USUAL_LOOKS: u64 = 6;
+
+/// What is left of a study's budget, and what its probes have cost.
+#[derive(Debug)]
+pub struct Purse {
+    left_secs: f64,
+    left_probes: u64,
+    spent_secs: f64,
+    spent_probes: u64,
+    costs: Vec<(ProbeKind, f64)>,
+}
+
+impl Purse {
+    pub fn new(definition: &StudyDefinition, evidence: &Evidence) -> Self {
+        let spent_secs = evidence.device_secs();
+        let spent_probes = evidence.probes.iter().filter(|probe| !probe.reused).count() as u64;
+        let costs = ProbeKind::ALL
+            .into_iter()
+            .filter_map(|kind| {
+                let seen: Vec<f64> = evidence
+                    .of_kind(kind)
+                    .filter(|probe| probe.state.has_ended())
+                    .map(|probe| probe.device_secs)
+                    .collect();
+                Some((kind, mean(&seen)?))
+            })
+            .collect();
+        Self {
+            left_secs: definition.budget.device_secs - spent_secs,
+            left_probes: definition.budget.probes.saturating_sub(spent_probes),
+            spent_secs,
+            spent_probes,
+            costs,
+        }
+    }
+
+    fn cost(&self, kind: ProbeKind) -> f64 {
+        self.costs
+            .iter()
+            .find(|(seen, _)| *seen == kind)
+            .map_or_else(|| usual_secs(kind), |(_, cost)| *cost)
+    }
+
+    /// Whether a wave can be paid for; `keep` keeps the confirmation's share aside.
+    pub fn affords(
+        &self,
+        wave: &[PlannedProbe],
+        definition: &StudyDefinition,
+        analysis: &Analysis,
+        keep: bool,
+    ) -> bool {
+        let kept = if keep {
+            confirmation::batch_sizes(definition, analysis).len().max(1)
+        } else {
+            0
+        };
+        let secs: f64 = wave.iter().map(|probe| self.cost(probe.spec.kind())).sum();
+        let kept_secs = kept as f64 * self.cost(ProbeKind::Confirmation);
+        secs + kept_secs <= self.left_secs && (wave.len() + kept) as u64 <= self.left_probes
+    }
+
+    /// What was spent, for people.
+    pub fn say(&self) -> String {
+        format!(
+            "the budget does not pay for the next probes: {:.0} s of device time and {} probes are spent, {:.0} s and {} probes are left",
+            self.spent_secs,
+            self.spent_probes,
+            self.left_secs.max(0.0),
+            self.left_probes
+        )
+    }
+
+    /// Probes and device-seconds still to come, about.
+    pub fn remaining(
+        &self,
+        definition: &StudyDefinition,
+        evidence: &Evidence,
+        analysis: &Analysis,
+    ) -> (u64, f64) {
+        let ended = |kind| {
+            evidence
+                .of_kind(kind)
+                .filter(|probe| probe.state.has_ended())
+                .count() as u64
+        };
+        let search_ended = analysis
+            .feasibility
+            .as_ref()
+            .is_some_and(|feasibility| feasibility.search_ended);
+        let timed = if needs_times(definition) {
+            (rounds::batch_sizes(definition, analysis).len() * rounds::LOOKS[0]) as u64
+        } else {
+            0
+        };
+        let open = |kind| evidence.of_kind(kind).count() as u64 - ended(kind);
+        let expected = [
+            (ProbeKind::Smoke, 1),
+            (
+                ProbeKind::Memory,
+                if search_ended {
+                    ended(ProbeKind::Memory)
+                } else {
+                    USUAL_LOOKS
+                },
+            ),
+            (ProbeKind::StepTime, timed),
+            (
+                ProbeKind::Confirmation,
+                confirmation::batch_sizes(definition, analysis).len().max(1) as u64,
+            ),
+        ];
+        expected
+            .into_iter()
+            .fold((0, 0.0), |(probes, secs), (kind, expected)| {
+                let left = expected.saturating_sub(ended(kind)).max(open(kind));
+                (probes + left, secs + left as f64 * self.cost(kind))
+            })
+    }
+}

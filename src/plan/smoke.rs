@@ -1,0 +1,45 @@
+//! Does the pipeline run at all: a few steps and two evaluations at the smallest batch size.
+
+use super::Wish;
+use super::specs::Specs;
+use crate::analysis::{Analysis, Evidence};
+use crate::probe::{InfeasibleReason, ProbeKind, ProbeState};
+use crate::study::{EndedBecause, StudyDefinition};
+
+pub fn wish(
+    specs: &Specs<'_>,
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    _analysis: &Analysis,
+) -> Wish {
+    let Some(probe) = evidence.of_kind(ProbeKind::Smoke).next() else {
+        let min = definition.batch_sizes.min;
+        return Wish::Probes(vec![specs.probe(
+            ProbeKind::Smoke,
+            min,
+            0,
+            format!("before anything is measured: does training run at batch size {min}, and does evaluation repeat?"),
+        )]);
+    };
+    let detail = probe.detail.clone().unwrap_or_default();
+    match (probe.state, probe.infeasible) {
+        (ProbeState::Succeeded, _) => Wish::Nothing,
+        // What fits is the next phase's to say.
+        (
+            ProbeState::Infeasible,
+            Some(InfeasibleReason::OutOfMemory | InfeasibleReason::TooSlow),
+        ) => Wish::Nothing,
+        (ProbeState::Infeasible, Some(InfeasibleReason::DeviceUnsupported)) => Wish::End(
+            EndedBecause::ProbesFailed,
+            format!("the device cannot run this workload: {detail}"),
+        ),
+        (ProbeState::Infeasible, _) => Wish::End(
+            EndedBecause::PipelineBroken,
+            format!("E_PIPELINE: {detail}; the smoke probe's log tells more"),
+        ),
+        _ => Wish::End(
+            EndedBecause::ProbesFailed,
+            format!("the smoke probe failed after every attempt: {detail}; its log tells more"),
+        ),
+    }
+}

@@ -1,0 +1,78 @@
+//! Probe specs: everything about them that is the same throughout a study, in one place.
+
+use super::PlannedProbe;
+use crate::probe::{Limits, PROTOCOL, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task};
+use crate::study::{BatchSize, ResolvedDevice, StudyDefinition};
+
+/// Optimizer steps of a smoke probe: enough for every optimizer state to exist and move.
+const SMOKE_STEPS: u64 = 20;
+/// Optimizer steps of a memory probe: the second holds the optimizer state, the rest let the heap fragment as it will.
+const MEMORY_STEPS: u64 = 20;
+/// Optimizer steps of a confirmation.
+const CONFIRMATION_STEPS: u64 = 200;
+
+/// Wall-clock limits, seconds. Past them a batch size is too slow to be probed, which is an answer.
+fn wall_secs(kind: ProbeKind) -> f64 {
+    match kind {
+        ProbeKind::Smoke | ProbeKind::Memory => 120.0,
+        // The sampling cap, the canary, the warm-up, and twenty steps of a slow batch.
+        ProbeKind::StepTime => 240.0,
+        ProbeKind::Confirmation => 900.0,
+    }
+}
+
+/// Makes the specs of a study.
+#[derive(Debug)]
+pub struct Specs<'a> {
+    definition: &'a StudyDefinition,
+    device: ResolvedDevice,
+}
+
+impl<'a> Specs<'a> {
+    /// None while the device is not known.
+    pub fn new(definition: &'a StudyDefinition) -> Option<Self> {
+        Some(Self {
+            definition,
+            device: definition.device.resolved()?,
+        })
+    }
+
+    /// One probe.
+    pub fn probe(
+        &self,
+        kind: ProbeKind,
+        batch_size: BatchSize,
+        replicate: u32,
+        why: String,
+    ) -> PlannedProbe {
+        let task = match kind {
+            ProbeKind::Smoke => Task::Smoke { steps: SMOKE_STEPS },
+            ProbeKind::Memory => Task::Memory {
+                steps: MEMORY_STEPS,
+            },
+            ProbeKind::StepTime => Task::StepTime(StepTimeSampling::default()),
+            ProbeKind::Confirmation => Task::Confirmation {
+                steps: CONFIRMATION_STEPS,
+            },
+        };
+        let spec = ProbeSpec {
+            protocol: PROTOCOL,
+            task,
+            workload: self.definition.workload.clone(),
+            optimizer: self.definition.optimizer.clone(),
+            device: ProbeDevice {
+                backend: self.device.backend,
+                model: self.device.model.clone(),
+                threads: self.device.threads,
+            },
+            batch_size,
+            replicate,
+            seed: self.definition.seed,
+            limits: Limits {
+                memory_bytes: self.device.memory_budget,
+                wall_secs: wall_secs(kind),
+            },
+        };
+        PlannedProbe { spec, why }
+    }
+}

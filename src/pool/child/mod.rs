@@ -1,0 +1,380 @@
+//! Runs one probe in a child process and says how it ended.
+//!
+//! The contract with the child is [`crate::probe`]'s: the spec as JSON on its stdin, events as JSON
+//! lines on the descriptor that `TRIALHEAD_EVENTS_FD` names, stdout and stderr as logs. The child is
+//! not trusted with anything: it runs without the service's secrets, as another user if the service
+//! is root, with limits on memory, time and output, tied to its parent's life, and when it ends,
+//! however it does, everything it started is killed.
+
+mod output;
+mod spawn;
+
+use std::ffi::{OsStr, OsString};
+use std::future::pending;
+use std::io;
+use std::path::{self, Path};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::sleep_until;
+
+use self::output::{EventLimits, EventLog, Log};
+use self::spawn::{Launch, Launched, Running};
+use super::cgroup::MemoryCgroup;
+use crate::probe::{
+    ChildEnd, Exit, FailureReason, KilledFor, Measurement, Outcome, ProbeSpec, classify,
+};
+
+pub use self::output::Progress;
+pub use self::spawn::{ServiceUser, Spawner};
+
+/// What a child sees of the service's environment. Everything else stays here: it may hold secrets.
+const PASSED_ON: [&str; 14] = [
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "RUST_LOG",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "NVIDIA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "VK_DRIVER_FILES",
+    "VK_ICD_FILENAMES",
+    "CUBECL_AUTOTUNE_LEVEL",
+    "CUBECL_DEBUG_LOG",
+];
+
+/// Longest time limit that is waited for: a year.
+const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How children are started and how much they may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildConfig {
+    /// Program and arguments of the runner; `None` for this executable with `probe`.
+    pub command: Option<Vec<String>>,
+    /// Who the child is when the service is root.
+    pub user: Option<ServiceUser>,
+    /// What is kept of each log.
+    pub log_tail_bytes: usize,
+    /// Longest line of the events.
+    pub max_event_line_bytes: usize,
+    /// Most events.
+    pub max_events: usize,
+    /// How long the pipes of a child that has ended are still read, should something that left its
+    /// process group hold them open.
+    pub drain_grace: Duration,
+}
+
+impl Default for ChildConfig {
+    fn default() -> Self {
+        Self {
+            command: None,
+            user: Some(unprivileged_user()),
+            log_tail_bytes: 16 * 1024,
+            max_event_line_bytes: 64 * 1024,
+            max_events: 20_000,
+            drain_grace: Duration::from_secs(2),
+        }
+    }
+}
+
+/// The user `nobody`, by the ids it has where no entry tells.
+pub fn unprivileged_user() -> ServiceUser {
+    match nix::unistd::User::from_name("nobody") {
+        Ok(Some(user)) => ServiceUser {
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+        },
+        _ => ServiceUser {
+            uid: 65534,
+            gid: 65534,
+        },
+    }
+}
+
+/// How a child ended and what it said.
+#[derive(Debug, Clone)]
+pub struct ChildReport {
+    /// What it comes to.
+    pub outcome: Outcome,
+    /// Name and version that the runner gave.
+    pub runner: Option<String>,
+    /// What it measured; evidence only if it succeeded.
+    pub measurements: Vec<Measurement>,
+    /// The end of its standard output.
+    pub stdout_tail: String,
+    /// The end of its standard error.
+    pub stderr_tail: String,
+    /// Exit code or signal; `None` if it never started.
+    pub exit: Option<Exit>,
+    /// When it was started.
+    pub started: Instant,
+    /// Seconds from then until it was reaped.
+    pub wall_secs: f64,
+}
+
+/// Runs one probe to its end.
+///
+/// `control` ends it early: the child and everything it started are killed as soon as it holds a
+/// reason, and also when its sender is gone, since then nobody watches over the lease. `progress`
+/// shows the child's last word on how far it is. Dropping the future kills the child as well.
+pub async fn run(
+    spawner: &Spawner,
+    config: &ChildConfig,
+    spec: &ProbeSpec,
+    mut control: watch::Receiver<Option<KilledFor>>,
+    progress: &watch::Sender<Option<Progress>>,
+) -> ChildReport {
+    let started = Instant::now();
+    let already = *control.borrow_and_update();
+    let early = |outcome| ChildReport {
+        outcome,
+        runner: None,
+        measurements: Vec::new(),
+        stdout_tail: String::new(),
+        stderr_tail: String::new(),
+        exit: None,
+        started,
+        wall_secs: started.elapsed().as_secs_f64(),
+    };
+    let not_started = |error: String| {
+        early(Outcome::Failed {
+            reason: FailureReason::NotStarted,
+            detail: error,
+        })
+    };
+    match already {
+        Some(KilledFor::Cancel) => return early(Outcome::Cancelled),
+        Some(_) => return early(Outcome::HandedBack),
+        None => {}
+    }
+    let input = match serde_json::to_vec(spec) {
+        Ok(input) => input,
+        Err(error) => return not_started(format!("the spec cannot be written: {error}")),
+    };
+    let cgroup = MemoryCgroup::of_this_process();
+    let kills_before = cgroup.out_of_memory_kills();
+    let launched = match launch(config, spec) {
+        Ok(launch) => spawner.spawn(launch).await,
+        Err(error) => Err(error),
+    };
+    let (pipes, running) = match launched.and_then(Pipes::open) {
+        Ok(both) => both,
+        Err(error) => return not_started(error.to_string()),
+    };
+
+    let mut stdout = Log::new(config.log_tail_bytes);
+    let mut stderr = Log::new(config.log_tail_bytes);
+    let mut events = EventLog::new(EventLimits {
+        line_bytes: config.max_event_line_bytes,
+        events: config.max_events,
+    });
+    let wall = Duration::try_from_secs_f64(spec.limits.wall_secs)
+        .unwrap_or(LONGEST_WAIT)
+        .min(LONGEST_WAIT);
+    let supervision = Supervision {
+        running,
+        deadline: started + wall,
+        drain_grace: config.drain_grace,
+    };
+    let (exit, killed_for, mut invalid_output) = {
+        let logs = async {
+            tokio::join!(
+                stdout.read(pipes.stdout),
+                stderr.read(pipes.stderr),
+                write_all(pipes.stdin, &input),
+            );
+        };
+        let events = events.read(pipes.events, |one| {
+            progress.send_replace(Some(one));
+        });
+        supervision.watch(&mut control, logs, events).await
+    };
+    let wall_secs = started.elapsed().as_secs_f64();
+
+    let ended_cleanly = exit == Exit::Code(0) && killed_for.is_none();
+    if invalid_output.is_none() {
+        invalid_output = events.finish(ended_cleanly).err();
+    }
+    let (_, stdout_tail) = stdout.finish();
+    let (first_error_line, stderr_tail) = stderr.finish();
+    let outcome = classify(&ChildEnd {
+        exit,
+        first_error_line,
+        last_event: events.last,
+        invalid_output,
+        killed_for,
+        oom_killed: cgroup.out_of_memory_kills() > kills_before,
+    });
+    ChildReport {
+        outcome,
+        runner: events.runner,
+        measurements: events.measurements,
+        stdout_tail,
+        stderr_tail,
+        exit: Some(exit),
+        started,
+        wall_secs,
+    }
+}
+
+/// A running child and its limits.
+#[derive(Debug)]
+struct Supervision {
+    running: Running,
+    deadline: Instant,
+    drain_grace: Duration,
+}
+
+impl Supervision {
+    /// Waits until the child has been reaped and its pipes are empty; kills it when it must end.
+    async fn watch(
+        mut self,
+        control: &mut watch::Receiver<Option<KilledFor>>,
+        logs: impl Future<Output = ()>,
+        events: impl Future<Output = Result<(), String>>,
+    ) -> (Exit, Option<KilledFor>, Option<String>) {
+        tokio::pin!(logs, events);
+        let (mut logs_done, mut events_done) = (false, false);
+        let (mut exit, mut killed_for, mut invalid_output) = (None, None, None);
+        let mut until = self.deadline;
+        loop {
+            if let (Some(exit), true, true) = (exit, logs_done, events_done) {
+                return (exit, killed_for, invalid_output);
+            }
+            let may_kill = exit.is_none() && killed_for.is_none();
+            tokio::select! {
+                // An end comes before a reason to end it.
+                biased;
+                end = &mut self.running.exit, if exit.is_none() => {
+                    // The waiting thread always answers; were it gone, the group is killed on drop.
+                    exit = Some(end.unwrap_or(Exit::Signal(nix::libc::SIGKILL)));
+                    until = Instant::now() + self.drain_grace;
+                }
+                result = &mut events, if !events_done => {
+                    events_done = true;
+                    invalid_output = result.err();
+                    if invalid_output.is_some() && may_kill {
+                        killed_for = Some(KilledFor::InvalidOutput);
+                        self.running.group.kill();
+                    }
+                }
+                () = &mut logs, if !logs_done => logs_done = true,
+                reason = reason_to_end(control), if may_kill => {
+                    killed_for = Some(reason);
+                    self.running.group.kill();
+                }
+                () = sleep_until(until.into()), if may_kill || exit.is_some() => match exit {
+                    Some(exit) => return (exit, killed_for, invalid_output),
+                    None => {
+                        killed_for = Some(KilledFor::TimeLimit);
+                        self.running.group.kill();
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn reason_to_end(control: &mut watch::Receiver<Option<KilledFor>>) -> KilledFor {
+    match control.wait_for(Option::is_some).await.map(|held| *held) {
+        Ok(Some(reason)) => reason,
+        Ok(None) => pending().await,
+        Err(_) => KilledFor::Lease,
+    }
+}
+
+/// The parent's ends of a child's pipes.
+#[derive(Debug)]
+struct Pipes {
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    events: pipe::Receiver,
+}
+
+impl Pipes {
+    fn open(launched: Launched) -> io::Result<(Self, Running)> {
+        let pipes = Self {
+            stdin: pipe::Sender::from_owned_fd(launched.stdin)?,
+            stdout: pipe::Receiver::from_owned_fd(launched.stdout)?,
+            stderr: pipe::Receiver::from_owned_fd(launched.stderr)?,
+            events: pipe::Receiver::from_owned_fd(launched.events)?,
+        };
+        Ok((pipes, launched.running))
+    }
+}
+
+/// Writes the spec and closes the pipe. A child that does not read it is its own affair: how it ends
+/// tells.
+async fn write_all(mut stdin: pipe::Sender, input: &[u8]) {
+    let _ = stdin.write_all(input).await;
+}
+
+/// What to start for `spec`.
+fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
+    let (program, name, arguments) = match config.command.as_deref() {
+        Some([program, arguments @ ..]) => (
+            absolute(program)?,
+            OsString::from(program),
+            arguments.iter().map(OsString::from).collect(),
+        ),
+        Some([]) => {
+            return Err(io::Error::other("the runner's command is empty"));
+        }
+        None => (
+            this_executable()?,
+            OsString::from("trialhead"),
+            vec![OsString::from("probe")],
+        ),
+    };
+    Ok(Launch {
+        program,
+        name,
+        arguments,
+        environment: environment(spec),
+        user: config.user,
+        data_bytes: spec.limits.memory_bytes.0,
+    })
+}
+
+/// This executable. On Linux by a name that leads to the very file that runs, whatever has replaced
+/// it since and whether or not the child's user may walk to it.
+fn this_executable() -> io::Result<OsString> {
+    if cfg!(target_os = "linux") {
+        Ok("/proc/self/exe".into())
+    } else {
+        Ok(std::env::current_exe()?.into())
+    }
+}
+
+/// A path in a command is relative to the service's directory, a bare name is searched for.
+fn absolute(program: &str) -> io::Result<OsString> {
+    if program.contains('/') {
+        Ok(path::absolute(Path::new(program))?.into())
+    } else {
+        Ok(program.into())
+    }
+}
+
+fn environment(spec: &ProbeSpec) -> Vec<(OsString, OsString)> {
+    let threads = spec.device.threads.to_string();
+    let own = |name: &str, value: &OsStr| (OsString::from(name), value.to_owned());
+    let mut environment = vec![
+        own("HOME", std::env::temp_dir().as_os_str()),
+        // Capturing a backtrace allocates, which a child at its memory limit cannot.
+        own("RUST_BACKTRACE", OsStr::new("0")),
+        own("RAYON_NUM_THREADS", OsStr::new(&threads)),
+        own("OMP_NUM_THREADS", OsStr::new(&threads)),
+    ];
+    environment.extend(
+        PASSED_ON
+            .iter()
+            .filter_map(|name| Some(own(name, &std::env::var_os(name)?))),
+    );
+    environment
+}

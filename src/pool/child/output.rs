@@ -1,0 +1,405 @@
+//! What a child says: log tails that stay small, and its events, checked.
+//!
+//! A child is not trusted: it may be somebody else's program, or ours gone wild. Every buffer here has
+//! a bound, and what the database cannot hold (NUL bytes) never leaves this module.
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::probe::{Event, Measurement, PROTOCOL, names_an_error};
+
+/// Of a log line, what is looked at for an error.
+const LOG_LINE_BYTES: usize = 4096;
+/// Longest text of an event: details and phases are for people.
+const DETAIL_CHARS: usize = 4000;
+const PHASE_CHARS: usize = 200;
+/// Longest names of an event; the database's columns rely on it.
+const METRIC_CHARS: usize = 100;
+const UNIT_CHARS: usize = 32;
+const RUNNER_CHARS: usize = 200;
+
+/// The end of a log, and the first line in all of it that names an error: later ones are
+/// consequences, and the tail may have lost it.
+#[derive(Debug)]
+pub(super) struct Log {
+    limit: usize,
+    /// The last `limit` bytes, and at most as many before them.
+    tail: Vec<u8>,
+    line: Vec<u8>,
+    first_error: Option<String>,
+    /// A panic's message is on the line after the one that says "panicked at".
+    message_follows: bool,
+}
+
+impl Log {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            tail: Vec::new(),
+            line: Vec::new(),
+            first_error: None,
+            message_follows: false,
+        }
+    }
+
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        if self.tail.len() > 2 * self.limit {
+            self.tail.drain(..self.tail.len() - self.limit);
+        }
+        if self.first_error.is_some() && !self.message_follows {
+            return;
+        }
+        for &byte in bytes {
+            if byte == b'\n' {
+                self.end_line();
+            } else if self.line.len() < LOG_LINE_BYTES {
+                self.line.push(byte);
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let line = clean(&String::from_utf8_lossy(&line), LOG_LINE_BYTES);
+        let line = line.trim();
+        if self.message_follows {
+            self.message_follows = false;
+            if let Some(first) = &mut self.first_error {
+                first.push(' ');
+                first.push_str(line);
+            }
+        } else if self.first_error.is_none() && names_an_error(line) {
+            self.message_follows = line.contains("panicked at") && line.ends_with(':');
+            self.first_error = Some(line.to_owned());
+        }
+    }
+
+    /// The first line that names an error, then the tail.
+    pub(super) fn finish(mut self) -> (Option<String>, String) {
+        if !self.line.is_empty() {
+            self.end_line();
+        }
+        let from = self.tail.len().saturating_sub(self.limit);
+        // A cut within a character would show as a replacement; start at the next whole one.
+        let tail = &self.tail[from..];
+        let whole = if from == 0 {
+            0
+        } else {
+            tail.iter()
+                .take(3)
+                .take_while(|byte| *byte & 0b1100_0000 == 0b1000_0000)
+                .count()
+        };
+        let tail = String::from_utf8_lossy(&tail[whole..]).replace('\0', "\u{fffd}");
+        (self.first_error, tail)
+    }
+
+    /// Reads `source` to its end.
+    pub(super) async fn read(&mut self, mut source: impl AsyncRead + Unpin) {
+        let mut chunk = vec![0; 16 * 1024];
+        // An error on a pipe is as good as its end: there is nothing more to know.
+        while let Ok(count @ 1..) = source.read(&mut chunk).await {
+            self.push(&chunk[..count]);
+        }
+    }
+}
+
+/// How many and how long a child's events may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct EventLimits {
+    pub(super) line_bytes: usize,
+    pub(super) events: usize,
+}
+
+/// The events of a child so far.
+#[derive(Debug)]
+pub(super) struct EventLog {
+    limits: EventLimits,
+    partial: Vec<u8>,
+    count: usize,
+    pub(super) runner: Option<String>,
+    pub(super) measurements: Vec<Measurement>,
+    pub(super) last: Option<Event>,
+}
+
+/// How far a probe is, for people.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Progress {
+    /// What it is doing, a few words.
+    pub phase: String,
+    /// 0 to 1.
+    pub fraction: f64,
+}
+
+impl EventLog {
+    pub(super) fn new(limits: EventLimits) -> Self {
+        Self {
+            limits,
+            partial: Vec::new(),
+            count: 0,
+            runner: None,
+            measurements: Vec::new(),
+            last: None,
+        }
+    }
+
+    /// Takes the next bytes of the stream; `Err` says how they break the contract.
+    pub(super) fn push(
+        &mut self,
+        bytes: &[u8],
+        progress: &mut impl FnMut(Progress),
+    ) -> Result<(), String> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ended) = match piece.split_last() {
+                Some((b'\n', text)) => (text, true),
+                _ => (piece, false),
+            };
+            if self.partial.len() + text.len() > self.limits.line_bytes {
+                return Err(format!(
+                    "a line of its events is longer than {} bytes",
+                    self.limits.line_bytes
+                ));
+            }
+            self.partial.extend_from_slice(text);
+            if ended {
+                let line = std::mem::take(&mut self.partial);
+                self.line(&line, progress)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream has ended. A last line without its end counts if it is whole; if not, what broke it
+    /// off decides what it means: only a child that ended by its own will is to blame for it.
+    pub(super) fn finish(&mut self, ended_cleanly: bool) -> Result<(), String> {
+        let line = std::mem::take(&mut self.partial);
+        match self.line(&line, &mut |_| {}) {
+            Err(problem) if ended_cleanly => Err(problem),
+            _ => Ok(()),
+        }
+    }
+
+    fn line(&mut self, line: &[u8], progress: &mut impl FnMut(Progress)) -> Result<(), String> {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(());
+        }
+        self.count += 1;
+        if self.count > self.limits.events {
+            return Err(format!("it sent more than {} events", self.limits.events));
+        }
+        let event: Event = serde_json::from_slice(line).map_err(|error| {
+            let start = clean(&String::from_utf8_lossy(line), 80);
+            format!("not an event: {error}, in: {start}")
+        })?;
+        if self.last.is_some() {
+            return Err("it sent an event after its last one".to_owned());
+        }
+        if self.runner.is_none() && !matches!(event, Event::Started { .. }) {
+            return Err("its first event is not `started`".to_owned());
+        }
+        match event {
+            Event::Started { .. } if self.runner.is_some() => {
+                return Err("it said twice that it had started".to_owned());
+            }
+            Event::Started { protocol, .. } if protocol != PROTOCOL => {
+                return Err(format!(
+                    "it speaks protocol {protocol}, the service {PROTOCOL}"
+                ));
+            }
+            Event::Started { runner, .. } => self.runner = Some(clean(&runner, RUNNER_CHARS)),
+            Event::Measurement(measurement) => self.measurement(measurement)?,
+            Event::Progress { phase, fraction } => progress(Progress {
+                phase: clean(&phase, PHASE_CHARS),
+                fraction: fraction.clamp(0.0, 1.0),
+            }),
+            Event::Finished {} => self.last = Some(event),
+            Event::Infeasible { reason, detail } => {
+                let detail = clean(&detail, DETAIL_CHARS);
+                self.last = Some(Event::Infeasible { reason, detail });
+            }
+            Event::Failed { detail } => {
+                let detail = clean(&detail, DETAIL_CHARS);
+                self.last = Some(Event::Failed { detail });
+            }
+        }
+        Ok(())
+    }
+
+    fn measurement(&mut self, measurement: Measurement) -> Result<(), String> {
+        let Measurement {
+            seq,
+            metric,
+            unit,
+            step,
+            elapsed_secs,
+            ..
+        } = &measurement;
+        if *seq as usize != self.measurements.len() {
+            return Err(format!(
+                "measurement {} has seq {seq}: they count from 0",
+                self.measurements.len()
+            ));
+        }
+        if !is_name(metric, METRIC_CHARS) || !(unit.is_empty() || is_name(unit, UNIT_CHARS)) {
+            return Err(format!("measurement {seq} has no proper metric or unit"));
+        }
+        // The database counts steps with a signed integer.
+        if step.is_some_and(|step| i64::try_from(step).is_err()) {
+            return Err(format!("measurement {seq} has an absurd step"));
+        }
+        if elapsed_secs.is_sign_negative() && *elapsed_secs != 0.0 {
+            return Err(format!("measurement {seq} was made before the start"));
+        }
+        self.measurements.push(measurement);
+        Ok(())
+    }
+
+    /// Reads `source` to its end, or to the first breach of the contract.
+    pub(super) async fn read(
+        &mut self,
+        mut source: impl AsyncRead + Unpin,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<(), String> {
+        let mut chunk = vec![0; 16 * 1024];
+        while let Ok(count @ 1..) = source.read(&mut chunk).await {
+            self.push(&chunk[..count], &mut progress)?;
+        }
+        Ok(())
+    }
+}
+
+/// A name of printable characters without spaces at its ends.
+fn is_name(text: &str, chars: usize) -> bool {
+    !text.is_empty()
+        && text.trim() == text
+        && text.chars().count() <= chars
+        && !text.chars().any(char::is_control)
+}
+
+/// The first `chars` characters, without what the database refuses.
+fn clean(text: &str, chars: usize) -> String {
+    text.chars()
+        .take(chars)
+        .map(|c| if c == '\0' { '\u{fffd}' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STARTED: &str = "{\"event\":\"started\",\"protocol\":1,\"runner\":\"r\"}\n";
+    const FINISHED: &str = "{\"event\":\"finished\"}\n";
+
+    fn measurement(seq: u32) -> String {
+        format!(
+            "{{\"event\":\"measurement\",\"seq\":{seq},\"metric\":\"my_own\",\"value\":1.5,\"unit\":\"s\",\"elapsed_secs\":0.1}}\n"
+        )
+    }
+
+    fn log() -> EventLog {
+        EventLog::new(EventLimits {
+            line_bytes: 300,
+            events: 5,
+        })
+    }
+
+    fn read(text: &str) -> Result<EventLog, String> {
+        let mut log = log();
+        log.push(text.as_bytes(), &mut |_| {})?;
+        Ok(log)
+    }
+
+    #[test]
+    fn events_are_the_same_however_the_stream_is_cut() {
+        let text = format!(
+            "{STARTED}{}\n{}{{\"event\":\"progress\",\"phase\":\"sampling\",\"fraction\":7}}\n{FINISHED}",
+            measurement(0),
+            measurement(1)
+        );
+        for size in [1, 2, 7, 64, 10_000] {
+            let mut log = log();
+            let mut seen = Vec::new();
+            for chunk in text.as_bytes().chunks(size) {
+                log.push(chunk, &mut |progress| seen.push(progress))
+                    .expect("keeps the contract");
+            }
+            log.finish(true).expect("nothing is left");
+            assert_eq!(log.measurements.len(), 2);
+            assert_eq!(log.measurements[1].metric, "my_own");
+            assert_eq!(log.last, Some(Event::Finished {}));
+            assert_eq!(log.runner.as_deref(), Some("r"));
+            assert_eq!(
+                seen,
+                [Progress {
+                    phase: "sampling".into(),
+                    fraction: 1.0
+                }]
+            );
+        }
+    }
+
+    #[test]
+    fn every_breach_of_the_contract_is_named() {
+        let long = "x".repeat(301);
+        let many = STARTED.to_owned() + &(0..5).map(measurement).collect::<String>();
+        let nul = STARTED.to_owned() + &measurement(0).replace("my_own", "a\\u0000b");
+        let null = STARTED.to_owned() + &measurement(0).replace("1.5", "null");
+        let cases: [(&str, &str); 11] = [
+            ("hello\n", "not an event"),
+            ("{\"event\":\"dance\"}\n", "not an event"),
+            (&null, "not an event"),
+            (&nul, "no proper metric"),
+            (&long, "longer than 300 bytes"),
+            (&many, "more than 5 events"),
+            (FINISHED, "not `started`"),
+            (&format!("{STARTED}{STARTED}"), "twice"),
+            (&STARTED.replace(":1", ":2"), "protocol 2"),
+            (&format!("{STARTED}{}", measurement(1)), "count from 0"),
+            (&format!("{STARTED}{FINISHED}{FINISHED}"), "after its last"),
+        ];
+        for (text, expected) in cases {
+            let problem = read(text).expect_err(text);
+            assert!(problem.contains(expected), "{text}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_last_line_without_its_end_counts_if_it_is_whole() {
+        let mut whole = read(&format!("{STARTED}{}", FINISHED.trim_end())).expect("reads");
+        whole.finish(true).expect("is whole");
+        assert_eq!(whole.last, Some(Event::Finished {}));
+        let cut = format!("{STARTED}{{\"event\":\"fini");
+        assert!(read(&cut).expect("reads").finish(true).is_err());
+        assert!(read(&cut).expect("reads").finish(false).is_ok());
+    }
+
+    #[test]
+    fn a_tail_keeps_the_end_and_the_first_error_survives_it() {
+        let mut log = Log::new(100);
+        log.push(b"starting\nthread 'main' (7) panicked at src/x.rs:1:2:\n");
+        log.push(b"No pool handles allocation of size 9\nnote: run with\nerror: second\n");
+        for _ in 0..1000 {
+            log.push("žluťoučký kůň\n".as_bytes());
+        }
+        assert!(log.tail.capacity() < 1000);
+        let (first, tail) = log.finish();
+        assert_eq!(
+            first.as_deref(),
+            Some(
+                "thread 'main' (7) panicked at src/x.rs:1:2: No pool handles allocation of size 9"
+            )
+        );
+        assert!(tail.len() <= 100 && tail.ends_with("kůň\n"));
+        assert!(!tail.contains('\u{fffd}'));
+    }
+
+    #[test]
+    fn an_error_on_a_line_without_end_is_found_and_nul_bytes_are_replaced() {
+        let mut log = Log::new(100);
+        log.push(b"\0memory allocation of 512 bytes failed");
+        let (first, tail) = log.finish();
+        assert!(first.is_some_and(|line| line.ends_with("bytes failed")));
+        assert!(!tail.contains('\0'));
+    }
+}

@@ -1,0 +1,145 @@
+//! What somebody must do now and then, whoever it is: say that the device is still there, return
+//! probes whose lease ran out, say what studies wait for, pass wake-ups on, forget old things.
+//! Every step is idempotent, so any number of services may do it at once.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::inventory::{self, DeviceFacts};
+use super::worker::retry_policy;
+use crate::lifecycle::Context;
+use crate::settings::{PoolSettings, RetentionSettings};
+use crate::store::devices::{self, NewDevice};
+use crate::store::{StoreError, leases, probes, studies, wake};
+use crate::study::DeviceId;
+
+/// Time between looks for things that have been kept long enough.
+const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
+
+/// Makes the host's device known, or says that it is still there.
+///
+/// # Errors
+/// Those of the database.
+pub async fn register(context: &Context, facts: &DeviceFacts) -> Result<DeviceId, StoreError> {
+    let mut conn = context.database.connection().await?;
+    let new = NewDevice {
+        host: &facts.host,
+        hardware: &facts.hardware,
+        backend: facts.backend.as_str(),
+        model: &facts.model,
+        threads: i32::try_from(facts.threads).unwrap_or(i32::MAX),
+        memory_bytes: i64::try_from(facts.memory_bytes.0).unwrap_or(i64::MAX),
+        available_bytes: i64::try_from(facts.available_bytes.0).unwrap_or(i64::MAX),
+        slots: i32::try_from(facts.slots).unwrap_or(i32::MAX),
+    };
+    devices::register(&mut conn, &new).await
+}
+
+/// Runs every step on a tick until told to stop. `facts` is the device of this service's workers.
+pub async fn run(
+    context: Context,
+    settings: PoolSettings,
+    retention: RetentionSettings,
+    facts: Option<DeviceFacts>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let tick = Duration::from_secs_f64(settings.tick_secs.min(context.alive_secs / 3.0));
+    let mut next_retention = Instant::now();
+    loop {
+        if let Err(error) = tidy(&context, &settings, facts.as_ref()).await {
+            tracing::warn!(%error, "housekeeping could not reach the database; trying again");
+        }
+        if Instant::now() >= next_retention {
+            match forget(&context, &retention).await {
+                Ok(()) => next_retention = Instant::now() + RETENTION_PERIOD,
+                Err(error) => tracing::warn!(%error, "old rows could not be removed; trying again"),
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(tick) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// One round of everything that is done on each tick.
+///
+/// # Errors
+/// Those of the database.
+pub async fn tidy(
+    context: &Context,
+    settings: &PoolSettings,
+    facts: Option<&DeviceFacts>,
+) -> Result<(), StoreError> {
+    if let Some(facts) = facts {
+        register(context, facts).await?;
+    }
+    let mut conn = context.database.connection().await?;
+    let reaped = leases::reap(&mut conn, retry_policy(settings)).await?;
+    if reaped > 0 {
+        tracing::warn!(
+            probes = reaped,
+            "leases ran out; their probes will be run again"
+        );
+    }
+    let requeued = probes::requeue_wanted(&mut conn).await?;
+    let nudged = studies::nudge_stuck(&mut conn).await?;
+    if reaped + requeued + nudged > 0 {
+        context.waker.wake();
+    }
+    studies::refresh_waiting(&mut conn, context.alive_secs).await?;
+    Ok(())
+}
+
+async fn forget(context: &Context, retention: &RetentionSettings) -> Result<(), StoreError> {
+    let mut conn = context.database.connection().await?;
+    let events = probes::remove_old_events(&mut conn, retention.event_days).await?;
+    let unlinked = probes::remove_unlinked(&mut conn, retention.unlinked_probe_days).await?;
+    if events + unlinked > 0 {
+        tracing::info!(
+            events,
+            probes = unlinked,
+            "removed what was kept long enough"
+        );
+    }
+    Ok(())
+}
+
+/// Passes this instance's wake-ups to the others, many within 20 ms as one.
+pub async fn send_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = context.waker.due_elsewhere() => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        tokio::time::sleep(wake::COALESCE).await;
+        let sent = match context.database.connection().await {
+            Ok(mut conn) => wake::send(&mut conn).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = sent {
+            // Nothing is lost: everybody also looks on a tick.
+            tracing::debug!(%error, "a wake-up could not be sent");
+        }
+    }
+}
+
+/// Wakes this instance when another one says so, over one dedicated connection.
+pub async fn hear_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
+    let mut notifications = context.database.listen(&[wake::CHANNEL]);
+    loop {
+        tokio::select! {
+            // A reconnection wakes too: something may have been missed.
+            _ = notifications.next() => context.waker.wake_here(),
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// The device of this host, as the settings name it.
+pub fn device_of_this_host(settings: &PoolSettings) -> DeviceFacts {
+    let host = inventory::host_identity(settings.host.as_deref());
+    inventory::cpu(&host, Some(settings.slots))
+}

@@ -1,0 +1,137 @@
+//! The batch size to start with, when only memory and throughput are known: the largest feasible one
+//! whose last doubling still gained more than 10%. A rule of thumb of the field: it assumes that
+//! the batch is below the critical batch size, which nobody has measured here.
+
+use serde_json::json;
+
+use super::throughput::{rate, time};
+use super::{Advice, Basis, Confidence, Grade, Topic, is_contended, references};
+use crate::analysis::{Analysis, Caveat, Evidence, StartChoice, ThroughputPoint};
+use crate::probe::ProbeKind;
+use crate::study::{BatchSize, StudyDefinition};
+
+/// A choice at least this probable is graded high.
+const HIGH: f64 = 0.9;
+/// And at least this probable moderate.
+const MODERATE: f64 = 0.6;
+
+pub fn advise(
+    _definition: &StudyDefinition,
+    evidence: &Evidence,
+    analysis: &Analysis,
+) -> Option<Advice> {
+    let throughput = analysis.throughput.as_ref()?;
+    let start = analysis.start.as_ref()?;
+    let feasibility = analysis.feasibility.as_ref()?;
+    let size = start.batch_size;
+    let point = throughput
+        .points
+        .iter()
+        .find(|point| point.batch_size == size)?;
+    let is_confirmed = feasibility.confirmed.contains(&size);
+    let mut caveats = vec![Caveat {
+        code: "W_BELOW_CRITICAL_ASSUMED".into(),
+        detail: "assumes that it is below the critical batch size, which was not measured: above it, a larger batch no longer saves steps in proportion".into(),
+    }];
+    if !is_confirmed {
+        caveats.push(Caveat {
+            code: "W_NOT_CONFIRMED".into(),
+            detail: "no run of 200 steps has shown yet that it never runs out of memory".into(),
+        });
+    }
+    caveats.extend(throughput.caveats.iter().cloned());
+    let (grade, because) = grade(start, is_confirmed, is_contended(&throughput.caveats));
+    Some(Advice {
+        topic: Topic::BatchSize,
+        value: json!({
+            "batch_size": size,
+            "examples_per_sec": point.examples_per_sec.value,
+            "time_per_step_secs": point.time_per_step_secs.value,
+            "mean_time_per_step_secs": point.mean_time_per_step_secs,
+            "confirmed": is_confirmed,
+            "dropped": start.dropped,
+        }),
+        summary: summary(point, start, analysis),
+        basis: Basis::RuleOfThumb,
+        confidence: Confidence {
+            grade,
+            because,
+            p_best: start.p_best,
+            p_within_5pct: start.p_within_5pct,
+            near_ties: start.near_ties.clone(),
+        },
+        evidence: references(evidence, |probe| match probe.kind() {
+            ProbeKind::StepTime => true,
+            ProbeKind::Confirmation | ProbeKind::Memory => probe.batch_size() == size,
+            ProbeKind::Smoke => false,
+        }),
+        caveats,
+        playbook: "choosing-the-batch-size-to-minimize-training-time".into(),
+    })
+}
+
+fn grade(start: &StartChoice, is_confirmed: bool, is_contended: bool) -> (Grade, String) {
+    let Some(p_best) = start.p_best else {
+        return (Grade::Low, "one round has no interval".into());
+    };
+    if is_contended {
+        return (
+            Grade::Low,
+            "the host was not steady while times were taken".into(),
+        );
+    }
+    if !is_confirmed {
+        return (Grade::Low, "no longer run has confirmed it yet".into());
+    }
+    let grade = if p_best >= HIGH {
+        Grade::High
+    } else if p_best >= MODERATE {
+        Grade::Moderate
+    } else {
+        Grade::Low
+    };
+    (
+        grade,
+        format!(
+            "the rule chooses it with a probability of {p_best:.2}, given how well the times are known"
+        ),
+    )
+}
+
+fn summary(point: &ThroughputPoint, start: &StartChoice, analysis: &Analysis) -> String {
+    let size = start.batch_size;
+    let mut text = format!(
+        "Start with batch size {size}: {} examples/s at {} a step.",
+        rate(point.examples_per_sec.value),
+        time(point.time_per_step_secs.value)
+    );
+    let gain_to = |to: BatchSize| {
+        analysis
+            .saturation
+            .as_ref()?
+            .gains
+            .iter()
+            .find(|gain| gain.to == to)
+    };
+    if let Some(gain) = gain_to(size) {
+        text.push_str(&format!(
+            " Going there from {} still raises throughput {:.2}-fold a doubling;",
+            gain.from, gain.gain.value
+        ));
+    }
+    match start.dropped.first().and_then(|next| gain_to(*next)) {
+        Some(gain) => text.push_str(&format!(
+            " {} would bring {:.2}-fold, not surely more than 10%, so larger batches only use more memory.",
+            gain.to, gain.gain.value
+        )),
+        None => text.push_str(" it is the largest that fits and was timed."),
+    }
+    if !start.near_ties.is_empty() {
+        let ties: Vec<String> = start.near_ties.iter().map(BatchSize::to_string).collect();
+        text.push_str(&format!(
+            " {} cannot be told apart from it by this rule.",
+            ties.join(" and ")
+        ));
+    }
+    text
+}

@@ -1,0 +1,246 @@
+//! Which batch sizes fit the memory budget; when none does, what would.
+
+use serde_json::json;
+
+use super::{Advice, Basis, Confidence, Grade, Topic, references};
+use crate::analysis::memory_search::LimitedBy;
+use crate::analysis::{Analysis, Caveat, Evidence, Feasibility, MemoryAnalysis, memory};
+use crate::probe::ProbeKind;
+use crate::study::{BatchSize, Bytes, Dataset, Model, Optimizer, StudyDefinition};
+
+const PLAYBOOK: &str = "determining-the-feasible-batch-sizes-and-estimating-training-throughput";
+
+/// Bytes of a float32.
+const FLOAT: u64 = 4;
+
+pub fn advise(
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    analysis: &Analysis,
+) -> Option<Advice> {
+    let feasibility = analysis.feasibility.as_ref()?;
+    let budget = definition.device.memory_budget_bytes?;
+    match feasibility.largest_feasible {
+        Some(largest) => Some(what_fits(
+            definition,
+            evidence,
+            analysis,
+            feasibility,
+            budget,
+            largest,
+        )),
+        None if feasibility.search_ended => Some(what_would_fit(definition, evidence, budget)),
+        None => None,
+    }
+}
+
+fn what_fits(
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    analysis: &Analysis,
+    feasibility: &Feasibility,
+    budget: Bytes,
+    largest: BatchSize,
+) -> Advice {
+    let reserve = memory::reserve(budget);
+    let confirmed = feasibility.confirmed.contains(&largest);
+    let fitting: Vec<BatchSize> = definition
+        .batch_sizes
+        .grid_batch_sizes()
+        .into_iter()
+        .filter(|size| *size <= largest)
+        .collect();
+    let memory = analysis.memory.as_ref();
+    let peak = memory.and_then(|memory| peak_at(memory, largest));
+    let limit = match feasibility.limited_by {
+        LimitedBy::Memory => {
+            format!("memory is the limit: {budget}, of which {reserve} stays free")
+        }
+        LimitedBy::Range => {
+            format!("the range that was asked for ends there, not memory ({budget})")
+        }
+        LimitedBy::Dataset => {
+            format!("the training set has no more examples; memory ({budget}) is not the limit")
+        }
+        LimitedBy::Time => "a larger batch takes longer than a probe may".to_owned(),
+    };
+    let mut summary = format!("Batch sizes up to {largest} fit: {limit}.");
+    if let Some(peak) = peak {
+        summary.push_str(&format!(" At {largest}, training peaks at {peak}"));
+        match memory.and_then(|memory| memory.fit.as_ref()) {
+            Some(fit) => summary.push_str(&format!(
+                "; each example adds {} to {}.",
+                Bytes(fit.bytes_per_example.max(0.0) as u64),
+                Bytes(fit.fixed_bytes.max(0.0) as u64)
+            )),
+            None => summary.push('.'),
+        }
+    }
+    summary.push_str(if confirmed {
+        " A run of 200 steps with evaluation survived there."
+    } else {
+        " It has not been confirmed by a longer run yet."
+    });
+    let mut value = json!({
+        "feasible_batch_sizes": fitting,
+        "largest_feasible_batch_size": largest,
+        "limited_by": feasibility.limited_by,
+        "memory_budget_bytes": budget,
+        "reserve_bytes": reserve,
+        "peak_bytes_at_largest": peak,
+        "confirmed": confirmed,
+        "fit": memory.and_then(|memory| memory.fit.clone()),
+    });
+    if feasibility.limited_by != LimitedBy::Memory {
+        value["at_least"] = json!(largest);
+    }
+    let (grade, because) = if confirmed {
+        (
+            Grade::High,
+            "measured, and confirmed by a run of 200 steps with evaluation",
+        )
+    } else if feasibility.search_ended {
+        (
+            Grade::Moderate,
+            "measured in a short run; the confirmation is still to come",
+        )
+    } else {
+        (Grade::Low, "the search goes on")
+    };
+    Advice {
+        topic: Topic::FeasibleBatchSizes,
+        value,
+        summary,
+        basis: Basis::Measured,
+        confidence: Confidence {
+            grade,
+            because: because.into(),
+            p_best: None,
+            p_within_5pct: None,
+            near_ties: Vec::new(),
+        },
+        evidence: memory_evidence(evidence),
+        caveats: Vec::new(),
+        playbook: PLAYBOOK.into(),
+    }
+}
+
+fn memory_evidence(evidence: &Evidence) -> Vec<super::EvidenceRef> {
+    references(evidence, |probe| {
+        matches!(probe.kind(), ProbeKind::Memory | ProbeKind::Confirmation)
+            || (probe.kind() == ProbeKind::Smoke && !probe.succeeded())
+    })
+}
+
+/// The highest peak measured at a batch size.
+fn peak_at(memory: &MemoryAnalysis, size: BatchSize) -> Option<Bytes> {
+    memory
+        .points
+        .iter()
+        .filter(|point| point.batch_size == size)
+        .filter_map(|point| point.peak_bytes)
+        .max()
+}
+
+/// Bytes that parameters, their gradients and the optimizer's state need at the least: arithmetic,
+/// activations and the process itself not counted.
+fn least_bytes(model: &Model, dataset: &Dataset, optimizer: &Optimizer) -> u64 {
+    model
+        .parameters(dataset.features(), dataset.classes())
+        .saturating_mul(FLOAT)
+        .saturating_mul(2 + optimizer.state_per_parameter())
+}
+
+/// The same model with every hidden size scaled down, as large as arithmetic lets fit.
+fn scaled_to_fit(definition: &StudyDefinition, usable: u64) -> Option<Vec<u64>> {
+    let workload = &definition.workload;
+    let Model::Mlp {
+        hidden,
+        activation,
+        dropout,
+    } = &workload.model;
+    let scaled = |share: f64| -> Vec<u64> {
+        hidden
+            .iter()
+            .map(|units| ((*units as f64 * share) as u64).max(1))
+            .collect()
+    };
+    let fits = |hidden: &[u64]| {
+        let model = Model::Mlp {
+            hidden: hidden.to_vec(),
+            activation: *activation,
+            dropout: *dropout,
+        };
+        least_bytes(&model, &workload.dataset, &definition.optimizer) <= usable
+    };
+    let (mut low, mut high) = (0.0, 1.0);
+    if hidden.is_empty() || !fits(&scaled(0.0)) || fits(&scaled(1.0)) {
+        return None;
+    }
+    for _ in 0..40 {
+        let middle = (low + high) / 2.0;
+        if fits(&scaled(middle)) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Some(scaled(low))
+}
+
+fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) -> Advice {
+    let workload = &definition.workload;
+    let min = definition.batch_sizes.min;
+    let needs = least_bytes(&workload.model, &workload.dataset, &definition.optimizer);
+    let data = Bytes(
+        (workload.dataset.training_examples() + workload.dataset.validation_examples())
+            .saturating_mul(workload.dataset.features())
+            .saturating_mul(FLOAT),
+    );
+    let usable = budget
+        .0
+        .saturating_sub(memory::reserve(budget).0)
+        .saturating_sub(data.0);
+    let smaller = scaled_to_fit(definition, usable);
+    let mut summary = format!(
+        "Nothing fits: training ran out of the budget of {budget} at batch size {min}. Parameters, gradients and optimizer state alone need {} by arithmetic.",
+        Bytes(needs)
+    );
+    match &smaller {
+        Some(hidden) => summary.push_str(&format!(
+            " By the same arithmetic hidden sizes of at most {hidden:?} could fit; so could a larger budget or an optimizer with less state than {}.",
+            definition.optimizer.family()
+        )),
+        None => summary.push_str(
+            " A larger budget, a smaller model or an optimizer with less state could fit; activations and the process itself come on top.",
+        ),
+    }
+    Advice {
+        topic: Topic::FeasibleBatchSizes,
+        value: json!({
+            "feasible_batch_sizes": [],
+            "largest_feasible_batch_size": null,
+            "limited_by": LimitedBy::Memory,
+            "memory_budget_bytes": budget,
+            "needs_at_least_bytes": needs,
+            "parameters": workload.model.parameters(workload.dataset.features(), workload.dataset.classes()),
+            "hidden_that_could_fit": smaller,
+            "confirmed": false,
+        }),
+        summary,
+        basis: Basis::Measured,
+        confidence: Confidence {
+            grade: Grade::High,
+            because: "the smallest batch size ran out of memory; what would fit is arithmetic, a rule of thumb".into(),
+            p_best: None,
+            p_within_5pct: None,
+            near_ties: Vec::new(),
+        },
+        evidence: memory_evidence(evidence),
+        caveats: vec![Caveat {
+            code: "W_ARITHMETIC_ONLY".into(),
+            detail: "needs_at_least_bytes and hidden_that_could_fit count parameters, gradients and optimizer state only".into(),
+        }],
+        playbook: PLAYBOOK.into(),
+    }
+}

@@ -1,0 +1,178 @@
+//! The whole answer as Markdown, for a person or a pull request: the answer first, then the numbers.
+
+use std::fmt::Write as _;
+
+use super::throughput::{rate, time};
+use super::{Advice, Basis, Topic};
+use crate::analysis::{Analysis, Estimate};
+use crate::study::{Bytes, StudyDefinition};
+
+/// The report. `state_text` says where the study stands.
+pub fn report(
+    definition: &StudyDefinition,
+    state_text: &str,
+    analysis: &Analysis,
+    advices: &[Advice],
+) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_report(&mut text, definition, state_text, analysis, advices);
+    text
+}
+
+fn write_report(
+    out: &mut String,
+    definition: &StudyDefinition,
+    state_text: &str,
+    analysis: &Analysis,
+    advices: &[Advice],
+) -> std::fmt::Result {
+    let workload = &definition.workload;
+    writeln!(out, "# {}\n", escaped(&definition.name))?;
+    writeln!(out, "The study has {state_text}.\n")?;
+    if advices.is_empty() {
+        writeln!(out, "Nothing can be recommended yet.\n")?;
+    }
+    for advice in advices {
+        let basis = match advice.basis {
+            Basis::Measured => "measured",
+            Basis::RuleOfThumb => "rule of thumb",
+        };
+        writeln!(out, "## {}\n", heading(advice.topic))?;
+        writeln!(out, "{}\n", advice.summary)?;
+        writeln!(
+            out,
+            "*Confidence: {} ({}). Basis: {basis}, from {} probes.*\n",
+            advice.confidence.grade.as_str(),
+            advice.confidence.because,
+            advice.evidence.len()
+        )?;
+        for caveat in &advice.caveats {
+            writeln!(out, "- `{}`: {}", caveat.code, caveat.detail)?;
+        }
+        if !advice.caveats.is_empty() {
+            writeln!(out)?;
+        }
+    }
+    write_memory(out, analysis)?;
+    write_throughput(out, analysis)?;
+    let device = &definition.device;
+    writeln!(out, "## What was asked\n")?;
+    writeln!(
+        out,
+        "{} ({} training examples), {} with {} parameters, {}; on {} with {} threads and a memory budget of {}.",
+        workload.dataset.name(),
+        workload.dataset.training_examples(),
+        workload.model.family(),
+        workload
+            .model
+            .parameters(workload.dataset.features(), workload.dataset.classes()),
+        definition.optimizer.family(),
+        device.model.as_deref().unwrap_or("a device still to come"),
+        device
+            .threads
+            .map_or("its".into(), |threads| threads.to_string()),
+        device
+            .memory_budget_bytes
+            .map_or("its own".into(), |budget| budget.to_string()),
+    )
+}
+
+fn heading(topic: Topic) -> &'static str {
+    match topic {
+        Topic::FeasibleBatchSizes => "Which batch sizes fit",
+        Topic::TrainingThroughput => "Training throughput",
+        Topic::BatchSize => "The batch size to start with",
+    }
+}
+
+fn write_memory(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
+    let Some(memory) = &analysis.memory else {
+        return Ok(());
+    };
+    writeln!(out, "## Memory\n")?;
+    writeln!(out, "| Batch size | Peak | |\n|---:|---:|---|")?;
+    for point in &memory.points {
+        let peak = point
+            .peak_bytes
+            .map_or_else(|| "—".to_owned(), |peak| peak.to_string());
+        let verdict = if point.fits { "ran" } else { "out of memory" };
+        writeln!(out, "| {} | {peak} | {verdict} |", point.batch_size)?;
+    }
+    if let Some(fit) = &memory.fit {
+        writeln!(
+            out,
+            "\nFit: {} + {} for each example, within {:.1}%.",
+            Bytes(fit.fixed_bytes.max(0.0) as u64),
+            Bytes(fit.bytes_per_example.max(0.0) as u64),
+            fit.max_relative_residual * 100.0
+        )?;
+    }
+    writeln!(out)
+}
+
+fn write_throughput(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
+    let Some(throughput) = &analysis.throughput else {
+        return Ok(());
+    };
+    writeln!(out, "## Time per step\n")?;
+    writeln!(
+        out,
+        "| Batch size | Time per step | 95% interval | Examples/s | Gain of the last doubling |\n|---:|---:|---|---:|---|"
+    )?;
+    for point in &throughput.points {
+        let gain = analysis
+            .saturation
+            .as_ref()
+            .and_then(|saturation| {
+                saturation
+                    .gains
+                    .iter()
+                    .find(|gain| gain.to == point.batch_size)
+            })
+            .map_or_else(String::new, |gain| {
+                format!(
+                    "{:.2}{}",
+                    gain.gain.value,
+                    range(&gain.gain, |it| format!("{it:.2}"))
+                )
+            });
+        writeln!(
+            out,
+            "| {} | {} |{} | {} | {gain} |",
+            point.batch_size,
+            time(point.time_per_step_secs.value),
+            range(&point.time_per_step_secs, time),
+            rate(point.examples_per_sec.value),
+        )?;
+    }
+    writeln!(
+        out,
+        "\n{} rounds, every batch size once in each, in processes of their own.\n",
+        throughput.rounds
+    )
+}
+
+fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {
+    match (estimate.ci_lower, estimate.ci_upper) {
+        (Some(lower), Some(upper)) => format!(" ({} to {})", say(lower), say(upper)),
+        _ => " (no interval)".into(),
+    }
+}
+
+/// A name is the caller's text: it must not become markup.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\r' => escaped.push(' '),
+            '<' => escaped.push_str("&lt;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '#' | '|' => {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}

@@ -1,0 +1,145 @@
+//! Quantiles and the small summaries that everything else is made of.
+
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
+
+/// With more degrees of freedom t is the normal distribution to five digits. Besides, the search for
+/// the inverse in `statrs` does not end for very many (10⁹, say).
+const NEARLY_NORMAL: f64 = 1e5;
+
+/// Quantile of Student's t with `degrees_of_freedom` > 0 at probability `p` in (0, 1).
+///
+/// `None` outside of that.
+pub fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> Option<f64> {
+    if !(p > 0.0 && p < 1.0 && degrees_of_freedom > 0.0) {
+        return None;
+    }
+    if degrees_of_freedom > NEARLY_NORMAL {
+        return Normal::new(0.0, 1.0).ok().map(|z| z.inverse_cdf(p));
+    }
+    StudentsT::new(0.0, 1.0, degrees_of_freedom)
+        .ok()
+        .map(|t| t.inverse_cdf(p))
+}
+
+/// Two-sided factor: the interval is estimate ± factor × standard error.
+pub fn two_sided_t(confidence: f64, degrees_of_freedom: f64) -> Option<f64> {
+    student_t_quantile(0.5 + confidence / 2.0, degrees_of_freedom)
+}
+
+/// Arithmetic mean; `None` of nothing.
+pub fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Median; `None` of nothing. NaN sorts last.
+pub fn median(values: &[f64]) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    Some(if sorted.len() % 2 == 1 {
+        sorted[middle]
+    } else {
+        (sorted[middle - 1] + sorted[middle]) / 2.0
+    })
+}
+
+/// Standard deviation with n − 1; `None` of fewer than two.
+pub fn standard_deviation(values: &[f64]) -> Option<f64> {
+    if values.len() < 2 {
+        return None;
+    }
+    let mean = mean(values)?;
+    let sum: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some((sum / (values.len() - 1) as f64).sqrt())
+}
+
+/// Batches that a correlated series is cut into. Twenty leave 19 degrees of freedom, where t is
+/// within 7% of the normal factor; more would be shorter than the correlation (Schmeiser 1982).
+const BATCHES: usize = 20;
+
+/// Confidence of the interval within one series.
+const SERIES_CONFIDENCE: f64 = 0.95;
+
+/// Half-width of the 95% interval of a statistic of a series whose neighbours may be correlated:
+/// the statistic of each of 20 batches of neighbours (batch means, batch medians), then Student's t
+/// with 19 degrees of freedom over the batches. In the statistic's own unit.
+///
+/// `None` with fewer than two values a batch.
+pub fn batch_half_width(series: &[f64], statistic: impl Fn(&[f64]) -> Option<f64>) -> Option<f64> {
+    if series.len() < 2 * BATCHES {
+        return None;
+    }
+    let border = |batch: usize| batch * series.len() / BATCHES;
+    let of_batches = (0..BATCHES)
+        .map(|batch| statistic(&series[border(batch)..border(batch + 1)]))
+        .collect::<Option<Vec<f64>>>()?;
+    let factor = two_sided_t(SERIES_CONFIDENCE, (BATCHES - 1) as f64)?;
+    Some(factor * standard_deviation(&of_batches)? / (BATCHES as f64).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use rand_distr::{Distribution, StandardNormal};
+
+    use super::*;
+
+    /// Share of 500 series of mean 0 whose interval holds 0.
+    fn coverage(correlation: f64) -> f64 {
+        let mut random = ChaCha8Rng::seed_from_u64(11);
+        let covered = (0..500)
+            .filter(|_| {
+                let mut state = 0.0;
+                let series: Vec<f64> = (0..1000)
+                    .map(|_| {
+                        let innovation: f64 = StandardNormal.sample(&mut random);
+                        state = correlation * state + innovation;
+                        state
+                    })
+                    .collect();
+                let half = batch_half_width(&series, mean).expect("a half-width");
+                mean(&series).expect("a mean").abs() <= half
+            })
+            .count();
+        covered as f64 / 500.0
+    }
+
+    #[test]
+    fn batches_cover_the_truth_whether_neighbours_are_correlated_or_not() {
+        for correlation in [0.0, 0.5] {
+            let covered = coverage(correlation);
+            assert!((0.92..=0.98).contains(&covered), "{correlation}: {covered}");
+        }
+    }
+
+    #[test]
+    fn a_short_series_has_no_interval_and_a_constant_one_no_width() {
+        assert_eq!(batch_half_width(&[1.0; 39], mean), None);
+        assert_eq!(batch_half_width(&[1.0; 40], median), Some(0.0));
+    }
+
+    #[test]
+    fn quantiles_agree_with_the_tables() {
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-3, "{a} against {b}");
+        close(two_sided_t(0.95, 19.0).expect("a factor"), 2.093);
+        close(two_sided_t(0.95, 1e9).expect("a factor"), 1.960);
+        close(two_sided_t(0.98, 8.0).expect("a factor"), 2.896);
+        assert_eq!(two_sided_t(0.95, 0.0), None);
+        assert_eq!(student_t_quantile(1.0, 5.0), None);
+    }
+
+    #[test]
+    fn summaries_of_known_lists() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(&[]), None);
+        assert_eq!(mean(&[1.0, 2.0, 6.0]), Some(3.0));
+        assert_eq!(standard_deviation(&[1.0, 3.0]), Some(2.0_f64.sqrt()));
+        assert_eq!(standard_deviation(&[1.0]), None);
+    }
+}

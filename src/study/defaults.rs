@@ -1,0 +1,218 @@
+//! From a request to a definition: every default written out, none left implicit.
+
+use super::{
+    Backend, BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Grid, MaxFrom, Model, Optimizer,
+    StudyDefinition, StudyRequest, Workload,
+};
+
+/// The part of the memory free on a host that a study uses when it names no budget.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// What a live worker tells about its device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceFactsForDefaults {
+    /// The device model.
+    pub model: String,
+    /// The host's cores.
+    pub threads: u32,
+    /// Memory free on the device's host.
+    pub available_bytes: Bytes,
+}
+
+/// Fills in every default. Without a device its three facts stay open until
+/// [`fill_device`] is called.
+pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -> StudyDefinition {
+    let StudyRequest {
+        name,
+        labels,
+        workload,
+        optimizer,
+        batch_sizes,
+        device: asked,
+        objective,
+        budget,
+        questions,
+        reuse,
+        priority,
+        seed,
+    } = request;
+    let model = workload.model.unwrap_or_else(default_model);
+    let max_from = match batch_sizes.max {
+        Some(_) => MaxFrom::Range,
+        None => MaxFrom::Dataset,
+    };
+    let examples = workload.dataset.training_examples();
+    let mut definition = StudyDefinition {
+        name: name.unwrap_or_else(|| default_name(&workload.dataset, &model)),
+        labels,
+        optimizer: optimizer.unwrap_or_else(Optimizer::adam),
+        batch_sizes: BatchSizes {
+            min: batch_sizes.min.unwrap_or(BatchSize(1)),
+            max: batch_sizes.max.unwrap_or(BatchSize(examples)),
+            max_from,
+            grid: batch_sizes.grid,
+            resolution: batch_sizes.resolution,
+        },
+        workload: Workload {
+            dataset: workload.dataset,
+            model,
+            loss: workload.loss,
+        },
+        device: DeviceChoice {
+            backend: asked.backend,
+            model: asked.model,
+            memory_budget_bytes: asked.memory_budget_bytes,
+            threads: asked.threads,
+        },
+        objective,
+        budget,
+        questions,
+        reuse,
+        priority,
+        seed,
+    };
+    if let Some(facts) = device {
+        fill_device(&mut definition, facts);
+    }
+    definition
+}
+
+/// Fills in what the study left open about its device. Does nothing when the study names another
+/// device model than the facts are about.
+pub fn fill_device(definition: &mut StudyDefinition, facts: &DeviceFactsForDefaults) {
+    let device = &mut definition.device;
+    if device
+        .model
+        .as_ref()
+        .is_some_and(|model| *model != facts.model)
+    {
+        return;
+    }
+    match device.backend {
+        Backend::Cpu => {}
+    }
+    device.model.get_or_insert_with(|| facts.model.clone());
+    device.threads.get_or_insert(facts.threads.max(1));
+    device.memory_budget_bytes.get_or_insert(Bytes(
+        (facts.available_bytes.as_f64() * MEMORY_SHARE) as u64,
+    ));
+}
+
+fn default_model() -> Model {
+    Model::Mlp {
+        hidden: vec![64],
+        activation: super::Activation::default(),
+        dropout: 0.0,
+    }
+}
+
+/// `digits · mlp 64`, `synthetic · mlp 512-512`, `digits · mlp linear`.
+fn default_name(dataset: &Dataset, model: &Model) -> String {
+    let Model::Mlp { hidden, .. } = model;
+    let layers: Vec<String> = hidden.iter().map(u64::to_string).collect();
+    let size = match layers.as_slice() {
+        [] => "linear".to_owned(),
+        [only] => only.clone(),
+        [first, .., last] if layers.len() > 4 => {
+            format!("{first}-…-{last} ({} layers)", layers.len())
+        }
+        several => several.join("-"),
+    };
+    format!("{} · {} {size}", dataset.name(), model.family())
+}
+
+impl BatchSizes {
+    /// The batch sizes at which throughput is measured, ascending, each once: the values asked for
+    /// that are in the range, or its powers of two and its smallest.
+    pub fn grid_batch_sizes(&self) -> Vec<BatchSize> {
+        let in_range = |size: &BatchSize| (self.min..=self.max).contains(size);
+        let mut sizes: Vec<BatchSize> = match &self.grid {
+            Grid::PowersOfTwo => (0..u64::BITS)
+                .map(|exponent| BatchSize(1 << exponent))
+                .chain([self.min])
+                .filter(in_range)
+                .collect(),
+            Grid::Values(values) => values.iter().copied().filter(in_range).collect(),
+        };
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn request(value: serde_json::Value) -> StudyRequest {
+        crate::study::validation::parse(&value, &Default::default()).expect("valid")
+    }
+
+    fn facts() -> DeviceFactsForDefaults {
+        DeviceFactsForDefaults {
+            model: "Test CPU".into(),
+            threads: 8,
+            available_bytes: Bytes(10 * Bytes::GIB),
+        }
+    }
+
+    #[test]
+    fn a_data_set_alone_becomes_a_whole_definition() {
+        let posted = request(json!({"workload": {"dataset": {"builtin": "digits"}}}));
+        let definition = resolve(posted, Some(&facts()));
+        assert_eq!(definition.name, "digits · mlp 64");
+        assert_eq!(definition.optimizer, Optimizer::adam());
+        assert_eq!(definition.workload.model, default_model());
+        assert_eq!(definition.batch_sizes.min, BatchSize(1));
+        assert_eq!(definition.batch_sizes.max, BatchSize(1437));
+        assert_eq!(definition.batch_sizes.max_from, MaxFrom::Dataset);
+        let device = definition.device.resolved().expect("known");
+        assert_eq!(device.memory_budget, Bytes(8 * Bytes::GIB));
+        assert_eq!((device.model.as_str(), device.threads), ("Test CPU", 8));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_kept_and_a_device_that_turns_up_later_fills_the_rest() {
+        let posted = request(json!({
+            "workload": {"dataset": {"builtin": "digits"}, "model": {"family": "mlp", "hidden": []}},
+            "batch_sizes": {"min": 3, "max": 64},
+            "device": {"threads": 2}
+        }));
+        let mut definition = resolve(posted, None);
+        assert_eq!(definition.name, "digits · mlp linear");
+        assert_eq!(definition.batch_sizes.max_from, MaxFrom::Range);
+        assert_eq!(definition.device.resolved(), None);
+        fill_device(&mut definition, &facts());
+        let device = definition.device.resolved().expect("known");
+        assert_eq!(device.threads, 2);
+        assert_eq!(
+            definition.batch_sizes.grid_batch_sizes(),
+            [3, 4, 8, 16, 32, 64].map(BatchSize)
+        );
+    }
+
+    #[test]
+    fn facts_about_another_device_model_fill_nothing() {
+        let posted = request(json!({
+            "workload": {"dataset": {"builtin": "digits"}},
+            "device": {"model": "Other CPU"}
+        }));
+        let mut definition = resolve(posted, None);
+        fill_device(&mut definition, &facts());
+        assert_eq!(definition.device.resolved(), None);
+    }
+
+    #[test]
+    fn an_explicit_grid_is_sorted() {
+        let posted = request(json!({
+            "workload": {"dataset": {"builtin": "digits"}},
+            "batch_sizes": {"grid": {"values": [192, 48, 96]}}
+        }));
+        let definition = resolve(posted, None);
+        assert_eq!(
+            definition.batch_sizes.grid_batch_sizes(),
+            [48, 96, 192].map(BatchSize)
+        );
+    }
+}

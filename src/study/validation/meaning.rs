@@ -1,0 +1,180 @@
+//! What a schema cannot say: how the fields of a definition fit together.
+
+use super::json::{child, shortened};
+use super::{DefinitionLimits, Violation};
+use crate::study::{BatchSize, Bytes, Dataset, Grid, Model, StudyRequest};
+
+/// Bytes of one feature of one example.
+const BYTES_PER_FEATURE: u64 = 4;
+
+/// Everything in a request that does not fit together. `cut` are the pointers of what is already
+/// known to be wrong and was replaced: nothing is said that rests on one of them.
+pub(super) fn violations(
+    request: &StudyRequest,
+    limits: &DefinitionLimits,
+    cut: &[String],
+) -> Vec<Violation> {
+    let mut check = Check {
+        cut,
+        found: Vec::new(),
+    };
+    name_and_labels(request, limits, &mut check);
+    batch_sizes(request, &mut check);
+    workload(request, limits, &mut check);
+    questions(request, &mut check);
+    check.found
+}
+
+struct Check<'a> {
+    cut: &'a [String],
+    found: Vec<Violation>,
+}
+
+impl Check<'_> {
+    /// Reports a violation unless it rests on something that was cut out.
+    fn refuse(&mut self, pointer: &str, rests_on: &[&str], detail: String) {
+        let touches = |place: &str, cut: &str| {
+            let inside = |outer: &str, inner: &str| {
+                inner
+                    .strip_prefix(outer)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            inside(place, cut) || inside(cut, place)
+        };
+        let doubtful = self
+            .cut
+            .iter()
+            .any(|cut| touches(pointer, cut) || rests_on.iter().any(|place| touches(place, cut)));
+        if !doubtful {
+            self.found.push(Violation::new(shortened(pointer), detail));
+        }
+    }
+}
+
+fn name_and_labels(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check<'_>) {
+    if let Some(name) = &request.name {
+        if name.trim().is_empty() {
+            check.refuse("/name", &[], "must not be blank".into());
+        }
+        if name.chars().any(char::is_control) {
+            check.refuse("/name", &[], "must not have control characters".into());
+        }
+    }
+    for (key, value) in &request.labels {
+        let pointer = child("/labels", key);
+        let key_chars = key.chars().count() as u64;
+        let max_key_chars = limits.max_label_key_chars;
+        if key_chars == 0 || key_chars > max_key_chars {
+            check.refuse(
+                &pointer,
+                &[],
+                format!(
+                    "a label's key must be 1 to {max_key_chars} characters long, is {key_chars}"
+                ),
+            );
+        }
+        let value_chars = value.chars().count() as u64;
+        let max_value_chars = limits.max_label_value_chars;
+        if value_chars > max_value_chars {
+            check.refuse(
+                &pointer,
+                &[],
+                format!("must be at most {max_value_chars} characters long, is {value_chars}"),
+            );
+        }
+        if key.chars().chain(value.chars()).any(char::is_control) {
+            check.refuse(&pointer, &[], "must not have control characters".into());
+        }
+    }
+}
+
+fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
+    const MIN: &str = "/batch_sizes/min";
+    const MAX: &str = "/batch_sizes/max";
+    const VALUES: &str = "/batch_sizes/grid/values";
+    let asked = &request.batch_sizes;
+    let examples = request.workload.dataset.training_examples();
+    let min = asked.min.unwrap_or(BatchSize(1));
+    let max = asked.max.unwrap_or(BatchSize(examples));
+    let max_is = if asked.max.is_some() {
+        format!("max, {max}")
+    } else {
+        format!("the number of training examples, {max}, which is max by default")
+    };
+    let max_rests_on = match asked.max {
+        Some(_) => MAX,
+        None => "/workload/dataset",
+    };
+    let rests_on = [MIN, MAX, max_rests_on];
+    if min > max {
+        check.refuse(
+            MIN,
+            &rests_on,
+            format!("must be at most {max_is}; is {min}"),
+        );
+        return;
+    }
+    if let Grid::Values(values) = &asked.grid {
+        for (index, value) in values.iter().enumerate() {
+            let pointer = format!("{VALUES}/{index}");
+            if *value < min || *value > max {
+                check.refuse(
+                    &pointer,
+                    &rests_on,
+                    format!("must be from min, {min}, to {max_is}; is {value}"),
+                );
+            }
+            if values[..index].contains(value) {
+                check.refuse(&pointer, &[], format!("{value} is already in the grid"));
+            }
+        }
+    }
+}
+
+fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check<'_>) {
+    let dataset = &request.workload.dataset;
+    if let Dataset::Synthetic { features, .. } = dataset {
+        let bytes = dataset
+            .training_examples()
+            .saturating_add(dataset.validation_examples())
+            .saturating_mul(*features)
+            .saturating_mul(BYTES_PER_FEATURE);
+        if bytes > limits.max_synthetic_bytes {
+            check.refuse(
+                "/workload/dataset",
+                &[],
+                format!(
+                    "examples × features × {BYTES_PER_FEATURE} bytes, validation included, must be at most {}, is {}",
+                    Bytes(limits.max_synthetic_bytes),
+                    Bytes(bytes)
+                ),
+            );
+            return;
+        }
+    }
+    if let Some(model @ Model::Mlp { .. }) = &request.workload.model {
+        let parameters = model.parameters(dataset.features(), dataset.classes());
+        if parameters > limits.max_parameters {
+            check.refuse(
+                "/workload/model/hidden",
+                &["/workload/dataset"],
+                format!(
+                    "the model must have at most {} parameters, has {parameters}",
+                    limits.max_parameters
+                ),
+            );
+        }
+    }
+}
+
+fn questions(request: &StudyRequest, check: &mut Check<'_>) {
+    for (index, question) in request.questions.iter().enumerate() {
+        if request.questions[..index].contains(question) {
+            check.refuse(
+                &format!("/questions/{index}"),
+                &[],
+                "is already in the list; ask each question once".into(),
+            );
+        }
+    }
+}

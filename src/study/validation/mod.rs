@@ -1,0 +1,168 @@
+//! From a posted value to a request that can be trusted: every violation at once, each with its
+//! JSON pointer and with what is allowed.
+//!
+//! Four stages, so that one mistake never hides another:
+//! 1. [`read_json`] turns bytes into a value and notices members that are given twice.
+//! 2. The value is checked against the JSON schema that the OpenAPI document publishes, narrowed
+//!    by the server's [`DefinitionLimits`] (`schema`, `explain`).
+//! 3. What the schema refused is cut out, so that the rest can be read as a [`StudyRequest`].
+//! 4. What a schema cannot say (min ≤ max, the size of the model, …) is checked on that rest
+//!    (`meaning`), except where it rests on something that was cut out.
+
+mod explain;
+mod json;
+mod limits;
+mod meaning;
+mod schema;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+pub use json::{Malformed, read_json};
+pub use limits::DefinitionLimits;
+pub use schema::request_schemas;
+
+use super::StudyRequest;
+
+/// Violations reported at most: past that, a caller needs no longer list but another body.
+const MAX_VIOLATIONS: usize = 100;
+
+/// One thing wrong with what was posted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct Violation {
+    /// JSON pointer (RFC 6901) to the value; for a missing or unknown field, to where it is or
+    /// should be; for a query parameter, `?` and its name.
+    #[schema(example = "/batch_sizes/min")]
+    pub pointer: String,
+    /// What is wrong and what is allowed.
+    #[schema(example = "must be at least 1, is 0")]
+    pub detail: String,
+}
+
+impl Violation {
+    /// A violation at a pointer.
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            pointer: pointer.into(),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Checks posted values against the contract and one server's limits. Costs a schema compilation
+/// to make, so a service makes one and keeps it.
+pub struct DefinitionRules {
+    limits: DefinitionLimits,
+    schema: Value,
+    validator: jsonschema::Validator,
+}
+
+impl fmt::Debug for DefinitionRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DefinitionRules")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DefinitionRules {
+    /// The rules under these limits.
+    pub fn new(limits: DefinitionLimits) -> Self {
+        let schema = schema::document(&limits);
+        let validator = schema::compile(&schema, schema::ROOT);
+        Self {
+            limits,
+            schema,
+            validator,
+        }
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &DefinitionLimits {
+        &self.limits
+    }
+
+    /// Reads a posted value.
+    ///
+    /// # Errors
+    /// Every violation, sorted by pointer.
+    pub fn parse(&self, value: &Value) -> Result<StudyRequest, Vec<Violation>> {
+        let mut violations = explain::violations(&self.schema, &self.validator, value);
+        let mut rest = value.clone();
+        json::integers_as_integers(&mut rest);
+        let cut: Vec<String> = violations
+            .iter()
+            .map(|violation| violation.pointer.clone())
+            .collect();
+        json::cut_out(&mut rest, &cut);
+        match serde_json::from_value::<StudyRequest>(rest) {
+            Ok(request) => {
+                violations.extend(meaning::violations(&request, &self.limits, &cut));
+                if violations.is_empty() {
+                    return Ok(request);
+                }
+            }
+            // Schema and types say the same thing, so this is a difference between the two; the
+            // caller is told in the type's words rather than not at all.
+            Err(error) if violations.is_empty() => {
+                violations.push(Violation::new("", error.to_string()));
+            }
+            Err(_) => {}
+        }
+        Err(tidy(violations))
+    }
+
+    /// Reads a posted body.
+    ///
+    /// # Errors
+    /// [`Rejected::Malformed`] when it is not JSON, else every violation, members given twice included.
+    pub fn parse_body(&self, body: &[u8]) -> Result<StudyRequest, Rejected> {
+        let (value, repeated) = read_json(body)?;
+        match self.parse(&value) {
+            Ok(request) if repeated.is_empty() => Ok(request),
+            Ok(_) => Err(Rejected::Invalid(tidy(repeated))),
+            Err(mut violations) => {
+                violations.extend(repeated);
+                Err(Rejected::Invalid(tidy(violations)))
+            }
+        }
+    }
+}
+
+/// Why a posted body was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejected {
+    /// It is not JSON.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// It is JSON, but not a definition.
+    #[error("the definition has {} violation(s)", .0.len())]
+    Invalid(Vec<Violation>),
+}
+
+/// Reads a posted value under `limits`; see [`DefinitionRules`], which does the same more cheaply
+/// when there is more than one.
+///
+/// # Errors
+/// Every violation, sorted by pointer.
+pub fn parse(value: &Value, limits: &DefinitionLimits) -> Result<StudyRequest, Vec<Violation>> {
+    DefinitionRules::new(limits.clone()).parse(value)
+}
+
+/// Sorted, each once, and no more than anybody would read.
+fn tidy(mut violations: Vec<Violation>) -> Vec<Violation> {
+    violations.sort();
+    violations.dedup();
+    if violations.len() > MAX_VIOLATIONS {
+        let more = violations.len() - MAX_VIOLATIONS;
+        violations.truncate(MAX_VIOLATIONS);
+        violations.push(Violation::new("", format!("and {more} more violations")));
+    }
+    violations
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! The child process from start to end.
+
+use std::io::Read;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use super::events::EventLog;
+use super::tasks::{self, TaskEnd, TaskError};
+use crate::probe::{InfeasibleReason, PROTOCOL, ProbeSpec};
+use crate::study::{Model, Optimizer};
+
+/// A spec is a page of JSON; more is not one.
+const MAX_SPEC_BYTES: u64 = 1 << 20;
+
+/// A network deeper than this is a mistake, and its description alone would fill memory.
+const MAX_HIDDEN_LAYERS: usize = 1000;
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_BAD_SPEC: u8 = 2;
+const EXIT_NO_EVENTS: u8 = 3;
+
+/// Runs the probe whose spec is on stdin: the whole of the child process.
+///
+/// Exit codes: 0 when the last event is `finished` or `infeasible`, 2 when the spec is not one that
+/// can be run, 1 when training failed, 3 when events cannot be written. Out of memory is met by the
+/// allocator, which aborts the process.
+pub fn run_probe() -> ExitCode {
+    let started = Instant::now();
+    let mut log = match EventLog::open(started) {
+        Ok(log) => log,
+        Err(error) => return no_events(&TaskError::Events(error)),
+    };
+    let end = log
+        .started()
+        .map_err(TaskError::Events)
+        .and_then(|()| supervise(&mut log));
+    match end {
+        Ok(code) => code,
+        Err(error) => no_events(&error),
+    }
+}
+
+fn supervise(log: &mut EventLog) -> Result<ExitCode, TaskError> {
+    let spec = match read_spec(std::io::stdin().lock()) {
+        Ok(spec) => spec,
+        Err(error) => {
+            log.failed(error.to_string())?;
+            return Ok(ExitCode::from(EXIT_BAD_SPEC));
+        }
+    };
+    let end = match start_threads(spec.device.threads) {
+        Ok(()) => tasks::run(&spec, log),
+        Err(error) => Ok(TaskEnd::Infeasible {
+            // The only thing that starting a thread needs is room for its stack.
+            reason: InfeasibleReason::OutOfMemory,
+            detail: format!(
+                "{} threads do not fit the memory limit: {error}",
+                spec.device.threads
+            ),
+        }),
+    };
+    match end {
+        Ok(TaskEnd::Finished) => log.finished()?,
+        Ok(TaskEnd::Infeasible { reason, detail }) => log.infeasible(reason, detail)?,
+        Err(TaskError::Events(error)) => return Err(TaskError::Events(error)),
+        Err(error @ TaskError::Session(_)) => {
+            log.failed(error.to_string())?;
+            return Ok(ExitCode::from(EXIT_FAILED));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[expect(clippy::print_stderr, reason = "stderr is the child's log")]
+fn no_events(error: &TaskError) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(EXIT_NO_EVENTS)
+}
+
+/// Fixes the number of threads of burn's pool, before burn is first used.
+fn start_threads(threads: u32) -> Result<(), rayon::ThreadPoolBuildError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads as usize)
+        .build_global()
+}
+
+/// What is wrong with a spec.
+#[derive(Debug, Error)]
+enum SpecError {
+    #[error("the probe's spec cannot be read: {0}")]
+    Unreadable(#[from] std::io::Error),
+    #[error("the probe's spec is longer than {MAX_SPEC_BYTES} bytes")]
+    TooLong,
+    #[error("the probe's spec is not one: {0}")]
+    Malformed(#[from] serde_json::Error),
+    #[error("the probe's spec speaks protocol {0}, this runner speaks {PROTOCOL}")]
+    Protocol(u64),
+    #[error("{field} must be {allowed}")]
+    Value {
+        field: &'static str,
+        allowed: &'static str,
+    },
+}
+
+fn read_spec(input: impl Read) -> Result<ProbeSpec, SpecError> {
+    let mut bytes = Vec::new();
+    input.take(MAX_SPEC_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_SPEC_BYTES {
+        return Err(SpecError::TooLong);
+    }
+    let value: serde_json::Value = serde_json::from_slice(&bytes)?;
+    // First of all: another version's spec need not have the fields of this one.
+    if let Some(protocol) = value.get("protocol").and_then(serde_json::Value::as_u64)
+        && protocol != u64::from(PROTOCOL)
+    {
+        return Err(SpecError::Protocol(protocol));
+    }
+    let spec: ProbeSpec = serde_json::from_value(value)?;
+    check(&spec)?;
+    Ok(spec)
+}
+
+/// Checks what would otherwise panic deep inside the training code. The service has checked the
+/// same before; a runner trusts no one's word for it.
+fn check(spec: &ProbeSpec) -> Result<(), SpecError> {
+    let require = |holds: bool, field, allowed| {
+        holds
+            .then_some(())
+            .ok_or(SpecError::Value { field, allowed })
+    };
+    let dataset = &spec.workload.dataset;
+    let examples = dataset.training_examples();
+    require(spec.batch_size.0 >= 1, "batch_size", "at least 1")?;
+    require(
+        (1..=1024).contains(&spec.device.threads),
+        "device.threads",
+        "between 1 and 1024",
+    )?;
+    require(
+        (1..=u64::from(u32::MAX)).contains(&examples),
+        "workload.dataset.examples",
+        "between 1 and 2^32 - 1",
+    )?;
+    require(
+        dataset.features() >= 1,
+        "workload.dataset.features",
+        "at least 1",
+    )?;
+    require(
+        (2..=u64::from(u32::MAX)).contains(&dataset.classes()),
+        "workload.dataset.classes",
+        "between 2 and 2^32 - 1",
+    )?;
+    let Model::Mlp {
+        hidden, dropout, ..
+    } = &spec.workload.model;
+    require(
+        hidden.len() <= MAX_HIDDEN_LAYERS && hidden.iter().all(|&units| units >= 1),
+        "workload.model.hidden",
+        "at most 1000 layers of at least 1 unit",
+    )?;
+    require(
+        (0.0..1.0).contains(dropout),
+        "workload.model.dropout",
+        "at least 0 and below 1",
+    )?;
+    check_optimizer(&spec.optimizer)
+}
+
+fn check_optimizer(optimizer: &Optimizer) -> Result<(), SpecError> {
+    let require = |holds: bool, field, allowed| {
+        holds
+            .then_some(())
+            .ok_or(SpecError::Value { field, allowed })
+    };
+    let positive = |value: f64| value.is_finite() && value > 0.0;
+    let fraction = |value: f64| (0.0..1.0).contains(&value);
+    let (learning_rate, fractions, epsilon, weight_decay) = match *optimizer {
+        Optimizer::Sgd { learning_rate } => (learning_rate, [0.0; 2], 1.0, 0.0),
+        Optimizer::SgdMomentum {
+            learning_rate,
+            momentum,
+        }
+        | Optimizer::SgdNesterov {
+            learning_rate,
+            momentum,
+        } => (learning_rate, [momentum, 0.0], 1.0, 0.0),
+        Optimizer::Adam {
+            learning_rate,
+            beta_1,
+            beta_2,
+            epsilon,
+        } => (learning_rate, [beta_1, beta_2], epsilon, 0.0),
+        Optimizer::AdamW {
+            learning_rate,
+            beta_1,
+            beta_2,
+            epsilon,
+            weight_decay,
+        } => (learning_rate, [beta_1, beta_2], epsilon, weight_decay),
+    };
+    require(
+        positive(learning_rate),
+        "optimizer.learning_rate",
+        "a finite number above 0",
+    )?;
+    require(
+        fractions.into_iter().all(fraction),
+        "optimizer's momentum, beta_1 and beta_2",
+        "at least 0 and below 1",
+    )?;
+    require(
+        positive(epsilon),
+        "optimizer.epsilon",
+        "a finite number above 0",
+    )?;
+    require(
+        weight_decay.is_finite() && weight_decay >= 0.0,
+        "optimizer.weight_decay",
+        "a finite number, at least 0",
+    )
+}

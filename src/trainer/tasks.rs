@@ -1,0 +1,153 @@
+//! The short probes: does the pipeline run, how much memory does it take, does it survive.
+
+use std::io;
+
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+use super::events::EventLog;
+use super::memory;
+use super::session::{Session, SessionError};
+use super::step_time;
+use crate::probe::{InfeasibleReason, Metric, ProbeSpec, Task};
+
+/// How a task ended, when nothing went wrong with the child itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TaskEnd {
+    /// It did what it was asked.
+    Finished,
+    /// It found that this cannot be done.
+    Infeasible {
+        reason: InfeasibleReason,
+        detail: String,
+    },
+}
+
+impl TaskEnd {
+    /// The loss is no longer a number.
+    pub(super) fn diverged(steps: u64) -> Self {
+        Self::Infeasible {
+            reason: InfeasibleReason::Diverged,
+            detail: format!("the training loss was no longer finite after {steps} steps"),
+        }
+    }
+}
+
+/// Why a task could not be carried out.
+#[derive(Debug, Error)]
+pub(super) enum TaskError {
+    /// Nobody reads the events any more.
+    #[error("the events cannot be written: {0}")]
+    Events(#[from] io::Error),
+    /// Training failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+}
+
+/// Does what the spec says.
+pub(super) fn run(spec: &ProbeSpec, log: &mut EventLog) -> Result<TaskEnd, TaskError> {
+    let result = match &spec.task {
+        Task::Smoke { steps } => smoke(spec, *steps, log),
+        Task::Memory { steps } | Task::Confirmation { steps } => watched(spec, *steps, log),
+        Task::StepTime(sampling) => step_time::run(spec, sampling, log),
+    };
+    match result {
+        Err(TaskError::Session(SessionError::NotAddressable(what))) => Ok(TaskEnd::Infeasible {
+            reason: InfeasibleReason::OutOfMemory,
+            detail: SessionError::NotAddressable(what).to_string(),
+        }),
+        other => other,
+    }
+}
+
+/// A few steps, and the evaluation twice: a pipeline that trains must give a finite loss, and the
+/// same loss for the same parameters.
+fn smoke(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, TaskError> {
+    let mut session = Session::new(spec)?;
+    if let Some(diverged) = train(&mut session, steps, log)? {
+        return Ok(diverged);
+    }
+    let first = session.validation_loss();
+    let second = session.validation_loss();
+    log.measurement(Metric::Steps, session.steps() as f64)?;
+    if !first.is_finite() {
+        return Ok(TaskEnd::diverged(session.steps()));
+    }
+    log.measurement(Metric::ValidationLoss, first)?;
+    let difference = (first - second).abs();
+    if difference != 0.0 {
+        // Also when the second one is not a number, which JSON could not hold.
+        if difference.is_finite() {
+            log.measurement(Metric::EvaluationDifference, difference)?;
+        }
+        return Ok(TaskEnd::Infeasible {
+            reason: InfeasibleReason::PipelineBroken,
+            detail: format!(
+                "two evaluations of the same parameters gave {first} and {second} nats"
+            ),
+        });
+    }
+    log.measurement(Metric::EvaluationDifference, difference)?;
+    Ok(TaskEnd::Finished)
+}
+
+/// Training steps and one evaluation, with the memory watched from before the data set is loaded.
+fn watched(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, TaskError> {
+    if !memory::start_watching() {
+        return Ok(TaskEnd::Infeasible {
+            reason: InfeasibleReason::DeviceUnsupported,
+            detail: "peak memory cannot be measured here: the kernel does not tell the size of \
+                     the data segments, or the program lacks the watched allocator"
+                .into(),
+        });
+    }
+    let mut session = Session::new(spec)?;
+    if let Some(diverged) = train(&mut session, steps, log)? {
+        return Ok(diverged);
+    }
+    let validation_loss = session.validation_loss();
+    if !validation_loss.is_finite() {
+        return Ok(TaskEnd::diverged(session.steps()));
+    }
+    if let Some(peak) = memory::peak() {
+        log.measurement(Metric::PeakMemory, peak.data_bytes as f64)?;
+        log.measurement(Metric::PeakResidentMemory, peak.resident_bytes as f64)?;
+    }
+    log.measurement(Metric::ValidationLoss, validation_loss)?;
+    log.measurement(Metric::Steps, session.steps() as f64)?;
+    Ok(TaskEnd::Finished)
+}
+
+/// Steps whose loss is read each time: nothing is timed here. Says so if the loss leaves the
+/// finite numbers.
+fn train(
+    session: &mut Session,
+    steps: u64,
+    log: &mut EventLog,
+) -> Result<Option<TaskEnd>, TaskError> {
+    let mut last_loss = None;
+    for step in 0..steps {
+        let loss = read(session.step());
+        if !(loss.is_finite() && session.finish_steps()?) {
+            return Ok(Some(TaskEnd::diverged(step + 1)));
+        }
+        if step == 0 {
+            log.measurement(Metric::FirstLoss, loss)?;
+        }
+        if (step + 1) % PROGRESS_EVERY_STEPS == 0 {
+            log.progress("training", (step + 1) as f64 / steps as f64)?;
+        }
+        last_loss = Some(loss);
+    }
+    if let Some(loss) = last_loss {
+        log.measurement(Metric::LastLoss, loss)?;
+    }
+    Ok(None)
+}
+
+const PROGRESS_EVERY_STEPS: u64 = 50;
+
+/// Waits for a loss.
+pub(super) fn read(loss: Tensor<1>) -> f64 {
+    f64::from(loss.into_scalar::<f32>())
+}

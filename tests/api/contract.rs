@@ -1,0 +1,197 @@
+//! The OpenAPI document is the contract: committed, equal to the code, complete, and true.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::service::{TestService, digits};
+
+fn document() -> Value {
+    serde_json::to_value(trialhead::api::openapi::document()).expect("the document as JSON")
+}
+
+#[test]
+fn the_committed_document_is_what_the_code_says() {
+    let committed: Value =
+        serde_json::from_str(include_str!("../../openapi/openapi.json")).expect("JSON");
+    assert!(
+        committed == document(),
+        "openapi/openapi.json is out of date; refresh it with: cargo run --release -- openapi > openapi/openapi.json"
+    );
+}
+
+/// Every operation: (path, method, operation).
+fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    document["paths"]
+        .as_object()
+        .expect("paths")
+        .iter()
+        .flat_map(|(path, item)| {
+            item.as_object()
+                .expect("a path item")
+                .iter()
+                .map(move |(method, operation)| (path.clone(), method.clone(), operation.clone()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_operation_is_described_and_named() {
+    let document = document();
+    assert!(
+        document["openapi"]
+            .as_str()
+            .expect("a version")
+            .starts_with("3.1")
+    );
+    let mut names = BTreeSet::new();
+    for (path, method, operation) in operations(&document) {
+        let at = format!("{method} {path}");
+        let name = operation["operationId"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(!name.is_empty(), "{at} has no operationId");
+        assert!(
+            names.insert(name),
+            "{at} has another operation's operationId"
+        );
+        assert!(operation["summary"].is_string(), "{at} has no summary");
+        assert!(
+            operation["description"].is_string(),
+            "{at} has no description"
+        );
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            assert!(response["description"].is_string(), "{at} {status}");
+            if status.starts_with('4') || status.starts_with('5') {
+                assert!(
+                    response["content"]["application/problem+json"]["schema"].is_object()
+                        || path == "/readyz",
+                    "{at} {status} is no problem"
+                );
+            }
+        }
+    }
+    for name in [
+        "create_study",
+        "list_studies",
+        "get_study",
+        "get_study_definition",
+        "cancel_study",
+        "delete_study",
+        "list_probes",
+        "get_probe",
+        "list_measurements",
+        "get_analysis",
+        "list_recommendations",
+        "get_report",
+        "get_catalog",
+        "list_devices",
+    ] {
+        assert!(names.contains(name), "{name} is not in the document");
+    }
+}
+
+/// Checks a value against a schema of the document.
+fn check(document: &Value, schema: &Value, value: &Value, at: &str) {
+    let mut schema = schema.clone();
+    schema["components"] = document["components"].clone();
+    let validator = jsonschema::options()
+        .with_draft(jsonschema::Draft::Draft202012)
+        .build(&schema)
+        .unwrap_or_else(|error| panic!("{at}: {error}"));
+    let errors: Vec<String> = validator
+        .iter_errors(value)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "{at}: {errors:?}");
+}
+
+#[test]
+fn every_example_validates() {
+    let document = document();
+    let mut checked = 0;
+    for (name, schema) in document["components"]["schemas"]
+        .as_object()
+        .expect("schemas")
+    {
+        let examples = schema["examples"].as_array().cloned().unwrap_or_default();
+        for example in schema.get("example").into_iter().chain(&examples) {
+            check(&document, schema, example, name);
+            checked += 1;
+        }
+    }
+    assert!(checked >= 3, "only {checked} examples were found");
+}
+
+#[tokio::test]
+async fn real_answers_fit_their_schemas() {
+    let service = TestService::with_worker().await;
+    let document = document();
+    let path = service.create(&digits()).await;
+    service.ended(&path).await;
+    let probes = service.get(&format!("{path}/probes")).await.json();
+    let probe = probes["items"][0]["probe"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    for (template, path) in [
+        ("/v1/studies", "/v1/studies".to_owned()),
+        ("/v1/studies/{id}", path.clone()),
+        ("/v1/studies/{id}/definition", format!("{path}/definition")),
+        ("/v1/studies/{id}/probes", format!("{path}/probes")),
+        (
+            "/v1/studies/{id}/measurements",
+            format!("{path}/measurements"),
+        ),
+        ("/v1/studies/{id}/analysis", format!("{path}/analysis")),
+        (
+            "/v1/studies/{id}/recommendations",
+            format!("{path}/recommendations"),
+        ),
+        ("/v1/probes/{id}", format!("/v1/probes/{probe}")),
+        ("/v1/devices", "/v1/devices".to_owned()),
+        ("/v1/catalog", "/v1/catalog".to_owned()),
+    ] {
+        let answer = service.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        let schema = &document["paths"][template]["get"]["responses"]["200"]["content"]["application/json"]
+            ["schema"];
+        assert!(schema.is_object(), "{template} documents its answer");
+        check(&document, schema, &answer.json(), template);
+    }
+    let problem = service.post("/v1/studies", &json!({})).await;
+    let schema = &document["paths"]["/v1/studies"]["post"]["responses"]["422"]["content"]["application/problem+json"]
+        ["schema"];
+    check(&document, schema, &problem.json(), "a problem");
+}
+
+#[tokio::test]
+async fn the_docs_are_browsed_without_any_outside_request() {
+    let service = TestService::without_workers().await;
+    let served = service.get("/openapi.json").await;
+    assert_eq!(served.json(), document());
+    let page = service.get("/docs/").await;
+    assert_eq!(page.status, 200, "{}", page.text);
+    for asset in [
+        "swagger-ui.css",
+        "swagger-ui-bundle.js",
+        "swagger-initializer.js",
+    ] {
+        assert!(page.text.contains(asset), "{asset} in {}", page.text);
+        let answer = service.get(&format!("/docs/{asset}")).await;
+        assert_eq!(answer.status, 200, "{asset}");
+    }
+    for attribute in ["src=\"http", "href=\"http", "src=\"//", "href=\"//"] {
+        assert!(
+            !page.text.contains(attribute),
+            "{attribute} in {}",
+            page.text
+        );
+    }
+    let policy = page.header("content-security-policy").expect("a policy");
+    assert!(
+        policy.contains("default-src 'self'") || policy.contains("default-src 'none'"),
+        "{policy}"
+    );
+}

@@ -1,0 +1,13 @@
+//! The REST interface as its users see it: a real service on a real Postgres, real children.
+
+#[path = "../support/fake.rs"]
+mod fake;
+#[path = "../support/postgres.rs"]
+mod postgres;
+#[path = "../support/service.rs"]
+mod service;
+
+mod answers;
+mod contract;
+mod problems;
+mod studies;

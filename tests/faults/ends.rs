@@ -1,0 +1,209 @@
+//! A study goes on where it was, however its service ended.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::postgres::TestDatabase;
+use crate::server::{PATIENCE, ServerProcess};
+
+/// 20 MB + 100 kB an example; 1 ms + 10 µs an example.
+const SIMULATED: [&str; 5] = ["simulate", "2e7", "1e5", "1e-3", "1e-5"];
+
+fn study() -> Value {
+    json!({
+        "workload": {"dataset": {"builtin": "digits"}},
+        "batch_sizes": {"min": 8, "max": 1024},
+        "device": {"memory_budget_bytes": 96 << 20, "threads": 1},
+        "seed": 7
+    })
+}
+
+async fn create(server: &ServerProcess) -> String {
+    let study = server.post("/v1/studies", &study()).await;
+    format!(
+        "/v1/studies/{}",
+        study["id"].as_str().unwrap_or_else(|| panic!("{study}"))
+    )
+}
+
+/// What was advised, without what must differ from study to study.
+async fn advice(server: &ServerProcess, path: &str) -> Vec<(Value, Value)> {
+    let (_, _, answers) = server
+        .get(&format!("{path}/recommendations"))
+        .await
+        .expect("an answer");
+    answers["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .map(|item| (item["topic"].clone(), item["value"].clone()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_service_killed_in_every_phase_loses_nothing() {
+    let undisturbed = TestDatabase::create().await;
+    let server = ServerProcess::start(undisturbed.url(), "calm", &SIMULATED);
+    let path = create(&server).await;
+    let study = server.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let expected = advice(&server, &path).await;
+    assert_eq!(expected.len(), 3);
+    drop(server);
+
+    let database = TestDatabase::create().await;
+    let mut server = ServerProcess::start(database.url(), "stormy", &SIMULATED);
+    let path = create(&server).await;
+    for phase in ["checking", "seeking", "round 1", "round 2", "confirming"] {
+        // A phase may pass between two looks; then the kill comes in the next one.
+        server
+            .until(&path, |study| {
+                study["phase"]
+                    .as_str()
+                    .is_some_and(|now| now.contains(phase))
+                    || study["progress"]["probes_done"].as_i64() > Some(30)
+                    || study["state"] == "succeeded"
+            })
+            .await;
+        server.kill_9();
+        server = ServerProcess::start(database.url(), "stormy", &SIMULATED);
+    }
+    let study = server.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    assert_eq!(advice(&server, &path).await, expected);
+}
+
+#[tokio::test]
+async fn a_drained_service_hands_its_probe_back_at_no_cost() {
+    let database = TestDatabase::create().await;
+    let server = ServerProcess::start(database.url(), "host", &["sleep"]);
+    let path = create(&server).await;
+    let probes = format!("{path}/probes");
+    server
+        .until(&probes, |list| {
+            list["items"][0]["probe"]["state"] == "running"
+        })
+        .await;
+    let (code, took) = server.terminate();
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+
+    // The next service takes it up at once, without waiting for a lease, and the attempt cost nothing.
+    let server = ServerProcess::start(database.url(), "host", &SIMULATED);
+    server.ended(&path).await;
+    let list = server.until(&probes, |_| true).await;
+    let first = &list["items"][0]["probe"];
+    assert_eq!(first["state"], "succeeded", "{first}");
+    assert_eq!(
+        (&first["crashes"], &first["losses"]),
+        (&json!(0), &json!(0))
+    );
+    assert_eq!(first["attempt"], 2);
+}
+
+#[tokio::test]
+async fn cancelling_ends_a_running_child_within_a_heartbeat_and_two_seconds() {
+    let database = TestDatabase::create().await;
+    let server = ServerProcess::start(database.url(), "host", &["sleep"]);
+    let path = create(&server).await;
+    let probes = format!("{path}/probes");
+    server
+        .until(&probes, |list| {
+            list["items"][0]["probe"]["state"] == "running"
+        })
+        .await;
+    let since = Instant::now();
+    let cancelled = server.post(&format!("{path}/cancel"), &json!({})).await;
+    assert_eq!(cancelled["state"], "cancelled");
+    server
+        .until(&probes, |list| {
+            list["items"][0]["probe"]["state"] == "cancelled"
+        })
+        .await;
+    // The heartbeat is half a second here.
+    assert!(
+        since.elapsed() < Duration::from_millis(2500),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_goes_and_comes_back_costs_no_study() {
+    let database = TestDatabase::create().await;
+    let server = ServerProcess::start(database.url(), "host", &SIMULATED);
+    let mut paths = Vec::new();
+    for _ in 0..3 {
+        paths.push(create(&server).await);
+    }
+    for _ in 0..2 {
+        database.sever().await;
+        // Requests are told to come again, never that something is broken.
+        let since = Instant::now();
+        loop {
+            let (status, retry, body) = server.get("/v1/studies").await.expect("an answer");
+            if status == 503 {
+                assert!(retry, "{body}");
+                assert_eq!(body["code"], "unavailable");
+                break;
+            }
+            assert_eq!(status, 200, "{body}");
+            assert!(since.elapsed() < PATIENCE);
+        }
+        database.mend().await;
+        server.until("/readyz", |_| true).await;
+    }
+    for path in paths {
+        let study = server.ended(&path).await;
+        assert_eq!(study["ended_because"], "answered", "{study}");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_cut_off_for_longer_than_its_lease_ends_its_child() {
+    let database = TestDatabase::create().await;
+    let server = ServerProcess::start(database.url(), "cut off", &["sleep"]);
+    let path = create(&server).await;
+    let probes = format!("{path}/probes");
+    server
+        .until(&probes, |list| {
+            list["items"][0]["probe"]["state"] == "running"
+        })
+        .await;
+    let children = || {
+        let name = crate::fake::executable().display().to_string();
+        std::fs::read_dir("/proc")
+            .expect("proc")
+            .flatten()
+            .filter(|entry| {
+                let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+                let parent = stat.rsplit(')').next().and_then(|rest| {
+                    rest.split_whitespace()
+                        .nth(1)
+                        .and_then(|it| it.parse::<i32>().ok())
+                });
+                command.starts_with(name.as_bytes()) && parent == Some(server.child_pid())
+            })
+            .count()
+    };
+    assert_eq!(children(), 1);
+    database.sever().await;
+    let since = Instant::now();
+    while children() > 0 {
+        // The lease is 3 s, the margin 1 s.
+        assert!(
+            since.elapsed() < Duration::from_secs(4),
+            "the child outlived its lease"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    database.mend().await;
+    let list = server
+        .until(&probes, |list| {
+            list["items"][0]["probe"]["attempt"].as_i64() >= Some(2)
+        })
+        .await;
+    assert_eq!(list["items"][0]["probe"]["crashes"], 0);
+}

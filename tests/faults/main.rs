@@ -1,0 +1,12 @@
+//! What survives what: real services as processes of their own, ended in every way a process can be.
+
+#[path = "../support/fake.rs"]
+mod fake;
+#[path = "../support/postgres.rs"]
+mod postgres;
+#[path = "../support/queue.rs"]
+mod queue;
+
+mod crowd;
+mod ends;
+mod server;

@@ -1,0 +1,147 @@
+//! A service as a process of its own, with simulated children.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long a test waits for something that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A running `trialhead serve`; killed when dropped.
+pub struct ServerProcess {
+    child: Child,
+    pub base: String,
+    http: reqwest::Client,
+    _folder: tempfile::TempDir,
+}
+
+impl ServerProcess {
+    /// Starts a service on a database, as a host of its own; `runner` is what its children do.
+    pub fn start(database_url: &str, host: &str, runner: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut command = vec![crate::fake::executable().display().to_string()];
+        command.extend(runner.iter().map(|&word| word.to_owned()));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("DATABASE_URL", database_url)
+            .env("TRIALHEAD_DATABASE__POOL_SIZE", "6")
+            .env("TRIALHEAD_POOL__HOST", host)
+            .env("TRIALHEAD_POOL__LOCK_DIR", folder.path().join("locks"))
+            .env("TRIALHEAD_POOL__CHILD_COMMAND", command.join(","))
+            .env("TRIALHEAD_POOL__TICK_SECS", "0.5")
+            .env("TRIALHEAD_POOL__HEARTBEAT_SECS", "0.5")
+            .env("TRIALHEAD_POOL__LEASE_SECS", "3")
+            .env("TRIALHEAD_POOL__LEASE_MARGIN_SECS", "1")
+            .env("TRIALHEAD_POOL__RETRY_DELAY_SECS", "0.1")
+            .env("TRIALHEAD_API__THREADS", "1")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let mut said = String::new();
+        let base = loop {
+            let line = lines
+                .next()
+                .unwrap_or_else(|| panic!("it ended before it served: {said}"))
+                .expect("text");
+            if let Some((_, rest)) = line.split_once("serving on ") {
+                break rest.split(';').next().unwrap_or_default().to_owned();
+            }
+            said.push_str(&line);
+            said.push('\n');
+        };
+        // Somebody must read on, or the service would wait for its own log.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self {
+            child,
+            base,
+            http: reqwest::Client::new(),
+            _folder: folder,
+        }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
+    }
+
+    /// Its process.
+    pub fn child_pid(&self) -> i32 {
+        self.pid().as_raw()
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill_9(mut self) {
+        kill(self.pid(), Signal::SIGKILL).expect("it runs");
+        self.child.wait().expect("reaped");
+    }
+
+    /// Asks it to stop; gives its exit code and how long it took.
+    pub fn terminate(mut self) -> (Option<i32>, Duration) {
+        let since = Instant::now();
+        kill(self.pid(), Signal::SIGTERM).expect("it runs");
+        let status = self.child.wait().expect("reaped");
+        (status.code(), since.elapsed())
+    }
+
+    /// Answers of the service: status, Retry-After, body. None when it cannot be reached.
+    pub async fn get(&self, path: &str) -> Option<(u16, bool, Value)> {
+        let response = self
+            .http
+            .get(format!("{}{path}", self.base))
+            .send()
+            .await
+            .ok()?;
+        let status = response.status().as_u16();
+        let retry = response.headers().contains_key("retry-after");
+        Some((status, retry, response.json().await.unwrap_or(Value::Null)))
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        let response = self
+            .http
+            .post(format!("{}{path}", self.base))
+            .json(body)
+            .send()
+            .await
+            .expect("an answer");
+        response.json().await.expect("JSON")
+    }
+
+    /// Waits until a path says what is waited for.
+    pub async fn until(&self, path: &str, arrived: impl Fn(&Value) -> bool) -> Value {
+        let since = Instant::now();
+        loop {
+            let answer = self.get(path).await;
+            if let Some((200, _, value)) = &answer
+                && arrived(value)
+            {
+                return value.clone();
+            }
+            assert!(since.elapsed() < PATIENCE, "{path}: {answer:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn ended(&self, path: &str) -> Value {
+        self.until(path, |study| {
+            !matches!(study["state"].as_str(), Some("queued" | "running"))
+        })
+        .await
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,235 @@
+//! Only the holder of the lease writes.
+
+use trialhead::probe::{FailureReason, InfeasibleReason, Measurement, Outcome, ProbeState, Task};
+use trialhead::store::connection::Database;
+use trialhead::store::leases::{self, Claimed, Completed, Completion, Heartbeat};
+use trialhead::store::probes::{self, MeasurementFilter};
+use trialhead::store::{events, studies};
+use trialhead::study::StudyId;
+
+use crate::postgres::TestDatabase;
+use crate::queue::{MODEL, POLICY, claim, database, device, study};
+
+fn completion(claimed: &Claimed, outcome: Outcome) -> Completion {
+    Completion {
+        fence: claimed.fence(),
+        outcome,
+        measurements: vec![Measurement {
+            seq: 0,
+            metric: "peak_memory".into(),
+            step: None,
+            value: f64::from(claimed.attempt),
+            unit: "bytes".into(),
+            elapsed_secs: 0.1,
+        }],
+        stderr_tail: "the end of the log".into(),
+        device_secs: 1.5,
+    }
+}
+
+async fn complete(database: &Database, completion: &Completion) -> Completed {
+    let mut conn = database.connection().await.expect("a connection");
+    leases::complete(&mut conn, completion, POLICY)
+        .await
+        .expect("completes")
+}
+
+async fn state(database: &Database, claimed: &Claimed) -> probes::ProbeRow {
+    let mut conn = database.connection().await.expect("a connection");
+    probes::find(&mut conn, "default", claimed.probe)
+        .await
+        .expect("read")
+        .expect("there")
+}
+
+async fn evidence_version(database: &Database, id: StudyId) -> i64 {
+    let mut conn = database.connection().await.expect("a connection");
+    studies::find_anywhere(&mut conn, id)
+        .await
+        .expect("read")
+        .expect("there")
+        .evidence_version
+}
+
+#[tokio::test]
+async fn a_completion_is_stored_once_and_makes_the_plan_due() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let id = study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let claimed = claim(&database, device, 30.0).await.expect("a probe");
+    let before = evidence_version(&database, id).await;
+    let done = completion(&claimed, Outcome::Succeeded);
+    assert_eq!(
+        complete(&database, &done).await,
+        Completed::Now(ProbeState::Succeeded)
+    );
+    assert_eq!(complete(&database, &done).await, Completed::Already);
+    assert_eq!(evidence_version(&database, id).await, before + 1);
+    let row = state(&database, &claimed).await;
+    assert_eq!(row.state, "succeeded");
+    assert_eq!(row.stderr_tail.as_deref(), Some("the end of the log"));
+    assert_eq!(row.device_secs, 1.5);
+    let mut conn = database.connection().await.expect("a connection");
+    let study = studies::find_anywhere(&mut conn, id)
+        .await
+        .expect("read")
+        .expect("there");
+    let measured = probes::list_measurements(&mut conn, &study, &MeasurementFilter::default(), 10)
+        .await
+        .expect("read");
+    assert_eq!(measured.len(), 1);
+    let log = events::list_after(&mut conn, id, 0, 100)
+        .await
+        .expect("read");
+    let ends = log.iter().filter(|(_, kind, _)| kind == "probe").count();
+    assert_eq!(ends, 1);
+    let numbers: Vec<i64> = log.iter().map(|(seq, _, _)| *seq).collect();
+    assert_eq!(numbers, (1..=log.len() as i64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn late_writes_of_a_lost_lease_change_nothing() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let first = claim(&database, device, 0.0).await.expect("a probe");
+    let mut conn = database.connection().await.expect("a connection");
+    assert_eq!(leases::reap(&mut conn, POLICY).await.expect("reaps"), 1);
+    assert_eq!(leases::reap(&mut conn, POLICY).await.expect("reaps"), 0);
+    let second = claim(&database, device, 30.0)
+        .await
+        .expect("the probe again");
+    assert_eq!(second.probe, first.probe);
+    assert_eq!(second.attempt, first.attempt + 1);
+
+    assert_eq!(
+        leases::heartbeat(&mut conn, first.fence(), 30.0, None)
+            .await
+            .expect("answers"),
+        Heartbeat::Lost
+    );
+    let late = completion(&first, Outcome::Succeeded);
+    assert_eq!(complete(&database, &late).await, Completed::Fenced);
+    assert_eq!(state(&database, &second).await.state, "running");
+
+    assert_eq!(
+        leases::heartbeat(&mut conn, second.fence(), 30.0, Some(("sampling", 0.5)))
+            .await
+            .expect("answers"),
+        Heartbeat::Held {
+            cancel_requested: false
+        }
+    );
+    assert_eq!(state(&database, &second).await.progress_fraction, Some(0.5));
+    let done = completion(&second, Outcome::Succeeded);
+    assert_eq!(
+        complete(&database, &done).await,
+        Completed::Now(ProbeState::Succeeded)
+    );
+    assert_eq!(complete(&database, &late).await, Completed::Fenced);
+    assert_eq!(state(&database, &second).await.losses, 1);
+}
+
+#[tokio::test]
+async fn crashes_count_losses_count_apart_and_a_drain_costs_nothing() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let id = study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let mut conn = database.connection().await.expect("a connection");
+    let crash = || Outcome::Failed {
+        reason: FailureReason::Crashed,
+        detail: "signal 11 ended the child".into(),
+    };
+    for _ in 0..5 {
+        let claimed = claim(&database, device, 30.0).await.expect("a probe");
+        let back = completion(&claimed, Outcome::HandedBack);
+        assert_eq!(
+            complete(&database, &back).await,
+            Completed::Now(ProbeState::Queued)
+        );
+    }
+    for crashes in 1..=2 {
+        let claimed = claim(&database, device, 30.0).await.expect("a probe");
+        let end = completion(&claimed, crash());
+        assert_eq!(
+            complete(&database, &end).await,
+            Completed::Now(ProbeState::Queued)
+        );
+        assert_eq!(state(&database, &claimed).await.crashes, crashes);
+        // A loss in between has its own cap.
+        claim(&database, device, 0.0).await.expect("a probe");
+        assert_eq!(leases::reap(&mut conn, POLICY).await.expect("reaps"), 1);
+    }
+    let before = evidence_version(&database, id).await;
+    let last = claim(&database, device, 30.0).await.expect("a probe");
+    let end = completion(&last, crash());
+    assert_eq!(
+        complete(&database, &end).await,
+        Completed::Now(ProbeState::Failed)
+    );
+    let row = state(&database, &last).await;
+    assert_eq!((row.crashes, row.losses), (3, 2));
+    assert_eq!(row.reason.as_deref(), Some("crashed"));
+    assert_eq!(evidence_version(&database, id).await, before + 1);
+    assert!(claim(&database, device, 30.0).await.is_none());
+}
+
+#[tokio::test]
+async fn an_infeasible_probe_is_knowledge_and_not_tried_again() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let claimed = claim(&database, device, 30.0).await.expect("a probe");
+    let end = completion(
+        &claimed,
+        Outcome::Infeasible {
+            reason: InfeasibleReason::OutOfMemory,
+            detail: "memory allocation of 8 bytes failed".into(),
+        },
+    );
+    assert_eq!(
+        complete(&database, &end).await,
+        Completed::Now(ProbeState::Infeasible)
+    );
+    assert_eq!(
+        state(&database, &claimed).await.reason.as_deref(),
+        Some("out_of_memory")
+    );
+    assert!(claim(&database, device, 30.0).await.is_none());
+}
+
+#[tokio::test]
+async fn cancelling_ends_what_only_this_study_wants() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let id = study(&database, MODEL, 0, 3, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let claimed = claim(&database, device, 30.0).await.expect("a probe");
+    let mut conn = database.connection().await.expect("a connection");
+    studies::set_cancelled(&mut conn, id)
+        .await
+        .expect("cancelled");
+    probes::cancel_unwanted(&mut conn, id)
+        .await
+        .expect("cancelled");
+    assert_eq!(
+        leases::heartbeat(&mut conn, claimed.fence(), 30.0, None)
+            .await
+            .expect("answers"),
+        Heartbeat::Held {
+            cancel_requested: true
+        }
+    );
+    let end = completion(&claimed, Outcome::Cancelled);
+    assert_eq!(
+        complete(&database, &end).await,
+        Completed::Now(ProbeState::Cancelled)
+    );
+    assert!(claim(&database, device, 30.0).await.is_none());
+    let progress = studies::progress(&mut conn, &[id.0]).await.expect("read");
+    assert_eq!(progress[&id.0].0.cancelled, 3);
+}

@@ -1,0 +1,132 @@
+//! Whose turn it is, and who has a device alone.
+
+use trialhead::probe::{Outcome, Task};
+use trialhead::store::connection::Database;
+use trialhead::store::leases::{self, Claimed, Completion};
+use trialhead::study::StudyId;
+
+use crate::postgres::TestDatabase;
+use crate::queue::{MODEL, POLICY, claim, database, device, study};
+
+async fn finish(database: &Database, claimed: &Claimed) {
+    let mut conn = database.connection().await.expect("a connection");
+    let completion = Completion {
+        fence: claimed.fence(),
+        outcome: Outcome::Succeeded,
+        measurements: Vec::new(),
+        stderr_tail: String::new(),
+        device_secs: 0.0,
+    };
+    leases::complete(&mut conn, &completion, POLICY)
+        .await
+        .expect("completes");
+}
+
+#[tokio::test]
+async fn studies_of_one_priority_take_turns_and_a_higher_one_goes_first() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let memory = |_| Task::Memory { steps: 1 };
+    let a = study(&database, MODEL, 0, 3, memory).await;
+    let b = study(&database, MODEL, 0, 3, memory).await;
+    let urgent = study(&database, MODEL, 5, 2, memory).await;
+    let device = device(&database, "host", MODEL).await;
+    let mut turns: Vec<StudyId> = Vec::new();
+    while let Some(claimed) = claim(&database, device, 30.0).await {
+        turns.push(claimed.study);
+        finish(&database, &claimed).await;
+    }
+    assert_eq!(turns, [urgent, urgent, a, b, a, b, a, b]);
+}
+
+#[tokio::test]
+async fn an_exclusive_probe_has_its_device_alone() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 3, |_| Task::Memory { steps: 1 }).await;
+    let here = device(&database, "here", MODEL).await;
+    let there = device(&database, "there", MODEL).await;
+    let first = claim(&database, here, 30.0).await.expect("a probe");
+    assert!(
+        claim(&database, here, 30.0).await.is_none(),
+        "the device is taken"
+    );
+    let second = claim(&database, there, 30.0)
+        .await
+        .expect("another device is free");
+    assert_ne!(first.probe, second.probe);
+    finish(&database, &first).await;
+    claim(&database, here, 30.0).await.expect("free again");
+}
+
+#[tokio::test]
+async fn shared_probes_share_up_to_the_slots_and_a_waiting_exclusive_one_stops_new_ones() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let smoke = |_| Task::Smoke { steps: 1 };
+    study(&database, MODEL, 0, 3, smoke).await;
+    let device = device(&database, "host", MODEL).await;
+    let first = claim(&database, device, 30.0)
+        .await
+        .expect("the first slot");
+    let second = claim(&database, device, 30.0)
+        .await
+        .expect("the second slot");
+    assert!(
+        claim(&database, device, 30.0).await.is_none(),
+        "two slots are two"
+    );
+    // An exclusive probe comes first by priority: the third shared one has to wait for it.
+    study(&database, MODEL, 1, 1, |_| Task::Memory { steps: 1 }).await;
+    finish(&database, &first).await;
+    assert!(
+        claim(&database, device, 30.0).await.is_none(),
+        "the exclusive one waits for the device"
+    );
+    finish(&database, &second).await;
+    let exclusive = claim(&database, device, 30.0)
+        .await
+        .expect("the device is empty");
+    assert!(exclusive.exclusive);
+    assert!(claim(&database, device, 30.0).await.is_none());
+    finish(&database, &exclusive).await;
+    assert!(
+        !claim(&database, device, 30.0)
+            .await
+            .expect("the third shared one")
+            .exclusive
+    );
+}
+
+#[tokio::test]
+async fn a_device_gets_only_probes_of_its_model() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let other = device(&database, "host", "another processor").await;
+    assert!(claim(&database, other, 30.0).await.is_none());
+}
+
+#[tokio::test]
+async fn twenty_claims_at_once_give_twenty_different_probes() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    for _ in 0..4 {
+        study(&database, MODEL, 0, 5, |_| Task::Memory { steps: 1 }).await;
+    }
+    let mut devices = Vec::new();
+    for number in 0..20 {
+        devices.push(device(&database, &format!("host {number}"), MODEL).await);
+    }
+    let mut claimed = std::collections::BTreeSet::new();
+    // A claim may find its candidates just taken by others; the next wake-up tries again.
+    for _ in 0..20 {
+        let all =
+            futures::future::join_all(devices.iter().map(|device| claim(&database, *device, 30.0)))
+                .await;
+        for one in all.into_iter().flatten() {
+            assert!(claimed.insert(one.probe), "claimed twice");
+        }
+    }
+    assert_eq!(claimed.len(), 20);
+}

@@ -1,0 +1,15 @@
+//! Whole measurements with known truths, simulated: what share of them comes out right. Each test
+//! prints its figures (`--nocapture` shows them). Seeds are fixed, so a figure changes only when a
+//! rule does.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures are what these tests are for"
+)]
+
+mod coverage;
+mod knees;
+mod memory_search;
+mod studies;
+mod time_per_step;
+mod worlds;

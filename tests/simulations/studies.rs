@@ -1,0 +1,416 @@
+//! Whole studies in simulated worlds: plan → probes → evidence → analysis → plan, to the end.
+
+use std::collections::BTreeMap;
+
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
+use trialhead::plan::{Next, Plan, dry_run, plan};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
+use trialhead::recommendation::{self, Topic};
+use trialhead::study::validation::{DefinitionLimits, parse};
+use trialhead::study::{
+    BatchSize, Bytes, DeviceFactsForDefaults, EndedBecause, ProbeId, StudyDefinition, resolve,
+};
+
+const MIB: f64 = 1048576.0;
+
+/// A world: memory a + b·B under a budget, t(B) = α + β·B with noise between children.
+#[derive(Debug, Clone)]
+struct World {
+    fixed: f64,
+    each: f64,
+    alpha: f64,
+    beta: f64,
+    noise: f64,
+    /// Batch sizes above this die in a confirmation although they ran in a memory probe.
+    confirmation_limit: u64,
+    /// Rounds in which the whole host is slower.
+    slow_round: Option<u32>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            fixed: 50.0 * MIB,
+            each: 0.1 * MIB,
+            alpha: 1e-3,
+            beta: 1e-5,
+            noise: 0.01,
+            confirmation_limit: u64::MAX,
+            slow_round: None,
+        }
+    }
+}
+
+fn definition(change: serde_json::Value) -> StudyDefinition {
+    let mut body = json!({
+        "workload": {"dataset": {"builtin": "synthetic", "examples": 100_000}},
+        "batch_sizes": {"min": 1, "max": 65536},
+        "device": {"memory_budget_bytes": (1024.0 * MIB) as u64},
+        "seed": 3
+    });
+    for (key, value) in change.as_object().expect("changes") {
+        body[key] = value.clone();
+    }
+    let facts = DeviceFactsForDefaults {
+        model: "simulated".into(),
+        threads: 2,
+        available_bytes: Bytes(8 << 30),
+    };
+    resolve(
+        parse(&body, &DefinitionLimits::default()).expect("valid"),
+        Some(&facts),
+    )
+}
+
+impl World {
+    fn answer(&self, spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
+        let size = spec.batch_size.as_f64();
+        let peak = self.fixed + self.each * size;
+        let mut random = ChaCha8Rng::seed_from_u64(id as u64);
+        let mut figures = BTreeMap::new();
+        let dies = peak > spec.limits.memory_bytes.as_f64()
+            || (spec.kind() == ProbeKind::Confirmation
+                && spec.batch_size.0 > self.confirmation_limit);
+        if !dies {
+            match spec.kind() {
+                ProbeKind::StepTime => {
+                    let slow = if self.slow_round == Some(spec.replicate) {
+                        1.3
+                    } else {
+                        1.0
+                    };
+                    let noise = (self.noise * (random.random::<f64>() - 0.5) * 3.4).exp();
+                    let t = (self.alpha + self.beta * size) * noise * slow;
+                    figures.insert(Metric::TimePerStepMedian, t);
+                    figures.insert(Metric::TimePerStepMean, t * 1.01);
+                    figures.insert(Metric::CanaryTimePerStep, 1e-4 * slow);
+                    figures.insert(Metric::RunQueueDelayRatio, 0.0);
+                    figures.insert(Metric::Converged, 1.0);
+                }
+                _ => {
+                    figures.insert(Metric::PeakMemory, peak);
+                }
+            }
+        }
+        ProbeRecord {
+            id: ProbeId(uuid::Uuid::from_u128(id)),
+            spec: spec.clone(),
+            state: if dies {
+                ProbeState::Infeasible
+            } else {
+                ProbeState::Succeeded
+            },
+            infeasible: dies.then_some(InfeasibleReason::OutOfMemory),
+            failure: None,
+            detail: None,
+            wave,
+            position,
+            reused: false,
+            device_secs: 1.0,
+            figures,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    evidence: Evidence,
+    because: EndedBecause,
+    plans: Vec<Plan>,
+}
+
+impl Run {
+    fn count(&self, kind: ProbeKind) -> usize {
+        self.evidence.of_kind(kind).count()
+    }
+
+    fn advice(&self, definition: &StudyDefinition, topic: Topic) -> recommendation::Advice {
+        let analysis = analysis::analyze(definition, &self.evidence);
+        recommendation::recommend(definition, &self.evidence, &analysis)
+            .into_iter()
+            .find(|advice| advice.topic == topic)
+            .unwrap_or_else(|| panic!("no {topic:?}"))
+    }
+}
+
+/// Runs a study to its end; `order` shuffles the order in which the probes of a wave finish.
+fn run(definition: &StudyDefinition, world: &World, order: u64) -> Run {
+    let mut evidence = Evidence::default();
+    let mut plans = Vec::new();
+    let mut shuffle = ChaCha8Rng::seed_from_u64(order);
+    loop {
+        let analysis = analysis::analyze(definition, &evidence);
+        let plan = plan(definition, &evidence, &analysis);
+        plans.push(plan.clone());
+        assert!(plans.len() < 200, "the study does not end");
+        match plan.next {
+            Next::Wave(planned) => {
+                let wave = evidence.next_wave();
+                let mut open: Vec<ProbeRecord> = planned
+                    .iter()
+                    .enumerate()
+                    .map(|(position, probe)| {
+                        let id = (u128::from(wave) << 32) + position as u128 + 1;
+                        assert!(!probe.why.is_empty());
+                        let mut record = world.answer(&probe.spec, id, wave, position as u32);
+                        record.state = ProbeState::Queued;
+                        record
+                    })
+                    .collect();
+                let start = evidence.probes.len();
+                evidence.probes.append(&mut open);
+                let mut finish: Vec<usize> = (start..evidence.probes.len()).collect();
+                finish.shuffle(&mut shuffle);
+                for index in finish {
+                    // While one is open, nothing else is planned, whichever finished.
+                    let analysis = analysis::analyze(definition, &evidence);
+                    let waiting = trialhead::plan::plan(definition, &evidence, &analysis);
+                    assert_eq!(waiting.next, Next::WaitForProbes);
+                    let record = &evidence.probes[index];
+                    evidence.probes[index] = world.answer(
+                        &record.spec.clone(),
+                        record.id.0.as_u128(),
+                        record.wave,
+                        record.position,
+                    );
+                }
+            }
+            Next::Done { because, .. } => {
+                return Run {
+                    evidence,
+                    because,
+                    plans,
+                };
+            }
+            other => panic!("nothing to wait for: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_study_goes_through_its_phases_and_answers_everything() {
+    let definition = definition(json!({}));
+    let run = run(&definition, &World::default(), 1);
+    assert_eq!(run.because, EndedBecause::Answered);
+    assert_eq!(run.count(ProbeKind::Smoke), 1);
+    assert!(
+        (4..=8).contains(&run.count(ProbeKind::Memory)),
+        "{}",
+        run.count(ProbeKind::Memory)
+    );
+    assert!(run.count(ProbeKind::StepTime) >= 3 * 14);
+    assert!(run.count(ProbeKind::Confirmation) >= 1);
+    // 1024 MiB less a reserve of 10%, less 50 MiB, at 0.1 MiB an example.
+    let limit = (1024.0 * 0.9 - 50.0) / 0.1;
+    let feasible = run.advice(&definition, Topic::FeasibleBatchSizes);
+    let largest = feasible.value["largest_feasible_batch_size"]
+        .as_f64()
+        .expect("a size");
+    assert!(
+        largest <= limit && largest >= limit * (1.0 - 1.0 / 31.0),
+        "{largest} of {limit}"
+    );
+    assert_eq!(feasible.value["limited_by"], "memory");
+    assert_eq!(feasible.value["confirmed"], true);
+    // α/β = 100: from 512 a doubling gains 1.09.
+    let start = run.advice(&definition, Topic::BatchSize);
+    assert!(
+        [256, 512].contains(&start.value["batch_size"].as_u64().expect("a size")),
+        "{start:?}"
+    );
+    assert_eq!(start.value["confirmed"], true);
+    assert!(
+        start
+            .caveats
+            .iter()
+            .any(|caveat| caveat.code == "W_BELOW_CRITICAL_ASSUMED")
+    );
+}
+
+#[test]
+fn the_order_in_which_probes_finish_changes_nothing() {
+    let definition = definition(json!({}));
+    let world = World {
+        noise: 0.05,
+        ..World::default()
+    };
+    let first = run(&definition, &world, 1);
+    let second = run(&definition, &world, 2);
+    assert_eq!(first.plans, second.plans);
+    assert_eq!(first.evidence, second.evidence);
+}
+
+#[test]
+fn a_small_budget_of_time_ends_early_and_still_confirms() {
+    let definition = definition(json!({"budget": {"device_secs": 40.0}}));
+    let run = run(&definition, &World::default(), 1);
+    assert_eq!(run.because, EndedBecause::BudgetExhausted);
+    assert!(run.evidence.device_secs() <= 40.0);
+    assert!(run.count(ProbeKind::StepTime) > 0, "one round at least");
+    assert!(
+        run.count(ProbeKind::Confirmation) > 0,
+        "what is recommended is confirmed"
+    );
+    run.advice(&definition, Topic::BatchSize);
+}
+
+#[test]
+fn a_budget_of_probes_is_kept_too() {
+    let definition = definition(json!({"budget": {"probes": 4}}));
+    let run = run(&definition, &World::default(), 1);
+    assert_eq!(run.because, EndedBecause::BudgetExhausted);
+    assert!(run.evidence.probes.len() <= 4);
+}
+
+#[test]
+fn nothing_feasible_is_an_answer_with_what_would_fit() {
+    let definition = definition(json!({
+        "workload": {
+            "dataset": {"builtin": "digits"},
+            "model": {"family": "mlp", "hidden": [20_000, 20_000]}
+        },
+        "batch_sizes": {"min": 1, "max": 64}
+    }));
+    let world = World {
+        fixed: 5000.0 * MIB,
+        ..World::default()
+    };
+    let run = run(&definition, &world, 1);
+    assert_eq!(run.because, EndedBecause::NothingFeasible);
+    assert!(run.evidence.probes.len() <= 2);
+    let advice = run.advice(&definition, Topic::FeasibleBatchSizes);
+    // 64·20000 + 20000 + 20000² + 20000 + 20000·10 + 10 parameters; Adam: 16 bytes each.
+    let parameters = 64_u64 * 20_000 + 20_000 + 20_000 * 20_000 + 20_000 + 20_000 * 10 + 10;
+    assert_eq!(advice.value["needs_at_least_bytes"], parameters * 16);
+    let smaller = advice.value["hidden_that_could_fit"][0]
+        .as_u64()
+        .expect("a size");
+    assert!((6000..8000).contains(&smaller), "{smaller}");
+}
+
+#[test]
+fn a_confirmation_that_fails_is_followed_by_a_smaller_one() {
+    let definition = definition(json!({"questions": ["feasible_batch_sizes"]}));
+    let world = World {
+        confirmation_limit: 8000,
+        ..World::default()
+    };
+    let run = run(&definition, &world, 1);
+    assert_eq!(run.because, EndedBecause::Answered);
+    assert!(run.count(ProbeKind::Confirmation) >= 2);
+    let advice = run.advice(&definition, Topic::FeasibleBatchSizes);
+    let largest = advice.value["largest_feasible_batch_size"]
+        .as_u64()
+        .expect("a size");
+    assert!(largest <= 8000, "{largest}");
+    assert_eq!(advice.value["confirmed"], true);
+    assert_eq!(
+        run.count(ProbeKind::StepTime),
+        0,
+        "times were not asked for"
+    );
+}
+
+#[test]
+fn a_round_on_a_slower_host_is_repeated_and_left_out() {
+    let definition = definition(json!({"batch_sizes": {"min": 64, "max": 1024}}));
+    let disturbed = World {
+        slow_round: Some(1),
+        noise: 0.002,
+        ..World::default()
+    };
+    let run = run(&definition, &disturbed, 1);
+    let rounds = run
+        .evidence
+        .of_kind(ProbeKind::StepTime)
+        .map(|probe| probe.spec.replicate + 1)
+        .max()
+        .expect("rounds");
+    assert!(rounds >= 4, "{rounds} rounds");
+    let analysis = analysis::analyze(&definition, &run.evidence);
+    let throughput = analysis.throughput.expect("times");
+    assert_eq!(throughput.rounds_repeated, 1);
+    let point = &throughput.points[0];
+    let truth = 1e-3 + 64.0 * 1e-5;
+    assert!((point.time_per_step_secs.value / truth - 1.0).abs() < 0.01);
+    assert!(
+        throughput
+            .caveats
+            .iter()
+            .all(|caveat| caveat.code != "W_CANARY")
+    );
+}
+
+#[test]
+fn the_range_ends_the_search_when_memory_does_not() {
+    let definition = definition(json!({"batch_sizes": {"min": 8, "max": 100}}));
+    let run = run(&definition, &World::default(), 1);
+    let advice = run.advice(&definition, Topic::FeasibleBatchSizes);
+    assert_eq!(advice.value["largest_feasible_batch_size"], 100);
+    assert_eq!(advice.value["limited_by"], "range");
+    assert_eq!(advice.value["at_least"], 100);
+    let timed: std::collections::BTreeSet<BatchSize> = run
+        .evidence
+        .of_kind(ProbeKind::StepTime)
+        .map(|probe| probe.batch_size())
+        .collect();
+    let timed: Vec<u64> = timed.into_iter().map(|size| size.0).collect();
+    assert_eq!(timed, [8, 16, 32, 64]);
+}
+
+#[test]
+fn a_broken_pipeline_ends_the_study_with_its_code() {
+    let definition = definition(json!({}));
+    let mut evidence = Evidence::default();
+    let first = plan(&definition, &evidence, &Analysis::default());
+    let Next::Wave(wave) = first.next else {
+        panic!("a smoke probe comes first");
+    };
+    let mut record = World::default().answer(&wave[0].spec, 1, 0, 0);
+    record.state = ProbeState::Infeasible;
+    record.infeasible = Some(InfeasibleReason::PipelineBroken);
+    record.detail = Some("two evaluations of the same parameters differ".into());
+    evidence.probes.push(record);
+    let analysis = analysis::analyze(&definition, &evidence);
+    match plan(&definition, &evidence, &analysis).next {
+        Next::Done { because, detail } => {
+            assert_eq!(because, EndedBecause::PipelineBroken);
+            assert!(
+                detail.contains("E_PIPELINE") && detail.contains("differ"),
+                "{detail}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_a_device_nothing_is_planned() {
+    let mut definition = definition(json!({}));
+    definition.device.model = None;
+    let plan = plan(&definition, &Evidence::default(), &Analysis::default());
+    assert_eq!(plan.next, Next::WaitForDevice);
+}
+
+#[test]
+fn a_dry_run_estimates_and_warns() {
+    let fits = dry_run(&definition(json!({"batch_sizes": {"min": 1, "max": 64}})));
+    assert!(
+        fits.probes > 20 && fits.estimated_device_secs > 20.0,
+        "{fits:?}"
+    );
+    assert!(fits.warnings.is_empty(), "{fits:?}");
+    let tight = dry_run(&definition(json!({"budget": {"device_secs": 5.0}})));
+    assert!(
+        tight
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("budget")),
+        "{tight:?}"
+    );
+}

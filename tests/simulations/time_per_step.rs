@@ -1,0 +1,71 @@
+//! How far the median of one child is from the truth, in five worlds (see [`World`]).
+
+use crate::worlds::{World, default_rule, random, sample};
+
+const RUNS: u64 = 1000;
+
+/// The median that an endless series would have.
+fn true_median(world: World) -> f64 {
+    if world.outliers == 0.0 && world.hiccup_every == 0 {
+        // ln t is symmetric about 0, once the drift has faded.
+        return 1.0;
+    }
+    let mut series = world.series(random(u64::MAX));
+    let mut times: Vec<f64> = (0..400_000).map(|_| series()).collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+struct Figures {
+    within_2pct: f64,
+    converged: f64,
+    median_blocks: u64,
+}
+
+fn measure(world: World) -> Figures {
+    let truth = true_median(world);
+    let (mut within, mut converged, mut blocks) = (0, 0, Vec::new());
+    for run in 0..RUNS {
+        let (summary, timed) = sample(default_rule(), world.series(random(run)));
+        within += u64::from((summary.median / truth - 1.0).abs() <= 0.02);
+        converged += u64::from(summary.converged);
+        blocks.push(timed);
+    }
+    blocks.sort_unstable();
+    let figures = Figures {
+        within_2pct: within as f64 / RUNS as f64,
+        converged: converged as f64 / RUNS as f64,
+        median_blocks: blocks[blocks.len() / 2],
+    };
+    println!(
+        "{:>8}: median within 2% in {:.1}% of runs, converged {:.1}%, {} blocks (median)",
+        world.name,
+        figures.within_2pct * 100.0,
+        figures.converged * 100.0,
+        figures.median_blocks
+    );
+    figures
+}
+
+#[test]
+fn the_median_of_one_child_is_within_2_percent_in_95_percent_of_runs() {
+    for world in [World::QUIET, World::TYPICAL, World::NOISY, World::HICCUP] {
+        let figures = measure(world);
+        assert!(figures.within_2pct >= 0.95, "{}", world.name);
+    }
+}
+
+#[test]
+fn a_quiet_child_needs_few_blocks() {
+    let figures = measure(World::QUIET);
+    assert!(figures.median_blocks <= 80);
+    assert!(figures.converged >= 0.999);
+}
+
+/// Ten percent that fades over hundreds of blocks is nearly too slow to be seen by a rule that
+/// wants to stop: fewer runs are right, but the oldest blocks are dropped and most are.
+#[test]
+fn a_drift_that_fades_is_mostly_waited_for() {
+    let figures = measure(World::DRIFT);
+    assert!(figures.within_2pct >= 0.88);
+}

@@ -1,0 +1,147 @@
+//! Studies with made-up probes, put into the queue past the planner, so that a test chooses what is
+//! queued.
+
+use trialhead::probe::{Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint};
+use trialhead::store;
+use trialhead::store::connection::{Database, DatabaseConfig};
+use trialhead::store::devices::{self, NewDevice};
+use trialhead::store::leases::{self, Claim, Claimed, RetryPolicy};
+use trialhead::store::probes::{self, NewProbe, WavePlace};
+use trialhead::store::studies::{self, NewStudy};
+use trialhead::study::defaults;
+use trialhead::study::validation::{self, DefinitionLimits};
+use trialhead::study::{
+    Backend, BatchSize, Bytes, DeviceId, LeaseId, Optimizer, StudyDefinition, StudyId,
+};
+use uuid::Uuid;
+
+pub const MODEL: &str = "a processor for tests";
+
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub const POLICY: RetryPolicy = RetryPolicy {
+    max_crashes: 3,
+    max_losses: 20,
+    delay_secs: 0.0,
+    max_delay_secs: 0.0,
+};
+
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub fn database(url: &str) -> Database {
+    Database::open(&DatabaseConfig::new(url.to_owned())).expect("a pool")
+}
+
+pub fn definition(priority: i32) -> StudyDefinition {
+    let body = serde_json::json!({
+        "workload": {"dataset": {"builtin": "digits"}},
+        "priority": priority,
+        "device": {"model": MODEL, "memory_budget_bytes": 1 << 30, "threads": 1},
+    });
+    let request = validation::parse(&body, &DefinitionLimits::default()).expect("a definition");
+    defaults::resolve(request, None)
+}
+
+fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> ProbeSpec {
+    ProbeSpec {
+        protocol: PROTOCOL,
+        task,
+        workload: definition.workload.clone(),
+        optimizer: Optimizer::adam(),
+        device: ProbeDevice {
+            backend: Backend::Cpu,
+            model: model.to_owned(),
+            threads: 1,
+        },
+        batch_size: BatchSize(8),
+        replicate: number,
+        seed: 0,
+        limits: Limits {
+            memory_bytes: Bytes(1 << 30),
+            wall_secs: 60.0,
+        },
+    }
+}
+
+/// A study with `count` probes of a task in its first wave, not due for planning.
+pub async fn study(
+    database: &Database,
+    model: &str,
+    priority: i32,
+    count: u32,
+    task: impl Fn(u32) -> Task,
+) -> StudyId {
+    let definition = definition(priority);
+    let id = StudyId(Uuid::now_v7());
+    let mut conn = database.connection().await.expect("a connection");
+    let new = NewStudy {
+        id,
+        project: "default",
+        created_by: "test",
+        definition: &definition,
+    };
+    // In one transaction: services that run meanwhile must not plan it before its probes are there.
+    store::begin(&mut conn).await.expect("begins");
+    studies::insert(&mut conn, &new).await.expect("inserted");
+    let wave: Vec<NewProbe> = (0..count)
+        .map(|number| {
+            let spec = spec(&definition, model, number, task(number));
+            NewProbe {
+                identity: fingerprint::identity("default", Some(id), &spec).expect("hashes"),
+                spec,
+                why: "a test wants it".into(),
+            }
+        })
+        .collect();
+    let place = WavePlace {
+        project: "default",
+        created_by: "test",
+        study: id,
+        revision: 1,
+        wave: 0,
+    };
+    probes::link_wave(&mut conn, place, &wave)
+        .await
+        .expect("linked");
+    let advanced = studies::Advanced {
+        version: 1,
+        phase: "testing",
+        waiting_for: None,
+        remaining_probes: 0,
+        remaining_device_secs: 0.0,
+        analysis: &serde_json::Value::Null,
+        ended: None,
+    };
+    let written = studies::set_advanced(&mut conn, id, &advanced).await;
+    let written = store::finish(&mut conn, written).await.expect("committed");
+    assert!(written);
+    id
+}
+
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn device(database: &Database, host: &str, model: &str) -> DeviceId {
+    let mut conn = database.connection().await.expect("a connection");
+    let new = NewDevice {
+        host,
+        hardware: "cpu",
+        backend: "cpu",
+        model,
+        threads: 2,
+        memory_bytes: 1 << 33,
+        available_bytes: 1 << 33,
+        slots: 2,
+    };
+    devices::register(&mut conn, &new)
+        .await
+        .expect("registered")
+}
+
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn claim(database: &Database, device: DeviceId, lease_secs: f64) -> Option<Claimed> {
+    let mut conn = database.connection().await.expect("a connection");
+    let claim = Claim {
+        lease: LeaseId(Uuid::now_v7()),
+        worker: "a worker",
+        device,
+        lease_secs,
+    };
+    leases::claim(&mut conn, &claim).await.expect("claims")
+}

@@ -1,0 +1,201 @@
+//! A real service for one test: its own database on the shared throwaway Postgres, a free port, real
+//! children. Stopped when the test ends.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use trialhead::service::Service;
+use trialhead::settings::Settings;
+
+use super::postgres::TestDatabase;
+
+/// How long a test waits for something that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running service with a client for it.
+pub struct TestService {
+    pub http: reqwest::Client,
+    pub base: String,
+    _service: Service,
+    pub database: TestDatabase,
+    _folder: tempfile::TempDir,
+}
+
+/// Children that train: the real program.
+pub fn trained() -> Vec<String> {
+    static PROGRAM: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(|| {
+        super::fake::reachable(env!("CARGO_BIN_EXE_trialhead").as_ref(), "program")
+    });
+    vec![PROGRAM.display().to_string(), "probe".to_owned()]
+}
+
+/// Children that allocate 20 MB + 100 kB an example, and tell times of 1 ms + 10 µs an example.
+fn simulated() -> Vec<String> {
+    let runner = super::fake::executable().display().to_string();
+    let arguments = ["simulate", "2e7", "1e5", "1e-3", "1e-5"];
+    std::iter::once(runner)
+        .chain(arguments.map(ToOwned::to_owned))
+        .collect()
+}
+
+/// Settings for tests: short times, a free port, simulated children.
+pub fn settings(database_url: String, folder: &std::path::Path) -> Settings {
+    let mut settings = Settings {
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        ..Settings::default()
+    };
+    settings.database.url = Some(database_url);
+    settings.database.pool_size = 8;
+    settings.pool.child_command = Some(simulated());
+    settings.pool.tick_secs = 0.5;
+    settings.pool.heartbeat_secs = 0.5;
+    settings.pool.lease_secs = 5.0;
+    settings.pool.lease_margin_secs = 1.0;
+    settings.pool.retry_delay_secs = 0.1;
+    settings.api.threads = Some(1);
+    settings.api.service_metrics_cache_secs = 0.0;
+    // Tests of one binary run side by side; each believes to be alone on its own host.
+    settings.pool.host = Some(folder.display().to_string());
+    settings.pool.lock_dir = Some(folder.join("locks"));
+    settings
+}
+
+impl TestService {
+    /// A service without workers: nothing runs, so nothing changes by itself.
+    pub async fn without_workers() -> Self {
+        Self::start(|settings| settings.workers = 0).await
+    }
+
+    /// A service with one worker whose probes train for real.
+    pub async fn training() -> Self {
+        Self::start(|settings| settings.pool.child_command = Some(trained())).await
+    }
+
+    /// A service with one worker that runs simulated probes.
+    pub async fn with_worker() -> Self {
+        Self::start(|_| {}).await
+    }
+
+    /// A service with settings of the test's own.
+    pub async fn start(change: impl FnOnce(&mut Settings)) -> Self {
+        let database = TestDatabase::create().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut settings = settings(database.url().to_owned(), folder.path());
+        change(&mut settings);
+        let service = Service::start(settings).await.expect("the service starts");
+        Self {
+            http: reqwest::Client::new(),
+            base: format!("http://{}", service.address),
+            _service: service,
+            database,
+            _folder: folder,
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.http.get(format!("{}{path}", self.base))).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        Answer::of(self.http.post(format!("{}{path}", self.base)).json(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        Answer::of(self.http.delete(format!("{}{path}", self.base))).await
+    }
+
+    /// Creates a study and gives its path.
+    pub async fn create(&self, body: &Value) -> String {
+        let answer = self.post("/v1/studies", body).await;
+        assert_eq!(answer.status, 202, "{}", answer.text);
+        answer.header("location").expect("a Location").to_owned()
+    }
+
+    /// Waits until a study has ended and gives it.
+    pub async fn ended(&self, path: &str) -> Value {
+        self.until(path, |study| {
+            !matches!(study["state"].as_str(), Some("queued" | "running"))
+        })
+        .await
+    }
+
+    /// Reads a path until what it says is what the test waits for.
+    pub async fn until(&self, path: &str, arrived: impl Fn(&Value) -> bool) -> Value {
+        let started = std::time::Instant::now();
+        loop {
+            let answer = self.get(path).await;
+            if answer.status == 200 && arrived(&answer.json()) {
+                return answer.json();
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{path} did not come to what was waited for: {}",
+                answer.text
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// What the service answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(request: reqwest::RequestBuilder) -> Self {
+        let response = request.send().await.expect("an answer");
+        Self {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.expect("a body"),
+        }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.text))
+    }
+
+    /// Asserts that the answer is a problem with this status and code, and gives it.
+    pub fn problem(&self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{}",
+            self.text
+        );
+        let problem = self.json();
+        assert_eq!(problem["status"], json!(status));
+        assert_eq!(problem["code"], json!(code), "{}", self.text);
+        for member in ["type", "title", "detail"] {
+            assert!(problem[member].is_string(), "{member} in {}", self.text);
+        }
+        problem
+    }
+}
+
+/// A small real study: a few batch sizes of the digits, done in seconds.
+pub fn digits() -> Value {
+    json!({
+        "name": "digits, three batch sizes",
+        "labels": {"team": "vision"},
+        "workload": {
+            "dataset": {"builtin": "digits"},
+            "model": {"family": "mlp", "hidden": [16], "activation": "relu"}
+        },
+        "optimizer": {"family": "sgd_nesterov"},
+        "batch_sizes": {"min": 8, "max": 32},
+        "device": {"memory_budget_bytes": 1_073_741_824_u64, "threads": 1},
+        "questions": ["feasible_batch_sizes"],
+        "seed": 7
+    })
+}
