@@ -13,6 +13,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -23,6 +24,9 @@ use super::account::Account;
 use super::binaries::Installation;
 use super::process::{Spawner, command};
 use super::{InContext, LocalServerError, SUPERUSER};
+
+/// How long what a killed service left behind is tried to be removed.
+const CLEAR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Bytes of a socket's path that the kernel takes, without the closing zero.
 pub const SOCKET_PATH_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
@@ -102,7 +106,22 @@ impl Layout {
         spawner: &Spawner,
         durable: bool,
     ) -> Result<(), LocalServerError> {
-        self.clear_unfinished().at("clear", &self.home)?;
+        // The `initdb` of a service that was killed may live for a moment yet and write into what is
+        // being removed.
+        let deadline = tokio::time::Instant::now() + CLEAR_PATIENCE;
+        loop {
+            match self.clear_unfinished() {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound
+                    ) && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                cleared => break cleared.at("clear", &self.home)?,
+            }
+        }
         if self.cluster.join("PG_VERSION").is_file() {
             return Ok(());
         }
