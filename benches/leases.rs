@@ -114,11 +114,11 @@ const STATEMENTS: [&str; 11] = [
     "SELECT model FROM devices WHERE id = $1 FOR UPDATE",
     "SELECT count(*) FROM probes WHERE device = $1 AND state = 'running'",
     "SELECT s.id FROM studies s JOIN LATERAL (SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-       WHERE sp.study = s.id AND sp.wave = s.wave AND p.state = 'queued' ORDER BY sp.position LIMIT 1) q ON true \
+       WHERE sp.study = s.id AND sp.wave = s.wave AND sp.open AND p.state = 'queued' ORDER BY sp.position LIMIT 1) q ON true \
        WHERE s.state IN ('queued', 'running') ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST LIMIT 1",
     "UPDATE studies SET last_claimed_at = clock_timestamp(), state = 'running' WHERE id = $1",
     "UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, lease_expires_at = now() + interval '30 s', device = $2, started_at = now() \
-       WHERE id = (SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe WHERE sp.study = $3 AND p.state = 'queued' ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
+       WHERE id = (SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe WHERE sp.study = $3 AND sp.open AND p.state = 'queued' ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
        RETURNING id, spec",
     "SELECT id FROM studies s WHERE state IN ('queued', 'running') AND EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id) ORDER BY id FOR UPDATE",
     "SELECT state, lease, attempt FROM probes WHERE id = $1 FOR UPDATE",

@@ -1,2 +1,3 @@
 DROP TABLE idempotency_keys, study_events, recommendations, measurements, study_probes, probes,
     devices, study_revisions, studies;
+DROP FUNCTION probe_opened_or_ended;

@@ -77,7 +77,7 @@ const CANDIDATES: &str = "\
     SELECT s.id AS study, q.exclusive FROM studies s \
     JOIN LATERAL (\
         SELECT p.exclusive FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-        WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
+        WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $1 AND p.device_model = $2 \
         ORDER BY sp.position LIMIT 1) q ON true \
@@ -94,7 +94,7 @@ const TAKE: &str = "\
         SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe \
         JOIN studies s ON s.id = sp.study \
         WHERE s.id = $5 AND s.state IN ('queued', 'running') \
-          AND sp.revision = s.revision AND sp.wave = s.wave \
+          AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \

@@ -98,6 +98,7 @@ pub async fn link_wave(
                 study_probes::wave.eq(place.wave),
                 study_probes::position.eq(position),
                 study_probes::reused.eq(linked.existed && has_ended),
+                study_probes::open.eq(!has_ended),
                 study_probes::why.eq(&new.why),
             ))
             .execute(conn)

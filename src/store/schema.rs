@@ -96,6 +96,7 @@ diesel::table! {
         wave -> Integer,
         position -> Integer,
         reused -> Bool,
+        open -> Bool,
         why -> Text,
     }
 }

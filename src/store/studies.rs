@@ -154,9 +154,8 @@ pub async fn nudge_stuck(conn: &mut AsyncPgConnection) -> Result<usize, StoreErr
         "UPDATE studies s SET evidence_version = evidence_version + 1 \
          WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NULL \
            AND s.evidence_version = s.advanced_version AND NOT EXISTS (\
-            SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-            WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
-              AND p.state IN ('queued', 'running'))",
+            SELECT 1 FROM study_probes sp WHERE sp.study = s.id AND sp.revision = s.revision \
+              AND sp.wave = s.wave AND sp.open)",
     )
     .execute(conn)
     .await?)
@@ -173,7 +172,7 @@ pub async fn refresh_waiting(
             SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
                 'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' END) AS waiting_for \
             FROM studies a \
-            JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave \
+            JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
             JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
             LEFT JOIN (SELECT DISTINCT backend, model FROM devices \
                 WHERE last_seen > now() - make_interval(secs => $1)) d \
@@ -399,9 +398,8 @@ pub async fn due(conn: &mut AsyncPgConnection, limit: i64) -> Result<Vec<StudyId
     let rows: Vec<Due> = diesel::sql_query(
         "SELECT s.id FROM studies s WHERE s.state IN ('queued', 'running') \
            AND (s.waiting_for IS NOT NULL OR (s.evidence_version > s.advanced_version AND NOT EXISTS (\
-            SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-            WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
-              AND p.state IN ('queued', 'running')))) \
+            SELECT 1 FROM study_probes sp WHERE sp.study = s.id AND sp.revision = s.revision \
+              AND sp.wave = s.wave AND sp.open))) \
          ORDER BY s.priority DESC, s.updated_at LIMIT $1",
     )
     .bind::<diesel::sql_types::BigInt, _>(limit)
