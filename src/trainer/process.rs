@@ -7,6 +7,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::events::EventLog;
+use super::memory;
 use super::tasks::{self, TaskEnd, TaskError};
 use crate::probe::{InfeasibleReason, PROTOCOL, ProbeSpec};
 use crate::study::{Model, Optimizer};
@@ -28,6 +29,7 @@ const EXIT_NO_EVENTS: u8 = 3;
 /// allocator, which aborts the process.
 pub fn run_probe() -> ExitCode {
     let started = Instant::now();
+    memory::keep_freed_memory();
     let mut log = match EventLog::open(started) {
         Ok(log) => log,
         Err(error) => return no_events(&TaskError::Events(error)),
