@@ -41,8 +41,10 @@ const SAMPLING_SECS: f64 = 1.0;
 const GOAL: f64 = 0.03;
 
 /// What the child asks of glibc's allocator.
-const KEEP_FREED_MEMORY: [(&str, &str); 2] =
-    [("MALLOC_MMAP_MAX_", "0"), ("MALLOC_TRIM_THRESHOLD_", "-1")];
+const KEEP_FREED_MEMORY: [(&str, &str); 2] = [
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "-1"),
+];
 
 fn main() {
     if let Ok(case) = std::env::var(BARE) {

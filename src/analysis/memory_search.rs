@@ -191,11 +191,9 @@ impl Search {
         if let Some(ceiling) = ceiling.filter(|ceiling| below >= ceiling - (ceiling - floor) / 10) {
             return middle(ceiling);
         }
-        if floor < below {
-            below
-        } else {
-            floor + self.tolerance(floor)
-        }
+        // Nearer than the resolution it would tell nothing: exactly that far, and not fitting, it
+        // ends the search.
+        below.max(floor + self.tolerance(floor))
     }
 
     /// The admissible batch size next to a wanted one, strictly above the floor.
