@@ -1,3 +1,2 @@
 DROP TABLE idempotency_keys, study_events, recommendations, measurements, study_probes, probes,
     devices, study_revisions, studies;
-DROP FUNCTION probe_opened_or_ended;

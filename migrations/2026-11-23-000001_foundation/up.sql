@@ -112,24 +112,11 @@ CREATE TABLE study_probes (
     wave     integer NOT NULL,
     position integer NOT NULL,
     reused   boolean NOT NULL DEFAULT false,
-    -- The probe is queued or running: finding a wave's next probe, or that it has none, walks past
-    -- nothing that has ended. Kept by the trigger below.
-    open     boolean NOT NULL,
     why      text NOT NULL,
     PRIMARY KEY (study, revision, wave, position),
     UNIQUE (study, revision, probe)
 );
 CREATE INDEX study_probes_by_probe ON study_probes (probe);
-CREATE INDEX study_probes_open ON study_probes (study, revision, wave, position) WHERE open;
-
-CREATE FUNCTION probe_opened_or_ended() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE study_probes SET open = NEW.state IN ('queued', 'running') WHERE probe = NEW.id;
-    RETURN NULL;
-END $$;
-CREATE TRIGGER probe_opened_or_ended AFTER UPDATE OF state ON probes FOR EACH ROW
-    WHEN ((OLD.state IN ('queued', 'running')) <> (NEW.state IN ('queued', 'running')))
-    EXECUTE FUNCTION probe_opened_or_ended();
 
 -- Append-only; only the completing attempt is evidence.
 CREATE TABLE measurements (

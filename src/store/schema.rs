@@ -96,8 +96,8 @@ diesel::table! {
         wave -> Integer,
         position -> Integer,
         reused -> Bool,
-        open -> Bool,
         why -> Text,
+        open -> Bool,
     }
 }
 
