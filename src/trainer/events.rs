@@ -9,7 +9,7 @@ use crate::probe::{EVENTS_FD_VARIABLE, Event, InfeasibleReason, Measurement, Met
 
 /// Writes events, and numbers and dates the measurements.
 pub(super) struct EventLog {
-    output: Box<dyn Write>,
+    output: Box<dyn Write + Send>,
     started: Instant,
     next_seq: u32,
 }
@@ -29,7 +29,7 @@ impl EventLog {
     /// # Errors
     /// When the variable does not name an open descriptor above the standard three.
     pub(super) fn open(started: Instant) -> io::Result<Self> {
-        let output: Box<dyn Write> = match std::env::var(EVENTS_FD_VARIABLE) {
+        let output: Box<dyn Write + Send> = match std::env::var(EVENTS_FD_VARIABLE) {
             Err(std::env::VarError::NotPresent) => Box::new(io::stdout()),
             Err(error) => return Err(io::Error::other(error)),
             Ok(number) => Box::new(File::from(descriptor(&number)?)),
@@ -38,7 +38,7 @@ impl EventLog {
     }
 
     /// Writes to anything.
-    pub(super) fn writing_to(output: Box<dyn Write>, started: Instant) -> Self {
+    pub(super) fn writing_to(output: Box<dyn Write + Send>, started: Instant) -> Self {
         Self {
             output,
             started,

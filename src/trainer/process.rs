@@ -53,7 +53,9 @@ fn supervise(log: &mut EventLog) -> Result<ExitCode, TaskError> {
         }
     };
     let end = match start_threads(spec.device.threads) {
-        Ok(()) => tasks::run(&spec, log),
+        // On a thread of the pool, so that as many are awake as the spec names: a main thread beside
+        // them would be one more than the processors, and they would wait for each other.
+        Ok(()) => rayon::scope(|_| tasks::run(&spec, log)),
         Err(error) => Ok(TaskEnd::Infeasible {
             // The only thing that starting a thread needs is room for its stack.
             reason: InfeasibleReason::OutOfMemory,
