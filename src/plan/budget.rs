@@ -26,7 +26,15 @@ pub struct Purse {
     left_probes: u64,
     spent_secs: f64,
     spent_probes: u64,
-    costs: Vec<(ProbeKind, f64)>,
+    costs: Vec<Cost>,
+}
+
+/// What the probes of a kind have taken, seconds.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    kind: ProbeKind,
+    mean: f64,
+    most: f64,
 }
 
 impl Purse {
@@ -41,7 +49,11 @@ impl Purse {
                     .filter(|probe| probe.state.has_ended())
                     .map(|probe| probe.device_secs)
                     .collect();
-                Some((kind, mean(&seen)?))
+                Some(Cost {
+                    kind,
+                    mean: mean(&seen)?,
+                    most: seen.iter().copied().fold(0.0, f64::max),
+                })
             })
             .collect();
         Self {
@@ -56,8 +68,20 @@ impl Purse {
     fn cost(&self, kind: ProbeKind) -> f64 {
         self.costs
             .iter()
-            .find(|(seen, _)| *seen == kind)
-            .map_or_else(|| usual_secs(kind), |(_, cost)| *cost)
+            .find(|cost| cost.kind == kind)
+            .map_or_else(|| usual_secs(kind), |cost| cost.mean)
+    }
+
+    /// What a wave may take: now and then a probe takes as long as the longest so far, so one does.
+    fn wave_cost(&self, wave: &[PlannedProbe]) -> f64 {
+        let usual: f64 = wave.iter().map(|probe| self.cost(probe.spec.kind())).sum();
+        let excess = self
+            .costs
+            .iter()
+            .filter(|cost| wave.iter().any(|probe| probe.spec.kind() == cost.kind))
+            .map(|cost| cost.most - cost.mean)
+            .fold(0.0, f64::max);
+        usual + excess
     }
 
     /// Whether a wave can be paid for; `keep` keeps the confirmation's share aside.
@@ -73,7 +97,7 @@ impl Purse {
         } else {
             0
         };
-        let secs: f64 = wave.iter().map(|probe| self.cost(probe.spec.kind())).sum();
+        let secs = self.wave_cost(wave);
         let kept_secs = kept as f64 * self.cost(ProbeKind::Confirmation);
         secs + kept_secs <= self.left_secs && (wave.len() + kept) as u64 <= self.left_probes
     }

@@ -171,27 +171,10 @@ async fn a_worker_cut_off_for_longer_than_its_lease_ends_its_child() {
             list["items"][0]["probe"]["state"] == "running"
         })
         .await;
-    let children = || {
-        let name = crate::fake::executable().display().to_string();
-        std::fs::read_dir("/proc")
-            .expect("proc")
-            .flatten()
-            .filter(|entry| {
-                let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-                let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-                let parent = stat.rsplit(')').next().and_then(|rest| {
-                    rest.split_whitespace()
-                        .nth(1)
-                        .and_then(|it| it.parse::<i32>().ok())
-                });
-                command.starts_with(name.as_bytes()) && parent == Some(server.child_pid())
-            })
-            .count()
-    };
-    assert_eq!(children(), 1);
+    server.started_probe().await;
     database.sever().await;
     let since = Instant::now();
-    while children() > 0 {
+    while !server.running_probes().is_empty() {
         // The lease is 3 s, the margin 1 s.
         assert!(
             since.elapsed() < Duration::from_secs(4),
@@ -206,4 +189,106 @@ async fn a_worker_cut_off_for_longer_than_its_lease_ends_its_child() {
         })
         .await;
     assert_eq!(list["items"][0]["probe"]["crashes"], 0);
+}
+
+#[tokio::test]
+async fn a_child_killed_from_outside_is_a_crash_and_costs_no_study() {
+    let database = TestDatabase::create().await;
+    let server = ServerProcess::start(database.url(), "host", &["sleep"]);
+    let path = create(&server).await;
+    let probes = format!("{path}/probes");
+    let first = |list: &Value| list["items"][0]["probe"].clone();
+    server
+        .until(&probes, |list| first(list)["state"] == "running")
+        .await;
+    let child = server.started_probe().await;
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).expect("it runs");
+    let list = server
+        .until(&probes, |list| {
+            first(list)["state"] == "running" && first(list)["attempt"] == 2
+        })
+        .await;
+    assert_eq!(first(&list)["crashes"], 1, "{list}");
+    server.terminate();
+
+    let server = ServerProcess::start(database.url(), "host", &SIMULATED);
+    let study = server.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let list = server.until(&probes, |_| true).await;
+    assert_eq!(first(&list)["crashes"], 1, "{list}");
+}
+
+/// Two services of one host, each with a study: watches their children until both are answered.
+async fn assert_one_probe_at_a_time(databases: [&TestDatabase; 2]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let locks = folder.path().join("locks");
+    let start = |database: &TestDatabase| {
+        ServerProcess::start_beside(database.url(), "shared", &SIMULATED, &locks)
+    };
+    let services = [start(databases[0]), start(databases[1])];
+    let paths = [create(&services[0]).await, create(&services[1]).await];
+    let (mut most, mut seen) = (0, std::collections::HashSet::new());
+    for (server, path) in services.iter().zip(&paths) {
+        let since = Instant::now();
+        loop {
+            for _ in 0..50 {
+                // Twice the same two: the first may have ended while the list was read.
+                let list = || -> std::collections::BTreeSet<_> {
+                    services
+                        .iter()
+                        .flat_map(ServerProcess::running_probes)
+                        .collect()
+                };
+                let (before, after) = (list(), list());
+                most = most.max(before.intersection(&after).count());
+                seen.extend(after);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let (_, _, study) = server.get(path).await.expect("an answer");
+            if study["state"] == "succeeded" {
+                assert_eq!(study["ended_because"], "answered", "{study}");
+                break;
+            }
+            assert!(since.elapsed() < PATIENCE, "{study}");
+        }
+    }
+    assert_eq!(most, 1, "exclusive probes at once");
+    assert!(seen.len() > 20, "only {} probes were seen", seen.len());
+}
+
+#[tokio::test]
+async fn two_services_of_one_host_never_measure_at_once() {
+    let database = TestDatabase::create().await;
+    assert_one_probe_at_a_time([&database, &database]).await;
+}
+
+#[tokio::test]
+async fn two_services_with_a_database_each_never_measure_at_once_on_one_host() {
+    let (one, other) = (TestDatabase::create().await, TestDatabase::create().await);
+    assert_one_probe_at_a_time([&one, &other]).await;
+}
+
+#[tokio::test]
+async fn ten_services_start_at_once_on_an_empty_database() {
+    let database = TestDatabase::create_empty().await;
+    let services: Vec<ServerProcess> = std::thread::scope(|scope| {
+        let started: Vec<_> = (0..10)
+            .map(|number| {
+                let url = database.url();
+                scope
+                    .spawn(move || ServerProcess::start(url, &format!("host-{number}"), &SIMULATED))
+            })
+            .collect();
+        started
+            .into_iter()
+            .map(|thread| thread.join().expect("it serves"))
+            .collect()
+    });
+    for server in &services {
+        let (status, _, _) = server.get("/readyz").await.expect("an answer");
+        assert_eq!(status, 200);
+    }
+    let path = create(&services[0]).await;
+    let study = services[9].ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
 }

@@ -1,6 +1,7 @@
 //! A service as a process of its own, with simulated children.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,23 @@ impl ServerProcess {
     /// Starts a service on a database, as a host of its own; `runner` is what its children do.
     pub fn start(database_url: &str, host: &str, runner: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        let locks = folder.path().join("locks");
+        Self::start_with(database_url, host, runner, folder, &locks)
+    }
+
+    /// Starts a service that shares its host, and so the folder of its locks, with others.
+    pub fn start_beside(database_url: &str, host: &str, runner: &[&str], locks: &Path) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        Self::start_with(database_url, host, runner, folder, locks)
+    }
+
+    fn start_with(
+        database_url: &str,
+        host: &str,
+        runner: &[&str],
+        folder: tempfile::TempDir,
+        locks: &Path,
+    ) -> Self {
         let mut command = vec![crate::fake::executable().display().to_string()];
         command.extend(runner.iter().map(|&word| word.to_owned()));
         let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
@@ -32,7 +50,7 @@ impl ServerProcess {
             .env("DATABASE_URL", database_url)
             .env("TRIALHEAD_DATABASE__POOL_SIZE", "6")
             .env("TRIALHEAD_POOL__HOST", host)
-            .env("TRIALHEAD_POOL__LOCK_DIR", folder.path().join("locks"))
+            .env("TRIALHEAD_POOL__LOCK_DIR", locks)
             .env("TRIALHEAD_POOL__CHILD_COMMAND", command.join(","))
             .env("TRIALHEAD_POOL__TICK_SECS", "0.5")
             .env("TRIALHEAD_POOL__HEARTBEAT_SECS", "0.5")
@@ -73,9 +91,34 @@ impl ServerProcess {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
     }
 
-    /// Its process.
-    pub fn child_pid(&self) -> i32 {
-        self.pid().as_raw()
+    /// The processes it has started and not reaped yet.
+    pub fn running_probes(&self) -> Vec<Pid> {
+        let parent = self.pid().to_string();
+        std::fs::read_dir("/proc")
+            .expect("Linux")
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+                // pid (name) state parent …; a name may hold anything, a parenthesis too.
+                let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+                let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+                let state = fields.next()?;
+                (fields.next()? == parent && state != "Z").then_some(Pid::from_raw(pid))
+            })
+            .collect()
+    }
+
+    /// The one process of the probe that is claimed: it starts a moment after the claim is seen.
+    pub async fn started_probe(&self) -> Pid {
+        let since = Instant::now();
+        loop {
+            match self.running_probes()[..] {
+                [] => assert!(since.elapsed() < PATIENCE, "no child was started"),
+                [only] => return only,
+                ref several => panic!("one exclusive device, several children: {several:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Ends it as a power cut would.
