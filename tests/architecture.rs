@@ -161,7 +161,7 @@ const CONFINED: [Confined; 3] = [
     },
     Confined {
         to: "api",
-        crates: &["utoipa_actix_web", "utoipa_swagger_ui", "tracing_actix_web"],
+        crates: &["utoipa_actix_web", "utoipa_swagger_ui"],
         prefixes: &["actix"],
     },
 ];

@@ -90,10 +90,16 @@ fn grade(start: &StartChoice, is_confirmed: bool, is_contended: bool) -> (Grade,
     } else {
         Grade::Low
     };
+    // What was drawn a few thousand times is never certain.
+    let probability = if p_best > 0.99 {
+        "more than 0.99".to_owned()
+    } else {
+        format!("{p_best:.2}")
+    };
     (
         grade,
         format!(
-            "the rule chooses it with a probability of {p_best:.2}, given how well the times are known"
+            "the rule chooses it with a probability of {probability}, given how well the times are known"
         ),
     )
 }

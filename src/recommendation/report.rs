@@ -148,8 +148,9 @@ fn write_throughput(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "\n{} rounds, every batch size once in each, in processes of their own.\n",
-        throughput.rounds
+        "\n{} round{}, every batch size once in each, in processes of their own.\n",
+        throughput.rounds,
+        if throughput.rounds == 1 { "" } else { "s" }
     )
 }
 
