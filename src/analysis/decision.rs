@@ -47,7 +47,7 @@ pub fn sights(evidence: &Evidence) -> Vec<(BatchSize, Seen)> {
         .filter(|probe| match probe.kind() {
             ProbeKind::Memory | ProbeKind::Confirmation => true,
             ProbeKind::Smoke => probe.state == ProbeState::Infeasible,
-            ProbeKind::StepTime => false,
+            ProbeKind::StepTime | ProbeKind::Training => false,
         })
         .filter_map(|probe| {
             let seen = match (probe.state, probe.infeasible) {

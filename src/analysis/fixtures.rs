@@ -9,7 +9,8 @@ use crate::probe::{
     Limits, Metric, PROTOCOL, ProbeDevice, ProbeSpec, ProbeState, StepTimeSampling, Task,
 };
 use crate::study::{
-    Activation, Backend, BatchSize, Bytes, Dataset, Loss, Model, Optimizer, ProbeId, Workload,
+    Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, ProbeId, Schedule,
+    Workload,
 };
 
 /// A probe that did what it was asked.
@@ -24,16 +25,10 @@ pub(crate) fn succeeded(
         spec: ProbeSpec {
             protocol: PROTOCOL,
             task,
-            workload: Workload {
-                dataset: Dataset::Digits {},
-                model: Model::Mlp {
-                    hidden: vec![64],
-                    activation: Activation::Relu,
-                    dropout: 0.0,
-                },
-                loss: Loss::CrossEntropy,
-            },
+            workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
             optimizer: Optimizer::adam(),
+            schedule: Schedule::default(),
+            gradient_clipping: GradientClipping::default(),
             device: ProbeDevice {
                 backend: Backend::Cpu,
                 model: "test".into(),

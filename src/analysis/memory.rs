@@ -198,6 +198,8 @@ mod tests {
             labels: std::collections::BTreeMap::new(),
             workload: spec.workload,
             optimizer: spec.optimizer,
+            schedule: spec.schedule,
+            gradient_clipping: spec.gradient_clipping,
             batch_sizes: BatchSizes {
                 min: BatchSize(1),
                 max: BatchSize(1 << 20),

@@ -2,7 +2,11 @@
 //! show. Pure, and left of `study` in the dependency rule, so it speaks of fields by their names in
 //! JSON; a test holds it equal to the study's own types.
 
-mod entries;
+mod datasets;
+mod measures;
+mod models;
+mod optimizers;
+mod parameters;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -12,12 +16,26 @@ use utoipa::ToSchema;
 pub struct Catalog {
     /// Model families (`workload.model.family`).
     pub model_families: Vec<ModelFamily>,
+    /// Layers of a `sequential` model (`workload.model.layers[].layer`).
+    pub layers: Vec<Component>,
+    /// Normalizations (`kind`, wherever a model or a layer has one).
+    pub normalizations: Vec<Component>,
+    /// Ways to draw weights (`workload.model.initialisation`).
+    pub initialisations: Vec<Component>,
     /// Optimizers (`optimizer.family`).
     pub optimizers: Vec<OptimizerFamily>,
+    /// Learning-rate schedules (`schedule.kind`).
+    pub schedules: Vec<Component>,
+    /// Ways to limit gradients (`gradient_clipping.kind`).
+    pub gradient_clipping: Vec<Component>,
+    /// What else a workload may say (`workload`).
+    pub workload_options: Vec<Parameter>,
     /// Data sets (`workload.dataset.builtin`).
     pub datasets: Vec<DatasetEntry>,
     /// Training losses (`workload.loss`).
     pub losses: Vec<LossEntry>,
+    /// What a model is judged by on the validation examples.
+    pub evaluation_metrics: Vec<EvaluationEntry>,
     /// What probes measure.
     pub metrics: Vec<MetricEntry>,
     /// What probes do.
@@ -51,8 +69,49 @@ pub struct ModelFamily {
     pub initialisation: &'static str,
     /// The optimizer to start with, by its name here.
     pub first_optimizer: &'static str,
+    /// What the examples may be.
+    pub reads: &'static str,
+    /// What a member of the family is known to reach, and by whom; absent where nothing is published.
+    pub known_result: Option<KnownResult>,
     /// Where it comes from.
     pub provenance: Vec<Provenance>,
+}
+
+/// A published result.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct KnownResult {
+    /// Which member of the family, on what, reaches what.
+    pub what: &'static str,
+    /// Where it is published.
+    pub provenance: Provenance,
+}
+
+/// Something with parameters that a study names by its kind.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Component {
+    /// Its name in a study.
+    pub name: &'static str,
+    /// What it is.
+    pub summary: &'static str,
+    /// Its parameters.
+    pub parameters: Vec<Parameter>,
+    /// Where it comes from.
+    pub provenance: Vec<Provenance>,
+}
+
+/// A metric of the validation examples.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct EvaluationEntry {
+    /// Its name in a study and in measurements.
+    pub name: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Whether less is better.
+    pub minimized: bool,
+    /// The tasks that have it.
+    pub tasks: Vec<&'static str>,
+    /// What it is.
+    pub summary: &'static str,
 }
 
 /// The type of a parameter's values.
@@ -67,6 +126,14 @@ pub enum ParameterType {
     Choice,
     /// A list of whole numbers.
     IntegerList,
+    /// True or false.
+    Boolean,
+    /// A normalization, one of `normalizations` with its parameters.
+    Normalization,
+    /// A list of layers, each one of `layers` with its parameters.
+    LayerList,
+    /// How batches come to the training: an object with `threads` and `prefetch_batches`.
+    InputPipeline,
 }
 
 /// A hyperparameter of a model or a parameter of a data set.
@@ -79,10 +146,22 @@ pub struct Parameter {
     pub value_type: ParameterType,
     /// What it is.
     pub summary: &'static str,
-    /// The value that is used when none is given.
+    /// The value that is used when none is given; null where one must be given or where the summary says
+    /// what follows from leaving it out.
+    #[schema(value_type = Value)]
     pub default: serde_json::Value,
+    /// Whether one must be given.
+    pub required: bool,
     /// What is allowed, in words.
-    pub allowed: &'static str,
+    pub allowed: String,
+    /// The smallest value allowed (of each element, for a list); null for no bound.
+    pub minimum: Option<f64>,
+    /// The largest value allowed.
+    pub maximum: Option<f64>,
+    /// Whether the lower bound itself is excluded.
+    pub exclusive_minimum: bool,
+    /// Whether the upper bound itself is excluded.
+    pub exclusive_maximum: bool,
     /// The names to choose from; empty unless `type` is `choice`.
     pub choices: Vec<&'static str>,
 }
@@ -108,6 +187,8 @@ pub struct OptimizerFamily {
     pub update_rule: &'static str,
     /// Every hyperparameter of the rule; none is implicit.
     pub hyperparameters: Vec<Hyperparameter>,
+    /// Where sources differ in the rule, which form is meant.
+    pub forms: Vec<Parameter>,
     /// Numbers of state kept for each trainable parameter.
     pub state_per_parameter: u64,
     /// Where it comes from.
@@ -208,11 +289,18 @@ pub struct ProbeKindEntry {
 /// Everything that a study may name.
 pub fn catalog() -> Catalog {
     Catalog {
-        model_families: entries::model_families(),
-        optimizers: entries::optimizers(),
-        datasets: entries::datasets(),
-        losses: entries::losses(),
-        metrics: entries::metrics(),
-        probe_kinds: entries::probe_kinds(),
+        model_families: models::families(),
+        layers: models::layers(),
+        normalizations: models::normalizations(),
+        initialisations: models::initialisations(),
+        optimizers: optimizers::optimizers(),
+        schedules: optimizers::schedules(),
+        gradient_clipping: optimizers::gradient_clipping(),
+        workload_options: measures::workload_options(),
+        datasets: datasets::datasets(),
+        losses: measures::losses(),
+        evaluation_metrics: measures::evaluation_metrics(),
+        metrics: measures::metrics(),
+        probe_kinds: measures::probe_kinds(),
     }
 }

@@ -21,19 +21,15 @@ pub(super) fn load() -> Result<Split, DatasetError> {
     let training_rows: Vec<i32> = array(&mut archive, "train_idx")?;
     let validation_rows: Vec<i32> = array(&mut archive, "val_idx")?;
 
-    let mut training = gather(&pixels, &digits, &training_rows);
-    let mut validation = gather(&pixels, &digits, &validation_rows);
-    let (mean, deviation) = moments(&training.features);
-    for value in training
-        .features
-        .iter_mut()
-        .chain(validation.features.iter_mut())
-    {
+    let mut training = select(&pixels, &training_rows);
+    let mut validation = select(&pixels, &validation_rows);
+    let (mean, deviation) = moments(&training);
+    for value in training.iter_mut().chain(validation.iter_mut()) {
         *value = (*value - mean) / deviation;
     }
     Ok(Split {
-        training,
-        validation,
+        training: Examples::classified(training, WIDTH, labels(&digits, &training_rows)),
+        validation: Examples::classified(validation, WIDTH, labels(&digits, &validation_rows)),
     })
 }
 
@@ -47,16 +43,20 @@ fn array<T: npyz::Deserialize>(
     Ok(file.into_vec()?)
 }
 
-fn gather(pixels: &[u8], digits: &[u8], rows: &[i32]) -> Examples {
-    let rows = || rows.iter().map(|&row| row.unsigned_abs() as usize);
-    Examples {
-        features: rows()
-            .flat_map(|row| &pixels[row * WIDTH..(row + 1) * WIDTH])
-            .map(|&pixel| f32::from(pixel) / LARGEST_PIXEL)
-            .collect(),
-        labels: rows().map(|row| u32::from(digits[row])).collect(),
-        width: WIDTH,
-    }
+/// The pixels of the images at `rows`, from 0 to 1.
+fn select(pixels: &[u8], rows: &[i32]) -> Vec<f32> {
+    indices(rows)
+        .flat_map(|row| &pixels[row * WIDTH..(row + 1) * WIDTH])
+        .map(|&pixel| f32::from(pixel) / LARGEST_PIXEL)
+        .collect()
+}
+
+fn labels(digits: &[u8], rows: &[i32]) -> Vec<u32> {
+    indices(rows).map(|row| u32::from(digits[row])).collect()
+}
+
+fn indices(rows: &[i32]) -> impl Iterator<Item = usize> {
+    rows.iter().map(|&row| row.unsigned_abs() as usize)
 }
 
 /// Mean and (population) standard deviation over all values, summed in double precision.
@@ -74,20 +74,22 @@ fn moments(values: &[f32]) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datasets::{Inputs, Targets};
 
     #[test]
     fn the_training_pixels_have_the_known_moments() {
         let mut archive = NpzArchive::new(Cursor::new(ARCHIVE)).expect("opens");
         let pixels: Vec<u8> = array(&mut archive, "X").expect("reads");
-        let digits: Vec<u8> = array(&mut archive, "y").expect("reads");
         let rows: Vec<i32> = array(&mut archive, "train_idx").expect("reads");
-        let raw = gather(&pixels, &digits, &rows);
-        let (mean, deviation) = moments(&raw.features);
+        let (mean, deviation) = moments(&select(&pixels, &rows));
         assert!((mean - 0.3047).abs() < 5e-5, "mean {mean}");
         assert!((deviation - 0.3758).abs() < 5e-5, "deviation {deviation}");
 
         let split = load().expect("loads");
-        let (mean, deviation) = moments(&split.training.features);
+        let Inputs::Numbers { values, .. } = &split.training.inputs else {
+            panic!("pixels are numbers");
+        };
+        let (mean, deviation) = moments(values);
         assert!(mean.abs() < 1e-5 && (deviation - 1.0).abs() < 1e-5);
     }
 
@@ -95,8 +97,13 @@ mod tests {
     fn every_example_is_in_exactly_one_split_and_the_classes_are_the_published_ones() {
         let split = load().expect("loads");
         let mut counts = [0_u32; 10];
-        for &label in split.training.labels.iter().chain(&split.validation.labels) {
-            counts[label as usize] += 1;
+        for examples in [&split.training, &split.validation] {
+            let Targets::Classes(labels) = &examples.targets else {
+                panic!("digits have classes");
+            };
+            for &label in labels {
+                counts[label as usize] += 1;
+            }
         }
         // The class counts that scikit-learn documents for its 1797 examples.
         assert_eq!(counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]);

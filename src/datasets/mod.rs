@@ -1,46 +1,23 @@
-//! The examples that probes train on: `digits`, shipped with the program, and `synthetic` clusters
-//! made from a seed. Pure: the same data set is the same bits everywhere.
+//! The examples that probes train on: `digits`, shipped with the program, and generators with a known
+//! truth. Pure: the same data set is the same bits everywhere.
 //!
-//! Examples are kept as one row-major block of `f32`, because the data set is part of what training
-//! holds in memory and therefore of every measured peak: nothing is stored twice.
+//! Examples are kept as one row-major block, because the data set is part of what training holds in
+//! memory and therefore of every measured peak: nothing is stored twice.
 
 mod batches;
 mod digits;
+mod examples;
+mod markov;
+mod random;
 mod synthetic;
+mod teacher;
 
 pub use batches::BatchOrder;
+pub use examples::{Batch, BatchInputs, BatchTargets, Examples, Inputs, Targets};
 
 use thiserror::Error;
 
 use crate::study::Dataset;
-
-/// Examples with their labels.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Examples {
-    /// Row-major, `labels.len()` × `width`.
-    pub features: Vec<f32>,
-    /// The class of each example.
-    pub labels: Vec<u32>,
-    /// Features of an example.
-    pub width: usize,
-}
-
-impl Examples {
-    /// Number of examples.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
-    /// The features of one example.
-    pub fn row(&self, index: usize) -> &[f32] {
-        &self.features[index * self.width..(index + 1) * self.width]
-    }
-}
 
 /// A data set, split.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,54 +47,164 @@ pub enum DatasetError {
 /// # Errors
 /// When the shipped archive is damaged, or the set is larger than an address space.
 pub fn load(dataset: &Dataset) -> Result<Split, DatasetError> {
-    match dataset {
+    let facts = dataset.facts();
+    match *dataset {
         Dataset::Digits {} => digits::load(),
-        Dataset::Synthetic {
+        Dataset::Synthetic { seed, .. } | Dataset::SyntheticImages { seed, .. } => {
+            synthetic::generate(&clusters(&facts, seed))
+        }
+        Dataset::LinearTeacher {
             features,
-            classes,
+            outputs,
+            noise_deviation,
             seed,
             ..
-        } => synthetic::generate(&synthetic::Clusters {
-            training_examples: dataset.training_examples(),
-            validation_examples: dataset.validation_examples(),
-            features: *features,
-            classes: *classes,
-            seed: *seed,
+        } => teacher::generate(&teacher::Teacher {
+            training_examples: facts.training_examples,
+            validation_examples: facts.validation_examples,
+            features,
+            outputs,
+            noise_deviation,
+            seed,
         }),
+        Dataset::MarkovText { .. } => match chain(dataset) {
+            Some(chain) => markov::generate(&chain),
+            None => Err(DatasetError::TooLarge),
+        },
     }
+}
+
+fn clusters(facts: &crate::study::Facts, seed: u64) -> synthetic::Clusters {
+    synthetic::Clusters {
+        training_examples: facts.training_examples,
+        validation_examples: facts.validation_examples,
+        features: facts.input.numbers(),
+        classes: facts.target.width(),
+        seed,
+    }
+}
+
+fn chain(dataset: &Dataset) -> Option<markov::Chain> {
+    let facts = dataset.facts();
+    match *dataset {
+        Dataset::MarkovText {
+            sequence_length,
+            vocabulary,
+            order,
+            seed,
+            ..
+        } => Some(markov::Chain {
+            training_examples: facts.training_examples,
+            validation_examples: facts.validation_examples,
+            sequence_length,
+            vocabulary,
+            order,
+            seed,
+        }),
+        _ => None,
+    }
+}
+
+/// What no model can do better than on fresh examples of a generated data set.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Truth {
+    /// The least loss: cross-entropy in nats, or mean squared error.
+    pub loss: f64,
+    /// Its standard error; 0 where it is computed exactly.
+    pub loss_error: f64,
+    /// For a classification, the least error rate with its standard error.
+    pub error_rate: Option<(f64, f64)>,
+}
+
+/// The truth of a generated data set; `None` where nobody knows it.
+///
+/// # Errors
+/// When the set is larger than an address space.
+pub fn truth(dataset: &Dataset) -> Result<Option<Truth>, DatasetError> {
+    let exact = |loss: f64| Truth {
+        loss,
+        loss_error: 0.0,
+        error_rate: None,
+    };
+    Ok(match *dataset {
+        Dataset::Digits {} => None,
+        Dataset::Synthetic { seed, .. } | Dataset::SyntheticImages { seed, .. } => {
+            let bayes = synthetic::bayes(&clusters(&dataset.facts(), seed))?;
+            Some(Truth {
+                loss: bayes.cross_entropy.0,
+                loss_error: bayes.cross_entropy.1,
+                error_rate: Some(bayes.error),
+            })
+        }
+        Dataset::LinearTeacher {
+            noise_deviation, ..
+        } => Some(exact(noise_deviation * noise_deviation)),
+        Dataset::MarkovText { .. } => match chain(dataset) {
+            Some(chain) => Some(exact(markov::entropy_rate(&chain)?)),
+            None => None,
+        },
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::study::Target;
 
     #[test]
     fn sizes_are_what_the_study_says() {
-        let synthetic = Dataset::Synthetic {
-            examples: 103,
-            features: 7,
-            classes: 3,
-            seed: 5,
-        };
-        let tiny = Dataset::Synthetic {
-            examples: 1,
-            features: 1,
-            classes: 2,
-            seed: 0,
-        };
-        for dataset in [Dataset::Digits {}, synthetic, tiny] {
+        for posted in [
+            r#"{"builtin": "digits"}"#,
+            r#"{"builtin": "synthetic", "examples": 103, "features": 7, "classes": 3, "seed": 5}"#,
+            r#"{"builtin": "synthetic", "examples": 1, "features": 1, "classes": 2}"#,
+            r#"{"builtin": "synthetic_images", "examples": 9, "height": 3, "width": 4}"#,
+            r#"{"builtin": "linear_teacher", "examples": 11, "outputs": 2}"#,
+            r#"{"builtin": "markov_text", "examples": 5, "sequence_length": 7}"#,
+        ] {
+            let dataset: Dataset = serde_json::from_str(posted).expect("a data set");
+            let facts = dataset.facts();
             let split = load(&dataset).expect("loads");
             for (examples, count) in [
-                (&split.training, dataset.training_examples()),
-                (&split.validation, dataset.validation_examples()),
+                (&split.training, facts.training_examples),
+                (&split.validation, facts.validation_examples),
             ] {
-                assert_eq!(examples.len() as u64, count);
-                assert_eq!(examples.width as u64, dataset.features());
-                assert_eq!(examples.features.len(), examples.len() * examples.width);
-                assert!(examples.features.iter().all(|value| value.is_finite()));
-                let largest = examples.labels.iter().copied().max().expect("not empty");
-                assert!(u64::from(largest) < dataset.classes());
+                assert_eq!(examples.len() as u64, count, "{posted}");
+                let all: Vec<u32> = (0..count as u32).collect();
+                let batch = examples.gather(&all);
+                let numbers = (count * facts.input.numbers()) as usize;
+                match &batch.inputs {
+                    BatchInputs::Numbers(values) => {
+                        assert_eq!(values.len(), numbers);
+                        assert!(values.iter().all(|value| value.is_finite()));
+                    }
+                    BatchInputs::Tokens(tokens) => assert_eq!(tokens.len(), numbers),
+                }
+                match (&batch.targets, facts.target) {
+                    (BatchTargets::Classes(classes), target) => {
+                        assert!(classes.iter().all(|&class| (class as u64) < target.width()));
+                    }
+                    (BatchTargets::Values(values), Target::Values { count: width }) => {
+                        assert_eq!(values.len() as u64, count * width);
+                    }
+                    other => panic!("{other:?}"),
+                }
             }
         }
+    }
+
+    #[test]
+    fn the_truth_is_known_of_generated_data_sets_only() {
+        let truth_of = |posted: &str| {
+            let dataset: Dataset = serde_json::from_str(posted).expect("a data set");
+            truth(&dataset).expect("computes")
+        };
+        assert_eq!(truth_of(r#"{"builtin": "digits"}"#), None);
+        let teacher = truth_of(r#"{"builtin": "linear_teacher", "noise_deviation": 0.5}"#);
+        assert_eq!(teacher.expect("known").loss, 0.25);
+        let clusters = truth_of(r#"{"builtin": "synthetic", "features": 20}"#).expect("known");
+        let (error, spread) = clusters.error_rate.expect("classes");
+        assert!(error > 5.0 * spread && error < 0.2, "{clusters:?}");
+        let text = truth_of(r#"{"builtin": "markov_text"}"#).expect("known");
+        assert!(text.loss > 0.5 && text.loss < 16.0_f64.ln(), "{text:?}");
     }
 }

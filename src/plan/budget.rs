@@ -13,6 +13,7 @@ fn usual_secs(kind: ProbeKind) -> f64 {
         ProbeKind::Memory => 1.0,
         ProbeKind::StepTime => 2.5,
         ProbeKind::Confirmation => 2.0,
+        ProbeKind::Training => 5.0,
     }
 }
 

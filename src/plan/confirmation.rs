@@ -1,6 +1,6 @@
 //! Does what is recommended survive a longer run: 200 steps and an evaluation under the budget.
 
-use super::specs::Specs;
+use super::specs::{self as tasks, Specs};
 use super::{Wish, asks};
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
@@ -40,7 +40,7 @@ pub fn wish(
         })
         .map(|size| {
             specs.probe(
-                ProbeKind::Confirmation,
+                tasks::CONFIRMATION,
                 size,
                 0,
                 format!("batch size {size} is about to be recommended as fitting: 200 steps and an evaluation must survive"),

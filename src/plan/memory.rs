@@ -1,11 +1,10 @@
 //! What fits: one look after another, each chosen from all before it.
 
 use super::Wish;
-use super::specs::Specs;
+use super::specs::{self as tasks, Specs};
 use crate::analysis::decision;
 use crate::analysis::memory_search::{SearchStep, Seen};
 use crate::analysis::{Analysis, Evidence};
-use crate::probe::ProbeKind;
 use crate::study::{BatchSize, Bytes, EndedBecause, StudyDefinition};
 
 pub fn wish(
@@ -20,7 +19,7 @@ pub fn wish(
     let seen = decision::sights(evidence);
     match search.next(&seen) {
         SearchStep::Probe(next) => Wish::Probes(vec![specs.probe(
-            ProbeKind::Memory,
+            tasks::MEMORY,
             next,
             0,
             why(next, search.min, search.usable_bytes, analysis),

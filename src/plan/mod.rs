@@ -153,6 +153,7 @@ fn phase(kind: ProbeKind, replicate: u32) -> String {
         ProbeKind::Memory => "seeking the largest batch size that fits".into(),
         ProbeKind::StepTime => format!("timing every batch size, round {}", replicate + 1),
         ProbeKind::Confirmation => "confirming the recommendation in a longer run".into(),
+        ProbeKind::Training => "training to the target".into(),
     }
 }
 
@@ -189,7 +190,7 @@ pub fn dry_run(definition: &StudyDefinition) -> DryRun {
             definition.budget.probes, definition.budget.device_secs
         ));
     }
-    let examples = definition.workload.dataset.training_examples();
+    let examples = definition.workload.dataset.facts().training_examples;
     if definition.batch_sizes.max.0 > examples {
         warnings.push(format!(
             "batch sizes beyond the {examples} training examples repeat examples within a batch"

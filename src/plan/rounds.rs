@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::specs::Specs;
+use super::specs::{self as tasks, Specs};
 use super::{PlannedProbe, Wish, asks, needs_times};
 use crate::analysis::memory_search::LimitedBy;
 use crate::analysis::{Analysis, Evidence, throughput};
@@ -83,7 +83,7 @@ pub fn wish(
             .into_iter()
             .map(|size| {
                 specs.probe(
-                    ProbeKind::StepTime,
+                    tasks::step_time(),
                     size,
                     round,
                     format!("round {} of timing: {reason}", round + 1),

@@ -1,7 +1,7 @@
 //! Does the pipeline run at all: a few steps and two evaluations at the smallest batch size.
 
 use super::Wish;
-use super::specs::Specs;
+use super::specs::{self as tasks, Specs};
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::{InfeasibleReason, ProbeKind, ProbeState};
 use crate::study::{EndedBecause, StudyDefinition};
@@ -15,7 +15,7 @@ pub fn wish(
     let Some(probe) = evidence.of_kind(ProbeKind::Smoke).next() else {
         let min = definition.batch_sizes.min;
         return Wish::Probes(vec![specs.probe(
-            ProbeKind::Smoke,
+                tasks::SMOKE,
             min,
             0,
             format!("before anything is measured: does training run at batch size {min}, and does evaluation repeat?"),

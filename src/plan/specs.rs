@@ -17,8 +17,24 @@ fn wall_secs(kind: ProbeKind) -> f64 {
         ProbeKind::Smoke | ProbeKind::Memory => 120.0,
         // The sampling cap, the canary, the warm-up, and twenty steps of a slow batch.
         ProbeKind::StepTime => 240.0,
-        ProbeKind::Confirmation => 900.0,
+        ProbeKind::Confirmation | ProbeKind::Training => 900.0,
     }
+}
+
+/// Does training run, and does evaluation repeat?
+pub const SMOKE: Task = Task::Smoke { steps: SMOKE_STEPS };
+/// How much memory does it take?
+pub const MEMORY: Task = Task::Memory {
+    steps: MEMORY_STEPS,
+};
+/// Does it survive a longer run?
+pub const CONFIRMATION: Task = Task::Confirmation {
+    steps: CONFIRMATION_STEPS,
+};
+
+/// How long does a step take?
+pub fn step_time() -> Task {
+    Task::StepTime(StepTimeSampling::default())
 }
 
 /// Makes the specs of a study.
@@ -40,26 +56,19 @@ impl<'a> Specs<'a> {
     /// One probe.
     pub fn probe(
         &self,
-        kind: ProbeKind,
+        task: Task,
         batch_size: BatchSize,
         replicate: u32,
         why: String,
     ) -> PlannedProbe {
-        let task = match kind {
-            ProbeKind::Smoke => Task::Smoke { steps: SMOKE_STEPS },
-            ProbeKind::Memory => Task::Memory {
-                steps: MEMORY_STEPS,
-            },
-            ProbeKind::StepTime => Task::StepTime(StepTimeSampling::default()),
-            ProbeKind::Confirmation => Task::Confirmation {
-                steps: CONFIRMATION_STEPS,
-            },
-        };
+        let kind = task.kind();
         let spec = ProbeSpec {
             protocol: PROTOCOL,
             task,
             workload: self.definition.workload.clone(),
             optimizer: self.definition.optimizer.clone(),
+            schedule: self.definition.schedule.clone(),
+            gradient_clipping: self.definition.gradient_clipping.clone(),
             device: ProbeDevice {
                 backend: self.device.backend,
                 model: self.device.model.clone(),

@@ -45,23 +45,17 @@ mod tests {
     use super::*;
     use crate::probe::{Limits, ProbeDevice, Task};
     use crate::study::{
-        Activation, Backend, BatchSize, Bytes, Dataset, Loss, Model, Optimizer, Workload,
+        Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, Schedule, Workload,
     };
 
     fn spec(hidden: u64) -> ProbeSpec {
         ProbeSpec {
             protocol: 1,
             task: Task::Memory { steps: 5 },
-            workload: Workload {
-                dataset: Dataset::Digits {},
-                model: Model::Mlp {
-                    hidden: vec![hidden],
-                    activation: Activation::Relu,
-                    dropout: 0.0,
-                },
-                loss: Loss::CrossEntropy,
-            },
+            workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![hidden])),
             optimizer: Optimizer::adam(),
+            schedule: Schedule::default(),
+            gradient_clipping: GradientClipping::default(),
             device: ProbeDevice {
                 backend: Backend::Cpu,
                 model: "test".into(),

@@ -65,13 +65,49 @@ metrics! {
     /// Peak resident memory of the child (VmHWM). Explains.
     PeakResidentMemory = "peak_resident_memory", "bytes";
     /// Training loss of the first step.
-    FirstLoss = "first_loss", "nats";
+    FirstLoss = "first_loss", "loss";
     /// Training loss of the last step.
-    LastLoss = "last_loss", "nats";
-    /// Validation loss at the end of the run.
-    ValidationLoss = "validation_loss", "nats";
+    LastLoss = "last_loss", "loss";
+    /// Validation loss at the end of the run, in the unit of the loss.
+    ValidationLoss = "validation_loss", "loss";
     /// Absolute difference between two evaluations of the same parameters.
-    EvaluationDifference = "evaluation_difference", "nats";
+    EvaluationDifference = "evaluation_difference", "loss";
     /// Optimizer steps made, warm-up included.
     Steps = "steps", "count";
+    /// Mean training loss since the evaluation before; `step` is that of the evaluation.
+    TrainingLoss = "training_loss", "loss";
+    /// Validation cross-entropy; `step` is that of the evaluation.
+    ValidationCrossEntropy = "validation_cross_entropy", "nats";
+    /// Validation mean squared error, in squared units of the target.
+    ValidationMeanSquaredError = "validation_mean_squared_error", "squared_units";
+    /// Share of validation predictions that are right.
+    ValidationAccuracy = "validation_accuracy", "ratio";
+    /// Share of validation predictions that are wrong.
+    ValidationErrorRate = "validation_error_rate", "ratio";
+    /// Area under the receiver operating characteristic of the second of two classes.
+    ValidationAuc = "validation_auc", "ratio";
+    /// Exponential of the validation cross-entropy of a token.
+    ValidationPerplexity = "validation_perplexity", "tokens";
+    /// Optimizer steps to the target, interpolated between evaluations; absent when it was not reached.
+    StepsToTarget = "steps_to_target", "count";
+    /// Time spent on evaluations over the time of the whole run.
+    EvaluationShare = "evaluation_share", "ratio";
+    /// Time spent on gathering a batch, over all loading threads.
+    LoadTimePerStep = "load_time_per_step", "s";
+    /// Time for which training stood still until its batch was there.
+    LoadWaitPerStep = "load_wait_per_step", "s";
+}
+
+impl From<crate::study::EvaluationMetric> for Metric {
+    fn from(metric: crate::study::EvaluationMetric) -> Self {
+        use crate::study::EvaluationMetric as Evaluated;
+        match metric {
+            Evaluated::ValidationCrossEntropy => Self::ValidationCrossEntropy,
+            Evaluated::ValidationMeanSquaredError => Self::ValidationMeanSquaredError,
+            Evaluated::ValidationAccuracy => Self::ValidationAccuracy,
+            Evaluated::ValidationErrorRate => Self::ValidationErrorRate,
+            Evaluated::ValidationAuc => Self::ValidationAuc,
+            Evaluated::ValidationPerplexity => Self::ValidationPerplexity,
+        }
+    }
 }

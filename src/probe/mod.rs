@@ -16,7 +16,10 @@ pub use metric::Metric;
 pub use outcome::{
     ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify, names_an_error,
 };
-pub use spec::{Limits, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task};
+pub use spec::{
+    EVALUATION_RATIO, Limits, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task,
+    TrainingRun,
+};
 pub use state::ProbeState;
 
 /// Version of the contract between service, worker and runner.

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::study::{Backend, BatchSize, Bytes, Optimizer, Workload};
+use crate::study::{
+    Backend, BatchSize, Bytes, EvaluationTarget, GradientClipping, Optimizer, Schedule, Workload,
+};
 
 /// Everything a runner needs to know, as JSON on its stdin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -16,6 +18,12 @@ pub struct ProbeSpec {
     pub workload: Workload,
     /// How it is optimised.
     pub optimizer: Optimizer,
+    /// How the learning rate changes over training.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// How gradients are limited.
+    #[serde(default)]
+    pub gradient_clipping: GradientClipping,
     /// Where.
     pub device: ProbeDevice,
     /// Examples per step.
@@ -77,7 +85,24 @@ pub enum Task {
         /// Optimizer steps.
         steps: u64,
     },
+    /// One point of hyperparameters, trained to a target, to a cap or to divergence.
+    Training(TrainingRun),
 }
+
+/// How long a training probe trains, and how often it looks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrainingRun {
+    /// Optimizer steps at most.
+    pub max_steps: u64,
+    /// What ends the training before; without one it goes on to its cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<EvaluationTarget>,
+    /// After an evaluation at step t the next is at max(t + 1, ⌈ratio·t⌉).
+    pub evaluation_ratio: f64,
+}
+
+/// The default ratio between the steps of two evaluations.
+pub const EVALUATION_RATIO: f64 = 1.03;
 
 impl Task {
     /// The kind of the task.
@@ -87,6 +112,7 @@ impl Task {
             Self::Memory { .. } => ProbeKind::Memory,
             Self::StepTime(_) => ProbeKind::StepTime,
             Self::Confirmation { .. } => ProbeKind::Confirmation,
+            Self::Training(_) => ProbeKind::Training,
         }
     }
 }
@@ -158,15 +184,18 @@ pub enum ProbeKind {
     StepTime,
     /// Does a batch size survive a longer run?
     Confirmation,
+    /// How many steps to the target, and how does the loss fall?
+    Training,
 }
 
 impl ProbeKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Smoke,
         Self::Memory,
         Self::StepTime,
         Self::Confirmation,
+        Self::Training,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -176,6 +205,7 @@ impl ProbeKind {
             Self::Memory => "memory",
             Self::StepTime => "step_time",
             Self::Confirmation => "confirmation",
+            Self::Training => "training",
         }
     }
 
@@ -186,6 +216,6 @@ impl ProbeKind {
 
     /// Whether the probe must have its device alone: timing and memory are disturbed by company.
     pub fn is_exclusive(self) -> bool {
-        !matches!(self, Self::Smoke)
+        !matches!(self, Self::Smoke | Self::Training)
     }
 }

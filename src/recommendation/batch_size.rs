@@ -5,7 +5,7 @@
 use serde_json::json;
 
 use super::throughput::{rate, time};
-use super::{Advice, Basis, Confidence, Grade, Topic, is_contended, references};
+use super::{Advice, Basis, Confidence, Grade, Topic, bells, is_contended, references};
 use crate::analysis::{Analysis, Caveat, Evidence, StartChoice, ThroughputPoint};
 use crate::probe::ProbeKind;
 use crate::study::{BatchSize, StudyDefinition};
@@ -16,7 +16,7 @@ const HIGH: f64 = 0.9;
 const MODERATE: f64 = 0.6;
 
 pub fn advise(
-    _definition: &StudyDefinition,
+    definition: &StudyDefinition,
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Option<Advice> {
@@ -40,6 +40,7 @@ pub fn advise(
         });
     }
     caveats.extend(throughput.caveats.iter().cloned());
+    caveats.extend(bells::remark(definition));
     let (grade, because) = grade(start, is_confirmed, is_contended(&throughput.caveats));
     Some(Advice {
         topic: Topic::BatchSize,
@@ -63,7 +64,7 @@ pub fn advise(
         evidence: references(evidence, |probe| match probe.kind() {
             ProbeKind::StepTime => true,
             ProbeKind::Confirmation | ProbeKind::Memory => probe.batch_size() == size,
-            ProbeKind::Smoke => false,
+            ProbeKind::Smoke | ProbeKind::Training => false,
         }),
         caveats,
         playbook: "choosing-the-batch-size-to-minimize-training-time".into(),

@@ -6,12 +6,9 @@ use super::{Advice, Basis, Confidence, Grade, Topic, references};
 use crate::analysis::memory_search::LimitedBy;
 use crate::analysis::{Analysis, Caveat, Evidence, Feasibility, MemoryAnalysis, memory};
 use crate::probe::ProbeKind;
-use crate::study::{BatchSize, Bytes, Dataset, Model, Optimizer, StudyDefinition};
+use crate::study::{BatchSize, Bytes, Model, Optimizer, StudyDefinition, Workload};
 
 const PLAYBOOK: &str = "determining-the-feasible-batch-sizes-and-estimating-training-throughput";
-
-/// Bytes of a float32.
-const FLOAT: u64 = 4;
 
 pub fn advise(
     definition: &StudyDefinition,
@@ -144,59 +141,48 @@ fn peak_at(memory: &MemoryAnalysis, size: BatchSize) -> Option<Bytes> {
 
 /// Bytes that parameters, their gradients and the optimizer's state need at the least: arithmetic,
 /// activations and the process itself not counted.
-fn least_bytes(model: &Model, dataset: &Dataset, optimizer: &Optimizer) -> u64 {
-    model
-        .parameters(dataset.features(), dataset.classes())
-        .saturating_mul(FLOAT)
-        .saturating_mul(2 + optimizer.state_per_parameter())
+fn least_bytes(workload: &Workload, optimizer: &Optimizer) -> Option<u64> {
+    let parameters = workload.parameters()?;
+    Some(
+        parameters
+            .saturating_mul(workload.dtype.bytes())
+            .saturating_mul(2 + optimizer.state_per_parameter()),
+    )
 }
 
-/// The same model with every hidden size scaled down, as large as arithmetic lets fit.
-fn scaled_to_fit(definition: &StudyDefinition, usable: u64) -> Option<Vec<u64>> {
-    let workload = &definition.workload;
-    let Model::Mlp {
-        hidden,
-        activation,
-        dropout,
-    } = &workload.model;
-    let scaled = |share: f64| -> Vec<u64> {
-        hidden
-            .iter()
-            .map(|units| ((*units as f64 * share) as u64).max(1))
-            .collect()
-    };
-    let fits = |hidden: &[u64]| {
-        let model = Model::Mlp {
-            hidden: hidden.to_vec(),
-            activation: *activation,
-            dropout: *dropout,
+/// The same model with its widths scaled down, as large as arithmetic lets fit.
+fn scaled_to_fit(definition: &StudyDefinition, usable: u64) -> Option<Model> {
+    let fitting = |share: f64| -> Option<Model> {
+        let workload = Workload {
+            model: definition.workload.model.scaled(share)?,
+            ..definition.workload.clone()
         };
-        least_bytes(&model, &workload.dataset, &definition.optimizer) <= usable
+        let needs = least_bytes(&workload, &definition.optimizer)?;
+        (needs <= usable).then_some(workload.model)
     };
-    let (mut low, mut high) = (0.0, 1.0);
-    if hidden.is_empty() || !fits(&scaled(0.0)) || fits(&scaled(1.0)) {
+    let mut best = fitting(0.0)?;
+    if fitting(1.0).is_some() {
         return None;
     }
+    let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..40 {
         let middle = (low + high) / 2.0;
-        if fits(&scaled(middle)) {
-            low = middle;
-        } else {
-            high = middle;
+        match fitting(middle) {
+            Some(model) => {
+                best = model;
+                low = middle;
+            }
+            None => high = middle,
         }
     }
-    Some(scaled(low))
+    Some(best)
 }
 
 fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) -> Advice {
     let workload = &definition.workload;
     let min = definition.batch_sizes.min;
-    let needs = least_bytes(&workload.model, &workload.dataset, &definition.optimizer);
-    let data = Bytes(
-        (workload.dataset.training_examples() + workload.dataset.validation_examples())
-            .saturating_mul(workload.dataset.features())
-            .saturating_mul(FLOAT),
-    );
+    let needs = least_bytes(workload, &definition.optimizer).unwrap_or(0);
+    let data = Bytes(workload.dataset.bytes());
     let usable = budget
         .0
         .saturating_sub(memory::reserve(budget).0)
@@ -207,8 +193,10 @@ fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Byt
         Bytes(needs)
     );
     match &smaller {
-        Some(hidden) => summary.push_str(&format!(
-            " By the same arithmetic hidden sizes of at most {hidden:?} could fit; so could a larger budget or an optimizer with less state than {}.",
+        Some(model) => summary.push_str(&format!(
+            " By the same arithmetic the sizes of {} {} could fit; so could a larger budget or an optimizer with less state than {}.",
+            model.family(),
+            model.size(),
             definition.optimizer.family()
         )),
         None => summary.push_str(
@@ -223,8 +211,8 @@ fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Byt
             "limited_by": LimitedBy::Memory,
             "memory_budget_bytes": budget,
             "needs_at_least_bytes": needs,
-            "parameters": workload.model.parameters(workload.dataset.features(), workload.dataset.classes()),
-            "hidden_that_could_fit": smaller,
+            "parameters": workload.parameters(),
+            "model_that_could_fit": smaller,
             "confirmed": false,
         }),
         summary,
@@ -239,7 +227,7 @@ fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Byt
         evidence: memory_evidence(evidence),
         caveats: vec![Caveat {
             code: "W_ARITHMETIC_ONLY".into(),
-            detail: "needs_at_least_bytes and hidden_that_could_fit count parameters, gradients and optimizer state only".into(),
+            detail: "needs_at_least_bytes and model_that_could_fit count parameters, gradients and optimizer state only".into(),
         }],
         playbook: PLAYBOOK.into(),
     }

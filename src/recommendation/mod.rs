@@ -1,6 +1,7 @@
 //! What to do, why, and how sure. Pure and deterministic.
 
 mod batch_size;
+mod bells;
 mod feasible;
 pub mod report;
 mod throughput;

@@ -60,13 +60,14 @@ fn write_report(
     writeln!(out, "## What was asked\n")?;
     writeln!(
         out,
-        "{} ({} training examples), {} with {} parameters, {}; on {} with {} threads and a memory budget of {}.",
+        "{} ({} training examples), {} {} with {} parameters, {}; on {} with {} threads and a memory budget of {}.",
         workload.dataset.name(),
-        workload.dataset.training_examples(),
+        workload.dataset.facts().training_examples,
         workload.model.family(),
+        workload.model.size(),
         workload
-            .model
-            .parameters(workload.dataset.features(), workload.dataset.classes()),
+            .parameters()
+            .map_or("?".into(), |parameters| parameters.to_string()),
         definition.optimizer.family(),
         device.model.as_deref().unwrap_or("a device still to come"),
         device

@@ -3,5 +3,6 @@
 
 pub mod blocked;
 pub mod intervals;
+pub mod ranking;
 pub mod regression;
 pub mod stopping;

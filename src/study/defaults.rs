@@ -1,8 +1,8 @@
 //! From a request to a definition: every default written out, none left implicit.
 
 use super::{
-    Backend, BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Grid, MaxFrom, Model, Optimizer,
-    StudyDefinition, StudyRequest, Workload,
+    Backend, BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Facts, GradientClipping, Grid,
+    Loss, MaxFrom, Model, Optimizer, Shape, StudyDefinition, StudyRequest, Target, Workload,
 };
 
 /// The part of the memory free on a host that a study uses when it names no budget.
@@ -27,6 +27,8 @@ pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -
         labels,
         workload,
         optimizer,
+        schedule,
+        gradient_clipping,
         batch_sizes,
         device: asked,
         objective,
@@ -36,19 +38,23 @@ pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -
         priority,
         seed,
     } = request;
-    let model = workload.model.unwrap_or_else(default_model);
+    let facts = workload.dataset.facts();
+    let model = workload.model.unwrap_or_else(|| default_model(&facts));
     let max_from = match batch_sizes.max {
         Some(_) => MaxFrom::Range,
         None => MaxFrom::Dataset,
     };
-    let examples = workload.dataset.training_examples();
     let mut definition = StudyDefinition {
         name: name.unwrap_or_else(|| default_name(&workload.dataset, &model)),
         labels,
-        optimizer: optimizer.unwrap_or_else(Optimizer::adam),
+        optimizer: optimizer.unwrap_or_else(|| Optimizer::first_for(&model)),
+        schedule,
+        gradient_clipping: gradient_clipping.unwrap_or_else(|| GradientClipping::first_for(&model)),
         batch_sizes: BatchSizes {
             min: batch_sizes.min.unwrap_or(BatchSize(1)),
-            max: batch_sizes.max.unwrap_or(BatchSize(examples)),
+            max: batch_sizes
+                .max
+                .unwrap_or(BatchSize(facts.training_examples)),
             max_from,
             grid: batch_sizes.grid,
             resolution: batch_sizes.resolution,
@@ -56,7 +62,11 @@ pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -
         workload: Workload {
             dataset: workload.dataset,
             model,
-            loss: workload.loss,
+            loss: workload.loss.unwrap_or_else(|| Loss::of(&facts.target)),
+            label_smoothing: workload.label_smoothing,
+            dtype: workload.dtype,
+            validation_examples: workload.validation_examples,
+            input_pipeline: workload.input_pipeline,
         },
         device: DeviceChoice {
             backend: asked.backend,
@@ -98,27 +108,20 @@ pub fn fill_device(definition: &mut StudyDefinition, facts: &DeviceFactsForDefau
     ));
 }
 
-fn default_model() -> Model {
-    Model::Mlp {
-        hidden: vec![64],
-        activation: super::Activation::default(),
-        dropout: 0.0,
+/// The simplest model that can read the data set.
+fn default_model(facts: &Facts) -> Model {
+    match facts.target {
+        Target::NextToken { .. } => Model::transformer_lm(),
+        Target::Classes { .. } | Target::Values { .. } => match facts.input {
+            Shape::Tokens { .. } => Model::transformer_encoder(),
+            _ => Model::mlp(vec![64]),
+        },
     }
 }
 
-/// `digits · mlp 64`, `synthetic · mlp 512-512`, `digits · mlp linear`.
+/// `digits · mlp 64`, `synthetic · mlp 512-512`, `markov_text · transformer_lm 64×2`.
 fn default_name(dataset: &Dataset, model: &Model) -> String {
-    let Model::Mlp { hidden, .. } = model;
-    let layers: Vec<String> = hidden.iter().map(u64::to_string).collect();
-    let size = match layers.as_slice() {
-        [] => "linear".to_owned(),
-        [only] => only.clone(),
-        [first, .., last] if layers.len() > 4 => {
-            format!("{first}-…-{last} ({} layers)", layers.len())
-        }
-        several => several.join("-"),
-    };
-    format!("{} · {} {size}", dataset.name(), model.family())
+    format!("{} · {} {}", dataset.name(), model.family(), model.size())
 }
 
 impl BatchSizes {
@@ -163,7 +166,7 @@ mod tests {
         let definition = resolve(posted, Some(&facts()));
         assert_eq!(definition.name, "digits · mlp 64");
         assert_eq!(definition.optimizer, Optimizer::adam());
-        assert_eq!(definition.workload.model, default_model());
+        assert_eq!(definition.workload.model, Model::mlp(vec![64]));
         assert_eq!(definition.batch_sizes.min, BatchSize(1));
         assert_eq!(definition.batch_sizes.max, BatchSize(1437));
         assert_eq!(definition.batch_sizes.max_from, MaxFrom::Dataset);

@@ -7,6 +7,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::dataset::Dataset;
+use super::model::Model;
+use super::network::{Network, NetworkError};
+use super::optimizer::{GradientClipping, Optimizer, Schedule};
+use super::shape::Target;
 use super::units::{BatchSize, Bytes};
 
 /// A study as posted.
@@ -37,9 +42,16 @@ pub struct StudyRequest {
     pub labels: BTreeMap<String, String>,
     /// What is trained.
     pub workload: WorkloadRequest,
-    /// How it is optimised. Default: Adam for an MLP.
+    /// How it is optimised. Default: by the family of the model (the catalog names each one's first
+    /// optimizer).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optimizer: Option<Optimizer>,
+    /// How the learning rate changes over training.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// How gradients are limited. Default: not at all, but to a norm of 1 for an `rnn`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient_clipping: Option<GradientClipping>,
     /// Which batch sizes are considered.
     #[serde(default)]
     pub batch_sizes: BatchSizesRequest,
@@ -80,6 +92,12 @@ pub struct StudyDefinition {
     pub workload: Workload,
     /// How it is optimised.
     pub optimizer: Optimizer,
+    /// How the learning rate changes over training.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// How gradients are limited.
+    #[serde(default)]
+    pub gradient_clipping: GradientClipping,
     /// Which batch sizes are considered.
     pub batch_sizes: BatchSizes,
     /// Where it is to be trained.
@@ -102,18 +120,70 @@ fn yes() -> bool {
     true
 }
 
+impl DType {
+    /// Bytes of one number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 => 2,
+        }
+    }
+}
+
 /// What is trained, as posted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadRequest {
     /// The examples.
     pub dataset: Dataset,
-    /// The network. Default: an MLP with one hidden layer of 64 units.
+    /// The network. Default: an MLP with one hidden layer of 64 units; for text, a `transformer_lm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
-    /// The training loss.
+    /// The training loss. Default: the one of the task, which is also the only one that fits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
+    /// The share of a label's probability that training spreads over all classes (cross-entropy only).
     #[serde(default)]
-    pub loss: Loss,
+    #[schema(minimum = 0.0, exclusive_maximum = 1.0)]
+    pub label_smoothing: f64,
+    /// What the numbers of training are.
+    #[serde(default)]
+    pub dtype: DType,
+    /// Validate on this many examples: a fixed subset, the same in every probe. Default: on all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub validation_examples: Option<u64>,
+    /// How batches come to the training.
+    #[serde(default)]
+    pub input_pipeline: InputPipeline,
+}
+
+/// How batches come to the training.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InputPipeline {
+    /// Threads that gather batches ahead, beside the threads of the device; 0 gathers each batch when
+    /// its step begins.
+    #[serde(default)]
+    #[schema(maximum = 256)]
+    pub threads: u32,
+    /// Batches that are kept ready at most.
+    #[serde(default = "default_prefetch")]
+    #[schema(minimum = 1, maximum = 1024, default = 2)]
+    pub prefetch_batches: u32,
+}
+
+fn default_prefetch() -> u32 {
+    2
+}
+
+impl Default for InputPipeline {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            prefetch_batches: default_prefetch(),
+        }
+    }
 }
 
 /// What is trained.
@@ -125,291 +195,87 @@ pub struct Workload {
     pub model: Model,
     /// The training loss.
     pub loss: Loss,
+    /// The share of a label's probability that training spreads over all classes.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// What the numbers of training are.
+    #[serde(default)]
+    pub dtype: DType,
+    /// How many examples are validated on, a fixed subset; null for all.
+    #[serde(default)]
+    pub validation_examples: Option<u64>,
+    /// How batches come to the training.
+    #[serde(default)]
+    pub input_pipeline: InputPipeline,
 }
 
-/// A data set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "builtin", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Dataset {
-    /// 1797 handwritten digits of 8×8 pixels, 10 classes (UCI, CC BY 4.0): 1437 to train, 360 to validate.
-    Digits {},
-    /// Gaussian clusters, one a class, made from a seed: as many examples and features as wanted.
-    Synthetic {
-        /// Training examples.
-        #[serde(default = "default_examples")]
-        #[schema(minimum = 1, default = 10000)]
-        examples: u64,
-        /// Features of an example.
-        #[serde(default = "default_features")]
-        #[schema(minimum = 1, default = 784)]
-        features: u64,
-        /// Classes.
-        #[serde(default = "default_classes")]
-        #[schema(minimum = 2, default = 10)]
-        classes: u64,
-        /// Seeds the generator.
-        #[serde(default)]
-        #[schema(maximum = 9007199254740991u64)]
-        seed: u64,
-    },
-}
-
-fn default_examples() -> u64 {
-    10_000
-}
-fn default_features() -> u64 {
-    784
-}
-fn default_classes() -> u64 {
-    10
-}
-
-impl Dataset {
-    /// Training examples.
-    pub fn training_examples(&self) -> u64 {
-        match self {
-            Self::Digits {} => 1437,
-            Self::Synthetic { examples, .. } => *examples,
+impl Workload {
+    /// Training of a model on a data set with everything else as usual.
+    pub fn new(dataset: Dataset, model: Model) -> Self {
+        Self {
+            loss: Loss::of(&dataset.facts().target),
+            dataset,
+            model,
+            label_smoothing: 0.0,
+            dtype: DType::Float32,
+            validation_examples: None,
+            input_pipeline: InputPipeline::default(),
         }
     }
 
-    /// Validation examples. A synthetic set has a quarter as many as for training, 1 to 2000.
-    pub fn validation_examples(&self) -> u64 {
-        match self {
-            Self::Digits {} => 360,
-            Self::Synthetic { examples, .. } => (examples / 4).clamp(1, 2000),
-        }
+    /// The network in its places.
+    ///
+    /// # Errors
+    /// When the model does not fit the data set.
+    pub fn network(&self) -> Result<Network, NetworkError> {
+        Network::new(&self.model, &self.dataset.facts())
     }
 
-    /// Features of an example.
-    pub fn features(&self) -> u64 {
-        match self {
-            Self::Digits {} => 64,
-            Self::Synthetic { features, .. } => *features,
-        }
+    /// Trainable parameters; none when the model does not fit the data set, which no stored
+    /// definition's does.
+    pub fn parameters(&self) -> Option<u64> {
+        self.network().ok().map(|network| network.parameters())
     }
-
-    /// Classes.
-    pub fn classes(&self) -> u64 {
-        match self {
-            Self::Digits {} => 10,
-            Self::Synthetic { classes, .. } => *classes,
-        }
-    }
-
-    /// The name used in filters and in default study names.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Digits {} => "digits",
-            Self::Synthetic { .. } => "synthetic",
-        }
-    }
-}
-
-/// A network: a family with its size hyperparameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "family", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Model {
-    /// A multilayer perceptron: linear layers with an activation and dropout between.
-    Mlp {
-        /// Units of each hidden layer, first to last; empty for a linear model.
-        #[serde(default = "default_hidden")]
-        #[schema(default = json!([64]))]
-        hidden: Vec<u64>,
-        /// What follows each hidden layer.
-        #[serde(default)]
-        activation: Activation,
-        /// Probability that a hidden unit is dropped in training.
-        #[serde(default)]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0)]
-        dropout: f64,
-    },
-}
-
-fn default_hidden() -> Vec<u64> {
-    vec![64]
-}
-
-impl Model {
-    /// The family's name.
-    pub fn family(&self) -> &'static str {
-        match self {
-            Self::Mlp { .. } => "mlp",
-        }
-    }
-
-    /// Trainable parameters for `features` inputs and `classes` outputs:
-    /// Σ over linear layers of in·out + out. Saturates instead of overflowing.
-    pub fn parameters(&self, features: u64, classes: u64) -> u64 {
-        match self {
-            Self::Mlp { hidden, .. } => {
-                let mut inputs = features;
-                let mut total = 0_u64;
-                for &outputs in hidden.iter().chain(std::iter::once(&classes)) {
-                    let layer = inputs.saturating_mul(outputs).saturating_add(outputs);
-                    total = total.saturating_add(layer);
-                    inputs = outputs;
-                }
-                total
-            }
-        }
-    }
-}
-
-/// What follows a hidden layer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// max(0, x)
-    #[default]
-    Relu,
-    /// x·Φ(x)
-    Gelu,
-    /// tanh x
-    Tanh,
-    /// 1/(1+e⁻ˣ)
-    Sigmoid,
 }
 
 /// The training loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
-    /// Mean negative log likelihood of the label, in nats.
+    /// Mean negative log likelihood of the label or of the next token, in nats.
     #[default]
     CrossEntropy,
+    /// Mean squared error over examples and values, in squared units of the target.
+    MeanSquaredError,
 }
 
-/// An optimizer with every hyperparameter of its update rule; none is implicit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "family", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Optimizer {
-    /// θ ← θ − η·g
-    Sgd {
-        /// η
-        #[serde(default = "default_sgd_learning_rate")]
-        #[schema(exclusive_minimum = 0.0, default = 0.01)]
-        learning_rate: f64,
-    },
-    /// v ← γ·v + g; θ ← θ − η·v
-    SgdMomentum {
-        /// η
-        #[serde(default = "default_sgd_learning_rate")]
-        #[schema(exclusive_minimum = 0.0, default = 0.01)]
-        learning_rate: f64,
-        /// γ
-        #[serde(default = "default_momentum")]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0, default = 0.9)]
-        momentum: f64,
-    },
-    /// v ← γ·v + g; θ ← θ − η·(g + γ·v)
-    SgdNesterov {
-        /// η
-        #[serde(default = "default_sgd_learning_rate")]
-        #[schema(exclusive_minimum = 0.0, default = 0.01)]
-        learning_rate: f64,
-        /// γ
-        #[serde(default = "default_momentum")]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0, default = 0.9)]
-        momentum: f64,
-    },
-    /// Adam (Kingma & Ba 2015, algorithm 1; ε outside the root).
-    Adam {
-        /// η
-        #[serde(default = "default_adam_learning_rate")]
-        #[schema(exclusive_minimum = 0.0, default = 0.001)]
-        learning_rate: f64,
-        /// β₁
-        #[serde(default = "default_beta_1")]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0, default = 0.9)]
-        beta_1: f64,
-        /// β₂
-        #[serde(default = "default_beta_2")]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0, default = 0.999)]
-        beta_2: f64,
-        /// ε, added to √v̂
-        #[serde(default = "default_epsilon")]
-        #[schema(exclusive_minimum = 0.0, default = 1e-8)]
-        epsilon: f64,
-    },
-    /// Adam with decoupled weight decay (Loshchilov & Hutter 2019): θ ← θ·(1 − η·λ) before the step.
-    #[serde(rename = "adamw")]
-    AdamW {
-        /// η
-        #[serde(default = "default_adam_learning_rate")]
-        #[schema(exclusive_minimum = 0.0, default = 0.001)]
-        learning_rate: f64,
-        /// β₁
-        #[serde(default = "default_beta_1")]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0, default = 0.9)]
-        beta_1: f64,
-        /// β₂
-        #[serde(default = "default_beta_2")]
-        #[schema(minimum = 0.0, exclusive_maximum = 1.0, default = 0.999)]
-        beta_2: f64,
-        /// ε, added to √v̂
-        #[serde(default = "default_epsilon")]
-        #[schema(exclusive_minimum = 0.0, default = 1e-8)]
-        epsilon: f64,
-        /// λ
-        #[serde(default = "default_weight_decay")]
-        #[schema(minimum = 0.0, default = 0.01)]
-        weight_decay: f64,
-    },
-}
-
-fn default_sgd_learning_rate() -> f64 {
-    0.01
-}
-fn default_adam_learning_rate() -> f64 {
-    0.001
-}
-fn default_momentum() -> f64 {
-    0.9
-}
-fn default_beta_1() -> f64 {
-    0.9
-}
-fn default_beta_2() -> f64 {
-    0.999
-}
-fn default_epsilon() -> f64 {
-    1e-8
-}
-fn default_weight_decay() -> f64 {
-    0.01
-}
-
-impl Optimizer {
-    /// Adam with its published defaults: the first choice for tabular data and MLPs.
-    pub fn adam() -> Self {
-        Self::Adam {
-            learning_rate: default_adam_learning_rate(),
-            beta_1: default_beta_1(),
-            beta_2: default_beta_2(),
-            epsilon: default_epsilon(),
+impl Loss {
+    /// The loss that a task is usually trained with, and the only one that it can be.
+    pub fn of(target: &Target) -> Self {
+        match target {
+            Target::Classes { .. } | Target::NextToken { .. } => Self::CrossEntropy,
+            Target::Values { .. } => Self::MeanSquaredError,
         }
     }
 
-    /// The family's name.
-    pub fn family(&self) -> &'static str {
+    /// The name used in JSON.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Sgd { .. } => "sgd",
-            Self::SgdMomentum { .. } => "sgd_momentum",
-            Self::SgdNesterov { .. } => "sgd_nesterov",
-            Self::Adam { .. } => "adam",
-            Self::AdamW { .. } => "adamw",
+            Self::CrossEntropy => "cross_entropy",
+            Self::MeanSquaredError => "mean_squared_error",
         }
     }
+}
 
-    /// Numbers of optimizer state kept for each parameter.
-    pub fn state_per_parameter(&self) -> u64 {
-        match self {
-            Self::Sgd { .. } => 0,
-            Self::SgdMomentum { .. } | Self::SgdNesterov { .. } => 1,
-            Self::Adam { .. } | Self::AdamW { .. } => 2,
-        }
-    }
+/// What the numbers of training are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DType {
+    /// IEEE 754 single precision.
+    #[default]
+    Float32,
+    /// Eight bits of exponent and seven of fraction, for parameters, activations and optimizer state alike.
+    Bfloat16,
 }
 
 /// Which batch sizes are considered, as posted.

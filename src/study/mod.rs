@@ -1,13 +1,27 @@
 //! What is asked: the study definition, its parts, ids and states. Pure: no clock, no I/O.
 
+pub mod dataset;
 pub mod defaults;
 pub mod definition;
+pub mod evaluation;
+pub mod model;
+pub mod network;
+pub mod optimizer;
+pub mod shape;
 pub mod states;
 pub mod units;
 pub mod validation;
 
+pub use dataset::Dataset;
 pub use defaults::{DeviceFactsForDefaults, fill_device, resolve};
 pub use definition::*;
+pub use evaluation::{EvaluationMetric, EvaluationTarget};
+pub use model::{Activation, Cell, Initialisation, Layer, Model, Normalization, ResnetStyle};
+pub use network::{Network, NetworkError, Placed};
+pub use optimizer::{
+    AdamEpsilon, GradientClipping, InitialSquare, Optimizer, RmsPropEpsilon, Schedule,
+};
+pub use shape::{Facts, Shape, Target};
 pub use states::{EndedBecause, StudyState};
 pub use units::{BatchSize, Bytes, DeviceId, LeaseId, ProbeId, RecommendationId, StudyId};
 pub use validation::{DefinitionLimits, DefinitionRules, Rejected, Violation};

@@ -5,13 +5,16 @@
 //! of threads, the random seed and the allocator's watch can be set once, before burn is first used.
 
 mod events;
+mod loader;
 pub mod memory;
-mod mlp;
+mod network;
+mod objective;
 mod optimizer;
 mod process;
 mod run_queue;
 mod session;
 mod step_time;
 mod tasks;
+mod training;
 
 pub use process::run_probe;

@@ -9,14 +9,14 @@ use thiserror::Error;
 use super::events::EventLog;
 use super::memory;
 use super::tasks::{self, TaskEnd, TaskError};
-use crate::probe::{InfeasibleReason, PROTOCOL, ProbeSpec};
-use crate::study::{Model, Optimizer};
+use crate::probe::{InfeasibleReason, PROTOCOL, ProbeSpec, Task};
+use crate::study::{Layer, Loss, NetworkError, Normalization, Optimizer, Target};
 
 /// A spec is a page of JSON; more is not one.
 const MAX_SPEC_BYTES: u64 = 1 << 20;
 
 /// A network deeper than this is a mistake, and its description alone would fill memory.
-const MAX_HIDDEN_LAYERS: usize = 1000;
+const MAX_LAYERS: u64 = 100_000;
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_BAD_SPEC: u8 = 2;
@@ -101,6 +101,8 @@ enum SpecError {
     Malformed(#[from] serde_json::Error),
     #[error("the probe's spec speaks protocol {0}, this runner speaks {PROTOCOL}")]
     Protocol(u64),
+    #[error("workload.model does not fit the data set: {0}")]
+    Network(#[from] NetworkError),
     #[error("{field} must be {allowed}")]
     Value {
         field: &'static str,
@@ -134,8 +136,8 @@ fn check(spec: &ProbeSpec) -> Result<(), SpecError> {
             .then_some(())
             .ok_or(SpecError::Value { field, allowed })
     };
-    let dataset = &spec.workload.dataset;
-    let examples = dataset.training_examples();
+    let workload = &spec.workload;
+    let facts = workload.dataset.facts();
     require(spec.batch_size.0 >= 1, "batch_size", "at least 1")?;
     require(
         (1..=1024).contains(&spec.device.threads),
@@ -143,33 +145,88 @@ fn check(spec: &ProbeSpec) -> Result<(), SpecError> {
         "between 1 and 1024",
     )?;
     require(
-        (1..=u64::from(u32::MAX)).contains(&examples),
+        (1..=u64::from(u32::MAX)).contains(&facts.training_examples),
         "workload.dataset.examples",
         "between 1 and 2^32 - 1",
     )?;
     require(
-        dataset.features() >= 1,
-        "workload.dataset.features",
-        "at least 1",
+        facts.input.numbers() >= 1,
+        "workload.dataset",
+        "one whose examples have at least 1 number",
     )?;
+    let fewest = match facts.target {
+        Target::Values { .. } => 1,
+        Target::Classes { .. } | Target::NextToken { .. } => 2,
+    };
     require(
-        (2..=u64::from(u32::MAX)).contains(&dataset.classes()),
+        (fewest..=u64::from(u32::MAX)).contains(&facts.target.width()),
         "workload.dataset.classes",
         "between 2 and 2^32 - 1",
     )?;
-    let Model::Mlp {
-        hidden, dropout, ..
-    } = &spec.workload.model;
     require(
-        hidden.len() <= MAX_HIDDEN_LAYERS && hidden.iter().all(|&units| units >= 1),
-        "workload.model.hidden",
-        "at most 1000 layers of at least 1 unit",
+        workload.loss == Loss::of(&facts.target),
+        "workload.loss",
+        "the loss of the task",
     )?;
     require(
-        (0.0..1.0).contains(dropout),
-        "workload.model.dropout",
+        (0.0..1.0).contains(&workload.label_smoothing),
+        "workload.label_smoothing",
         "at least 0 and below 1",
     )?;
+    require(
+        workload.validation_examples != Some(0),
+        "workload.validation_examples",
+        "at least 1",
+    )?;
+    require(
+        workload.input_pipeline.threads <= 256,
+        "workload.input_pipeline.threads",
+        "at most 256",
+    )?;
+    let network = workload.network()?;
+    require(
+        network.depth() <= MAX_LAYERS,
+        "workload.model",
+        "a network of at most 100000 layers",
+    )?;
+    let sane = network.all(|placed| match &placed.layer {
+        Layer::Dropout { probability } => (0.0..1.0).contains(probability),
+        Layer::Norm { normalization } => match normalization {
+            Normalization::None {} => true,
+            Normalization::Batch { momentum, epsilon }
+            | Normalization::GhostBatch {
+                momentum, epsilon, ..
+            } => (0.0..=1.0).contains(momentum) && *epsilon > 0.0,
+            Normalization::Group { epsilon, .. } | Normalization::Layer { epsilon } => {
+                *epsilon > 0.0
+            }
+        },
+        _ => placed.output.numbers() >= 1,
+    });
+    require(
+        sane,
+        "workload.model",
+        "one whose layers have at least 1 unit, a dropout below 1 and an epsilon above 0",
+    )?;
+    if let Task::Training(run) = &spec.task {
+        require(
+            spec.batch_size.0 <= facts.training_examples,
+            "batch_size",
+            "at most the number of training examples in a training probe",
+        )?;
+        require(
+            run.evaluation_ratio.is_finite() && run.evaluation_ratio >= 1.0,
+            "task.evaluation_ratio",
+            "a finite number, at least 1",
+        )?;
+        require(
+            run.target
+                .as_ref()
+                .is_none_or(|target| target.metric.fits(&facts.target)),
+            "task.target.metric",
+            "a metric that the task has",
+        )?;
+    }
     check_optimizer(&spec.optimizer)
 }
 
@@ -181,38 +238,52 @@ fn check_optimizer(optimizer: &Optimizer) -> Result<(), SpecError> {
     };
     let positive = |value: f64| value.is_finite() && value > 0.0;
     let fraction = |value: f64| (0.0..1.0).contains(&value);
-    let (learning_rate, fractions, epsilon, weight_decay) = match *optimizer {
-        Optimizer::Sgd { learning_rate } => (learning_rate, [0.0; 2], 1.0, 0.0),
+    let (fractions, epsilon, weight_decay) = match *optimizer {
+        Optimizer::Sgd { weight_decay, .. } => ([0.0; 2], 1.0, weight_decay),
         Optimizer::SgdMomentum {
-            learning_rate,
             momentum,
+            weight_decay,
+            ..
         }
         | Optimizer::SgdNesterov {
-            learning_rate,
             momentum,
-        } => (learning_rate, [momentum, 0.0], 1.0, 0.0),
+            weight_decay,
+            ..
+        } => ([momentum, 0.0], 1.0, weight_decay),
+        Optimizer::RmsProp {
+            rho,
+            momentum,
+            epsilon,
+            ..
+        } => ([rho, momentum], epsilon, 0.0),
         Optimizer::Adam {
-            learning_rate,
             beta_1,
             beta_2,
             epsilon,
-        } => (learning_rate, [beta_1, beta_2], epsilon, 0.0),
+            ..
+        }
+        | Optimizer::NAdam {
+            beta_1,
+            beta_2,
+            epsilon,
+            ..
+        } => ([beta_1, beta_2], epsilon, 0.0),
         Optimizer::AdamW {
-            learning_rate,
             beta_1,
             beta_2,
             epsilon,
             weight_decay,
-        } => (learning_rate, [beta_1, beta_2], epsilon, weight_decay),
+            ..
+        } => ([beta_1, beta_2], epsilon, weight_decay),
     };
     require(
-        positive(learning_rate),
+        positive(optimizer.learning_rate()),
         "optimizer.learning_rate",
         "a finite number above 0",
     )?;
     require(
         fractions.into_iter().all(fraction),
-        "optimizer's momentum, beta_1 and beta_2",
+        "optimizer's momentum, rho, beta_1 and beta_2",
         "at least 0 and below 1",
     )?;
     require(

@@ -1,16 +1,22 @@
 //! Training of one workload: the model, its optimizer, the examples and their order.
 
+use std::sync::Arc;
+
 use burn::module::Module;
-use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, IntDType, Tensor, TensorData};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
 
-use super::mlp::{Mlp, MlpConfig};
+use super::loader::{LoadTimes, Loader};
+use super::network::{Net, Value};
+use super::objective::{Evaluation, Evaluator, Objective};
 use super::optimizer;
-use crate::datasets::{self, BatchOrder, DatasetError, Examples};
+use crate::datasets::{self, Batch, BatchInputs, BatchOrder, DatasetError, Examples};
 use crate::probe::ProbeSpec;
-use crate::study::{Backend, Loss, Model};
+use crate::study::{Backend, DType, GradientClipping, Network, NetworkError, Schedule, Shape};
 
 /// Why training cannot go on, or not even start.
 #[derive(Debug, Error)]
@@ -21,9 +27,15 @@ pub(super) enum SessionError {
     /// The examples cannot be had.
     #[error(transparent)]
     Dataset(DatasetError),
+    /// The model does not fit the data set.
+    #[error("the network cannot be built: {0}")]
+    Network(#[from] NetworkError),
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// The input pipeline failed.
+    #[error("the input pipeline failed: {0}")]
+    Loader(#[from] std::io::Error),
 }
 
 impl From<DatasetError> for SessionError {
@@ -40,18 +52,25 @@ impl From<DatasetError> for SessionError {
 pub(super) struct Session {
     device: Device,
     /// Absent only inside [`step`](Self::step).
-    model: Option<Mlp>,
+    model: Option<Net>,
     optimizer: Opaque<ModuleOptimizer>,
     learning_rate: f64,
-    loss: CrossEntropyLoss,
-    training: Examples,
+    schedule: Schedule,
+    clipping: GradientClipping,
+    objective: Objective,
+    input: Shape,
+    loader: Loader,
     validation: Examples,
-    order: BatchOrder,
+    /// The validation examples that are evaluated on, always the same.
+    validated: Vec<u32>,
     batch_size: usize,
     steps: u64,
 }
 
 const MODEL_IS_PRESENT: &str = "the model is put back before a step returns";
+
+/// Draws the fixed subset of validation examples: the same in every probe of every study.
+const SUBSET_SEED: u64 = 0;
 
 /// burn's optimizer cannot be printed.
 struct Opaque<T>(T);
@@ -65,30 +84,27 @@ impl<T> std::fmt::Debug for Opaque<T> {
 impl Session {
     /// Loads the examples and initialises the model, from the spec's seed.
     pub(super) fn new(spec: &ProbeSpec) -> Result<Self, SessionError> {
-        let config = mlp_config(spec)?;
-        let split = datasets::load(&spec.workload.dataset)?;
-        let device = training_device(spec.device.backend);
+        let workload = &spec.workload;
+        let network = workload.network()?;
+        check_addressable(&network, spec.batch_size.0)?;
+        let split = datasets::load(&workload.dataset)?;
+        let device = training_device(spec.device.backend, workload.dtype)?;
         device.seed(spec.seed);
-        let model = config.init(&device);
-        let (optimizer, learning_rate) = optimizer::init(&spec.optimizer);
-        let loss = match spec.workload.loss {
-            Loss::CrossEntropy => CrossEntropyLossConfig::new()
-                .with_logits(true)
-                .with_pad_tokens(None)
-                .with_weights(None)
-                .with_smoothing(None)
-                .init(&device),
-        };
+        let model = Net::new(&network, &device);
         let batch_size = addressable(spec.batch_size.0, "the batch")?;
+        let order = BatchOrder::new(split.training.len(), batch_size, spec.seed);
         Ok(Self {
-            order: BatchOrder::new(split.training.len(), batch_size, spec.seed),
-            device,
             model: Some(model),
-            optimizer: Opaque(optimizer),
-            learning_rate,
-            loss,
-            training: split.training,
+            optimizer: Opaque(optimizer::init(&spec.optimizer)),
+            learning_rate: spec.optimizer.learning_rate(),
+            schedule: spec.schedule.clone(),
+            clipping: spec.gradient_clipping.clone(),
+            objective: Objective::new(workload, &device),
+            input: network.input,
+            loader: Loader::new(Arc::new(split.training), order, &workload.input_pipeline)?,
+            validated: validated(split.validation.len(), workload.validation_examples),
             validation: split.validation,
+            device,
             batch_size,
             steps: 0,
         })
@@ -96,25 +112,35 @@ impl Session {
 
     /// One optimizer step on the next batch. Returns the training loss, still on the device: reading
     /// it waits for the device.
-    pub(super) fn step(&mut self) -> Tensor<1> {
-        let (features, labels) = gather(&self.training, self.order.next_batch(), &self.device);
+    pub(super) fn step(&mut self) -> Result<Tensor<1>, SessionError> {
+        let mut batch = self.loader.next_batch()?;
+        let input = to_device(&mut batch, self.input, &self.device);
         // The optimizer gets the only reference to the parameters, so that it may update in place.
         let model = self.model.take().expect(MODEL_IS_PRESENT);
-        let loss = self.loss.forward(model.forward(features), labels);
+        let loss = self
+            .objective
+            .training(model.forward(input), batch, &self.device);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        let model = self.optimizer.0.step(self.learning_rate, model, gradients);
-        self.model = Some(model);
+        let gradients = optimizer::clip(&self.clipping, &model, gradients);
         self.steps += 1;
-        loss
+        let learning_rate = self.learning_rate * self.schedule.factor(self.steps);
+        let model = self.optimizer.0.step(learning_rate, model, gradients);
+        self.model = Some(model);
+        Ok(loss)
     }
 
-    fn model(&self) -> &Mlp {
+    fn model(&self) -> &Net {
         self.model.as_ref().expect(MODEL_IS_PRESENT)
     }
 
     /// Optimizer steps made so far.
     pub(super) fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// What loading took so far.
+    pub(super) fn load_times(&self) -> LoadTimes {
+        self.loader.times()
     }
 
     /// Waits until the device has finished every step, and says whether the parameters are still
@@ -128,73 +154,110 @@ impl Session {
         Ok(finite)
     }
 
-    /// Mean loss over the validation examples, nats. Evaluates chunks of at most one training batch,
-    /// so that evaluation never needs more memory than training.
-    pub(super) fn validation_loss(&self) -> f64 {
+    /// Validates the parameters as they are. Evaluates chunks of at most one training batch, so that
+    /// evaluation never needs more memory than training.
+    pub(super) fn evaluate(&self) -> Evaluation {
         let model = self.model().valid();
         let device = self.device.clone().inner();
-        let indices: Vec<u32> = (0..).take(self.validation.len()).collect();
-        let total: f64 = indices
-            .chunks(self.batch_size)
-            .map(|chunk| {
-                let (features, labels) = gather(&self.validation, chunk, &device);
-                let loss = self.loss.forward(model.forward(features), labels);
-                f64::from(loss.into_scalar::<f32>()) * chunk.len() as f64
-            })
-            .sum();
-        total / self.validation.len() as f64
+        let mut evaluator = Evaluator::new(&self.objective);
+        for chunk in self.validated.chunks(self.batch_size) {
+            let mut batch = self.validation.gather(chunk);
+            let input = to_device(&mut batch, self.input, &device);
+            evaluator.add(model.forward(input), batch, &device);
+        }
+        evaluator.finish()
     }
 }
 
-fn training_device(backend: Backend) -> Device {
-    match backend {
-        Backend::Cpu => Device::flex().autodiff(),
+/// The first `count` of a fixed shuffle, in ascending order; all without a count.
+fn validated(examples: usize, count: Option<u64>) -> Vec<u32> {
+    let mut indices: Vec<u32> = (0..).take(examples).collect();
+    if let Some(count) = count.and_then(|count| usize::try_from(count).ok())
+        && count < examples
+    {
+        indices.shuffle(&mut ChaCha8Rng::seed_from_u64(SUBSET_SEED));
+        indices.truncate(count);
+        indices.sort_unstable();
+    }
+    indices
+}
+
+fn training_device(backend: Backend, dtype: DType) -> Result<Device, SessionError> {
+    let mut device = match backend {
+        Backend::Cpu => Device::flex(),
+    };
+    match dtype {
+        DType::Float32 => {}
+        DType::Bfloat16 => {
+            let wanted = (FloatDType::BF16, IntDType::I64);
+            // A second session of the same process finds it configured already.
+            if device.settings().float_dtype != wanted.0 {
+                device
+                    .configure(wanted)
+                    .map_err(|error| SessionError::Device(format!("{error:?}")))?;
+            }
+        }
+    }
+    Ok(device.autodiff())
+}
+
+/// The inputs of a batch, copied to the device.
+fn to_device(batch: &mut Batch, input: Shape, device: &Device) -> Value {
+    let examples = batch.examples;
+    // A shape that a batch of exists fits this machine's integers.
+    let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    match &mut batch.inputs {
+        BatchInputs::Numbers(values) => {
+            let values = std::mem::take(values);
+            match input {
+                Shape::Features { width } => Value::Features(Tensor::from_data(
+                    TensorData::new(values, [examples, size(width)]),
+                    device,
+                )),
+                Shape::Sequence { length, width } => Value::Sequence(Tensor::from_data(
+                    TensorData::new(values, [examples, size(length), size(width)]),
+                    device,
+                )),
+                Shape::Image {
+                    channels,
+                    height,
+                    width,
+                } => Value::Image(Tensor::from_data(
+                    TensorData::new(
+                        values,
+                        [examples, size(channels), size(height), size(width)],
+                    ),
+                    device,
+                )),
+                Shape::Tokens { .. } => {
+                    unreachable!("the data set's facts: tokens are not numbers")
+                }
+            }
+        }
+        BatchInputs::Tokens(tokens) => {
+            let tokens = std::mem::take(tokens);
+            let length = tokens.len() / examples.max(1);
+            Value::Tokens(Tensor::from_data(
+                TensorData::new(tokens, [examples, length]),
+                device,
+            ))
+        }
     }
 }
 
-/// The examples at `indices`, copied to the device.
-fn gather(examples: &Examples, indices: &[u32], device: &Device) -> (Tensor<2>, Tensor<1, Int>) {
-    let mut features = Vec::with_capacity(indices.len() * examples.width);
-    let mut labels = Vec::with_capacity(indices.len());
-    for &index in indices {
-        features.extend_from_slice(examples.row(index as usize));
-        labels.push(i64::from(examples.labels[index as usize]));
-    }
-    let count = indices.len();
-    (
-        Tensor::from_data(TensorData::new(features, [count, examples.width]), device),
-        Tensor::from_data(TensorData::new(labels, [count]), device),
-    )
-}
-
-/// The network's sizes, checked: every tensor of a step must be a size that can be asked for, so
-/// that a lack of memory is met by the allocator and not by an overflow on the way to it.
-fn mlp_config(spec: &ProbeSpec) -> Result<MlpConfig, SessionError> {
-    let Model::Mlp {
-        hidden,
-        activation,
-        dropout,
-    } = &spec.workload.model;
-    let features = spec.workload.dataset.features();
-    let classes = spec.workload.dataset.classes();
-    let mut inputs = features;
-    addressable(spec.batch_size.0.saturating_mul(features), "the batch")?;
-    for &outputs in hidden.iter().chain(std::iter::once(&classes)) {
-        addressable(inputs.saturating_mul(outputs), "a layer's weights")?;
-        let activations = spec.batch_size.0.saturating_mul(outputs);
-        addressable(activations, "a layer's activations")?;
-        inputs = outputs;
-    }
-    Ok(MlpConfig {
-        features: addressable(features, "an example")?,
-        hidden: hidden
-            .iter()
-            .map(|&units| addressable(units, "a layer"))
-            .collect::<Result<_, _>>()?,
-        classes: addressable(classes, "the output layer")?,
-        activation: *activation,
-        dropout: *dropout,
-    })
+/// Every tensor of a step must be a size that can be asked for, so that a lack of memory is met by the
+/// allocator and not by an overflow on the way to it.
+fn check_addressable(network: &Network, batch_size: u64) -> Result<(), SessionError> {
+    addressable(network.largest_parameters(), "a layer's weights")?;
+    addressable(
+        batch_size.saturating_mul(network.input.numbers()),
+        "the batch",
+    )?;
+    addressable(
+        batch_size.saturating_mul(network.largest_activation()),
+        "a layer's activations",
+    )?;
+    Ok(())
 }
 
 /// A count of numbers of at most eight bytes, if a buffer of them can be asked for.
@@ -204,4 +267,20 @@ fn addressable(numbers: u64, what: &'static str) -> Result<usize, SessionError> 
         .ok_or(SessionError::NotAddressable(what))?;
     isize::try_from(bytes).map_err(|_| SessionError::NotAddressable(what))?;
     usize::try_from(numbers).map_err(|_| SessionError::NotAddressable(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_validation_subset_is_fixed_and_has_no_example_twice() {
+        let subset = validated(1000, Some(100));
+        assert_eq!(subset, validated(1000, Some(100)));
+        assert_eq!(subset.len(), 100);
+        assert!(subset.is_sorted_by(|a, b| a < b));
+        assert!(subset.iter().any(|&index| index >= 500));
+        assert_eq!(validated(7, None), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(validated(3, Some(3)), [0, 1, 2]);
+    }
 }

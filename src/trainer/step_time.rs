@@ -12,7 +12,7 @@ use super::session::Session;
 use super::tasks::{TaskEnd, TaskError, read};
 use crate::probe::{Limits, Metric, ProbeDevice, ProbeSpec, StepTimeSampling, Task};
 use crate::statistics::stopping::{BlockSampler, Decision, SampleSummary, StoppingRule};
-use crate::study::{Activation, BatchSize, Dataset, Loss, Model, Optimizer, Workload};
+use crate::study::{BatchSize, Dataset, GradientClipping, Model, Optimizer, Schedule, Workload};
 
 /// From this time per step on, a block is one step, and as many are made as must be: the interval
 /// then comes from repetitions in other children alone.
@@ -40,7 +40,7 @@ pub(super) fn run(
 
     log.progress("warming up", 0.1)?;
     let start = Instant::now();
-    let first_loss = read(session.step());
+    let first_loss = read(session.step()?);
     let finite = session.finish_steps()?;
     let compile_secs = start.elapsed().as_secs_f64();
     if !(finite && first_loss.is_finite()) {
@@ -57,7 +57,7 @@ pub(super) fn run(
     let Some(sample) = sample(&mut session, sampling, rough, log)? else {
         return Ok(TaskEnd::diverged(session.steps()));
     };
-    let last_loss = read(session.step());
+    let last_loss = read(session.step()?);
     if !last_loss.is_finite() {
         return Ok(TaskEnd::diverged(session.steps()));
     }
@@ -107,7 +107,7 @@ fn warm_up(session: &mut Session, sampling: &StepTimeSampling) -> Result<Option<
         || start.elapsed().as_secs_f64() < sampling.warm_up_secs
     {
         let before = Instant::now();
-        session.step();
+        session.step()?;
         if !session.finish_steps()? {
             return Ok(None);
         }
@@ -159,7 +159,7 @@ fn sample(
     loop {
         let before = Instant::now();
         for _ in 0..steps_per_block {
-            session.step();
+            session.step()?;
         }
         let finite = session.finish_steps()?;
         let time_per_step = before.elapsed().as_secs_f64() / steps_per_block as f64;
@@ -209,23 +209,18 @@ fn canary_time_per_step(spec: &ProbeSpec, canary_secs: f64) -> Result<f64, TaskE
     let reference = ProbeSpec {
         protocol: spec.protocol,
         task: Task::Smoke { steps: 0 },
-        workload: Workload {
-            dataset: Dataset::Synthetic {
+        workload: Workload::new(
+            Dataset::Synthetic {
                 examples: 512,
                 features: 256,
                 classes: 10,
                 seed: 0,
             },
-            model: Model::Mlp {
-                hidden: vec![256],
-                activation: Activation::Relu,
-                dropout: 0.0,
-            },
-            loss: Loss::CrossEntropy,
-        },
-        optimizer: Optimizer::Sgd {
-            learning_rate: 1e-3,
-        },
+            Model::mlp(vec![256]),
+        ),
+        optimizer: Optimizer::sgd(1e-3),
+        schedule: Schedule::default(),
+        gradient_clipping: GradientClipping::default(),
         device: ProbeDevice {
             backend: spec.device.backend,
             model: spec.device.model.clone(),
@@ -240,14 +235,14 @@ fn canary_time_per_step(spec: &ProbeSpec, canary_secs: f64) -> Result<f64, TaskE
         },
     };
     let mut session = Session::new(&reference)?;
-    session.step();
+    session.step()?;
     session.finish_steps()?;
     let budget = Duration::try_from_secs_f64(canary_secs).unwrap_or(Duration::from_secs(1));
     let start = Instant::now();
     let mut times = Vec::new();
     while start.elapsed() < budget || times.is_empty() {
         let before = Instant::now();
-        session.step();
+        session.step()?;
         session.finish_steps()?;
         times.push(before.elapsed().as_secs_f64());
     }

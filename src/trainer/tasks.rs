@@ -9,6 +9,7 @@ use super::events::EventLog;
 use super::memory;
 use super::session::{Session, SessionError};
 use super::step_time;
+use super::training;
 use crate::probe::{InfeasibleReason, Metric, ProbeSpec, Task};
 
 /// How a task ended, when nothing went wrong with the child itself.
@@ -50,6 +51,7 @@ pub(super) fn run(spec: &ProbeSpec, log: &mut EventLog) -> Result<TaskEnd, TaskE
         Task::Smoke { steps } => smoke(spec, *steps, log),
         Task::Memory { steps } | Task::Confirmation { steps } => watched(spec, *steps, log),
         Task::StepTime(sampling) => step_time::run(spec, sampling, log),
+        Task::Training(run) => training::run(spec, run, log),
     };
     match result {
         Err(TaskError::Session(SessionError::NotAddressable(what))) => Ok(TaskEnd::Infeasible {
@@ -67,8 +69,8 @@ fn smoke(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, Ta
     if let Some(diverged) = train(&mut session, steps, log)? {
         return Ok(diverged);
     }
-    let first = session.validation_loss();
-    let second = session.validation_loss();
+    let first = session.evaluate().loss;
+    let second = session.evaluate().loss;
     log.measurement(Metric::Steps, session.steps() as f64)?;
     if !first.is_finite() {
         return Ok(TaskEnd::diverged(session.steps()));
@@ -83,7 +85,7 @@ fn smoke(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, Ta
         return Ok(TaskEnd::Infeasible {
             reason: InfeasibleReason::PipelineBroken,
             detail: format!(
-                "two evaluations of the same parameters gave {first} and {second} nats"
+                "two evaluations of the same parameters gave losses of {first} and {second}"
             ),
         });
     }
@@ -105,7 +107,7 @@ fn watched(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, 
     if let Some(diverged) = train(&mut session, steps, log)? {
         return Ok(diverged);
     }
-    let validation_loss = session.validation_loss();
+    let validation_loss = session.evaluate().loss;
     if !validation_loss.is_finite() {
         return Ok(TaskEnd::diverged(session.steps()));
     }
@@ -127,7 +129,7 @@ fn train(
 ) -> Result<Option<TaskEnd>, TaskError> {
     let mut last_loss = None;
     for step in 0..steps {
-        let loss = read(session.step());
+        let loss = read(session.step()?);
         if !(loss.is_finite() && session.finish_steps()?) {
             return Ok(Some(TaskEnd::diverged(step + 1)));
         }

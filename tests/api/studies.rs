@@ -19,7 +19,8 @@ async fn only_the_data_set_is_required_and_every_default_is_visible() {
     assert_eq!(definition["workload"]["loss"], "cross_entropy");
     assert_eq!(
         definition["optimizer"],
-        json!({"family": "adam", "learning_rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8})
+        json!({"family": "adam", "learning_rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8,
+               "epsilon_form": "bias_corrected"})
     );
     assert_eq!(definition["batch_sizes"]["min"], 1);
     assert_eq!(definition["batch_sizes"]["max"], 1437);

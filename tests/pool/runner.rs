@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use trialhead::pool::child::{ChildConfig, ChildReport, Progress, Spawner, run};
 use trialhead::probe::{KilledFor, Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task};
 use trialhead::study::{
-    Activation, Backend, BatchSize, Bytes, Dataset, Loss, Model, Optimizer, Workload,
+    Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, Schedule, Workload,
 };
 
 /// A bound on everything that a test waits for; nothing here should come near it.
@@ -34,16 +34,10 @@ pub fn spec() -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
         task: Task::Memory { steps: 5 },
-        workload: Workload {
-            dataset: Dataset::Digits {},
-            model: Model::Mlp {
-                hidden: vec![64],
-                activation: Activation::Relu,
-                dropout: 0.0,
-            },
-            loss: Loss::CrossEntropy,
-        },
+        workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
         optimizer: Optimizer::adam(),
+        schedule: Schedule::default(),
+        gradient_clipping: GradientClipping::default(),
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: "test".into(),

@@ -287,7 +287,7 @@ fn nothing_feasible_is_an_answer_with_what_would_fit() {
     // 64·20000 + 20000 + 20000² + 20000 + 20000·10 + 10 parameters; Adam: 16 bytes each.
     let parameters = 64_u64 * 20_000 + 20_000 + 20_000 * 20_000 + 20_000 + 20_000 * 10 + 10;
     assert_eq!(advice.value["needs_at_least_bytes"], parameters * 16);
-    let smaller = advice.value["hidden_that_could_fit"][0]
+    let smaller = advice.value["model_that_could_fit"]["hidden"][0]
         .as_u64()
         .expect("a size");
     assert!((6000..8000).contains(&smaller), "{smaller}");

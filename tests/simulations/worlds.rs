@@ -11,7 +11,8 @@ use trialhead::probe::{
 };
 use trialhead::statistics::stopping::{BlockSampler, Decision, SampleSummary, StoppingRule};
 use trialhead::study::{
-    Activation, Backend, BatchSize, Bytes, Dataset, Loss, Model, Optimizer, ProbeId, Workload,
+    Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, ProbeId, Schedule,
+    Workload,
 };
 use uuid::Uuid;
 
@@ -127,16 +128,10 @@ pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
         spec: ProbeSpec {
             protocol: PROTOCOL,
             task: Task::StepTime(StepTimeSampling::default()),
-            workload: Workload {
-                dataset: Dataset::Digits {},
-                model: Model::Mlp {
-                    hidden: vec![64],
-                    activation: Activation::Relu,
-                    dropout: 0.0,
-                },
-                loss: Loss::CrossEntropy,
-            },
+            workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
             optimizer: Optimizer::adam(),
+            schedule: Schedule::default(),
+            gradient_clipping: GradientClipping::default(),
             device: ProbeDevice {
                 backend: Backend::Cpu,
                 model: "simulated".into(),

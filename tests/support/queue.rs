@@ -11,7 +11,8 @@ use trialhead::store::studies::{self, NewStudy};
 use trialhead::study::defaults;
 use trialhead::study::validation::{self, DefinitionLimits};
 use trialhead::study::{
-    Backend, BatchSize, Bytes, DeviceId, LeaseId, Optimizer, StudyDefinition, StudyId,
+    Backend, BatchSize, Bytes, DeviceId, GradientClipping, LeaseId, Optimizer, Schedule,
+    StudyDefinition, StudyId,
 };
 use uuid::Uuid;
 
@@ -46,6 +47,8 @@ fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> P
         task,
         workload: definition.workload.clone(),
         optimizer: Optimizer::adam(),
+        schedule: Schedule::default(),
+        gradient_clipping: GradientClipping::default(),
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: model.to_owned(),

@@ -6,15 +6,19 @@ use std::process::{Command, Output, Stdio};
 
 use nix::sys::resource::{Resource, setrlimit};
 use serde_json::json;
-use trialhead::catalog::catalog;
 use trialhead::probe::{
     ChildEnd, EVENTS_FD_VARIABLE, Event, Exit, FailureReason, InfeasibleReason, Limits,
-    Measurement, Metric, Outcome, PROTOCOL, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling,
-    Task, classify,
+    Measurement, Metric, Outcome, PROTOCOL, ProbeDevice, ProbeSpec, StepTimeSampling, Task,
+    classify,
 };
 use trialhead::study::{
-    Activation, Backend, BatchSize, Bytes, Dataset, Loss, Model, Optimizer, Workload,
+    Activation, Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, Schedule,
+    Workload,
 };
+
+mod catalog;
+mod learning;
+mod training;
 
 const MIB: u64 = Bytes::MIB;
 
@@ -22,19 +26,10 @@ fn spec(task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
         task,
-        workload: Workload {
-            dataset: Dataset::Digits {},
-            model: Model::Mlp {
-                hidden: vec![64],
-                activation: Activation::Relu,
-                dropout: 0.0,
-            },
-            loss: Loss::CrossEntropy,
-        },
-        optimizer: Optimizer::SgdNesterov {
-            learning_rate: 0.05,
-            momentum: 0.9,
-        },
+        workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
+        optimizer: Optimizer::nesterov(0.05, 0.9),
+        schedule: Schedule::default(),
+        gradient_clipping: GradientClipping::default(),
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: "test".into(),
@@ -54,20 +49,15 @@ fn spec(task: Task) -> ProbeSpec {
 /// optimizer state and gradients, and 0.1 MiB an example.
 fn large(task: Task, batch_size: u64) -> ProbeSpec {
     ProbeSpec {
-        workload: Workload {
-            dataset: Dataset::Synthetic {
+        workload: Workload::new(
+            Dataset::Synthetic {
                 examples: 2000,
                 features: 256,
                 classes: 10,
                 seed: 1,
             },
-            model: Model::Mlp {
-                hidden: vec![1024, 1024],
-                activation: Activation::Relu,
-                dropout: 0.0,
-            },
-            loss: Loss::CrossEntropy,
-        },
+            Model::mlp(vec![1024, 1024]),
+        ),
         batch_size: BatchSize(batch_size),
         ..spec(task)
     }
@@ -218,8 +208,8 @@ fn measurements_are_numbered_from_zero_and_carry_their_units() {
 fn the_same_seed_gives_the_same_losses_on_any_number_of_threads_and_another_seed_others() {
     let losses = |seed, threads| {
         let mut spec = spec(Task::Smoke { steps: 20 });
-        let Model::Mlp { dropout, .. } = &mut spec.workload.model;
-        *dropout = 0.2;
+        spec.workload.model =
+            serde_json::from_value(json!({"family": "mlp", "dropout": 0.2})).expect("a model");
         spec.seed = seed;
         spec.device.threads = threads;
         let ended = run(&spec);
@@ -241,24 +231,27 @@ fn every_optimizer_and_activation_learns_the_digits() {
         json!({"family": "sgd", "learning_rate": 0.2}),
         json!({"family": "sgd_momentum", "learning_rate": 0.05}),
         json!({"family": "sgd_nesterov", "learning_rate": 0.05}),
+        json!({"family": "rmsprop", "learning_rate": 0.01}),
         json!({"family": "adam", "learning_rate": 0.01}),
         json!({"family": "adamw", "learning_rate": 0.01}),
+        json!({"family": "nadam", "learning_rate": 0.01}),
     ];
     let activations = [
         Activation::Relu,
         Activation::Gelu,
         Activation::Tanh,
+        Activation::Relu,
         Activation::Sigmoid,
         Activation::Relu,
+        Activation::Tanh,
     ];
     for (optimizer, activation) in optimizers.into_iter().zip(activations) {
         let mut spec = spec(Task::Smoke { steps: 100 });
         spec.optimizer = serde_json::from_value(optimizer).expect("an optimizer");
-        spec.workload.model = Model::Mlp {
-            hidden: vec![64],
-            activation,
-            dropout: 0.0,
-        };
+        spec.workload.model = serde_json::from_value(
+            json!({"family": "mlp", "hidden": [64], "activation": activation}),
+        )
+        .expect("a model");
         let loss = run(&spec).one(Metric::ValidationLoss);
         assert!(loss < 0.6, "{spec:?}: {loss}");
     }
@@ -334,11 +327,7 @@ fn peak_memory_repeats_and_grows_with_the_batch() {
 fn the_kernel_refuses_just_below_the_reported_peak_and_not_above() {
     // Blocks of 32 MiB and more are mapped by themselves: no heap fragments, so the peak repeats.
     let mut spec = large(Task::Memory { steps: 8 }, 16384);
-    spec.workload.model = Model::Mlp {
-        hidden: vec![1024],
-        activation: Activation::Relu,
-        dropout: 0.0,
-    };
+    spec.workload.model = Model::mlp(vec![1024]);
     spec.optimizer = Optimizer::adam();
     let peaks: Vec<f64> = (0..3).map(|_| run(&spec).one(Metric::PeakMemory)).collect();
     let largest = peaks.iter().copied().fold(0.0, f64::max);
@@ -378,11 +367,7 @@ fn no_room_for_the_threads_is_out_of_memory_too() {
 #[test]
 fn a_model_that_no_machine_can_hold_is_out_of_memory_not_a_crash() {
     let mut absurd = spec(Task::Memory { steps: 2 });
-    absurd.workload.model = Model::Mlp {
-        hidden: vec![1 << 40, 1 << 40],
-        activation: Activation::Relu,
-        dropout: 0.0,
-    };
+    absurd.workload.model = Model::mlp(vec![1 << 40, 1 << 40]);
     assert_infeasible(&run(&absurd), InfeasibleReason::OutOfMemory);
     let mut absurd = spec(Task::Memory { steps: 2 });
     absurd.batch_size = BatchSize(u64::MAX);
@@ -444,6 +429,7 @@ fn a_loss_that_leaves_the_finite_numbers_is_divergence_in_every_kind() {
         spec.optimizer = Optimizer::SgdMomentum {
             learning_rate: 1e25,
             momentum: 0.9,
+            weight_decay: 0.0,
         };
         assert_infeasible(&run(&spec), InfeasibleReason::Diverged);
     }
@@ -465,8 +451,14 @@ fn what_is_not_a_spec_is_refused_with_the_reason() {
         (with("/batch_size", json!(0)), "batch_size"),
         (with("/batch_size", json!(-4)), "-4"),
         (with("/device/threads", json!(0)), "device.threads"),
-        (with("/workload/model/hidden", json!([0])), "hidden"),
-        (with("/workload/model/dropout", json!(1.0)), "dropout"),
+        (
+            with("/workload/model/hidden", json!([0])),
+            "at least 1 unit",
+        ),
+        (
+            with("/workload/model/dropout", json!(1.0)),
+            "a dropout below 1",
+        ),
         (
             with("/optimizer/learning_rate", json!(0.0)),
             "learning_rate",
@@ -491,86 +483,4 @@ fn what_is_not_a_spec_is_refused_with_the_reason() {
             }
         ));
     }
-}
-
-#[test]
-fn the_catalog_speaks_the_studys_and_the_probes_language() {
-    let catalog = catalog();
-    for optimizer in &catalog.optimizers {
-        let parsed: Optimizer =
-            serde_json::from_value(json!({"family": optimizer.name})).expect("an optimizer");
-        assert_eq!(parsed.family(), optimizer.name);
-        assert_eq!(parsed.state_per_parameter(), optimizer.state_per_parameter);
-        let mut defaults = serde_json::to_value(&parsed).expect("serialises");
-        let fields = defaults.as_object_mut().expect("an object");
-        fields.remove("family");
-        assert_eq!(fields.len(), optimizer.hyperparameters.len());
-        for hyperparameter in &optimizer.hyperparameters {
-            assert_eq!(
-                fields[hyperparameter.name].as_f64(),
-                Some(hyperparameter.default)
-            );
-        }
-    }
-    for family in &catalog.model_families {
-        for size in &family.sizes {
-            let mut model = size.parameters.clone();
-            model["family"] = json!(family.name);
-            let model: Model = serde_json::from_value(model).expect("a model");
-            assert_eq!(model.family(), family.name);
-        }
-        let mut posted = serde_json::Map::from_iter([("family".to_owned(), json!(family.name))]);
-        let defaults: Model =
-            serde_json::from_value(posted.clone().into()).expect("every field has a default");
-        for parameter in &family.parameters {
-            posted.insert(parameter.name.to_owned(), parameter.default.clone());
-            for choice in &parameter.choices {
-                let mut posted = posted.clone();
-                posted.insert(parameter.name.to_owned(), json!(choice));
-                serde_json::from_value::<Model>(posted.into()).expect("a choice");
-            }
-        }
-        let explicit: Model = serde_json::from_value(posted.into()).expect("a model");
-        assert_eq!(explicit, defaults);
-        assert!(
-            catalog
-                .optimizers
-                .iter()
-                .any(|optimizer| optimizer.name == family.first_optimizer)
-        );
-    }
-    for dataset in &catalog.datasets {
-        let defaults: Dataset =
-            serde_json::from_value(json!({"builtin": dataset.name})).expect("a data set");
-        assert_eq!(defaults.name(), dataset.name);
-        let mut posted = json!({"builtin": dataset.name});
-        for parameter in &dataset.parameters {
-            posted[parameter.name] = parameter.default.clone();
-        }
-        let explicit: Dataset = serde_json::from_value(posted).expect("a data set");
-        assert_eq!(explicit, defaults);
-    }
-    for loss in &catalog.losses {
-        serde_json::from_value::<Loss>(json!(loss.name)).expect("a loss");
-    }
-    let metrics: Vec<_> = catalog
-        .metrics
-        .iter()
-        .map(|entry| (entry.name, entry.unit))
-        .collect();
-    let expected: Vec<_> = Metric::ALL
-        .iter()
-        .map(|metric| (metric.as_str(), metric.unit()))
-        .collect();
-    assert_eq!(metrics, expected);
-    let kinds: Vec<_> = catalog
-        .probe_kinds
-        .iter()
-        .map(|entry| (entry.name, entry.exclusive))
-        .collect();
-    let expected: Vec<_> = ProbeKind::ALL
-        .iter()
-        .map(|kind| (kind.as_str(), kind.is_exclusive()))
-        .collect();
-    assert_eq!(kinds, expected);
 }

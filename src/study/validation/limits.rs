@@ -22,15 +22,17 @@ pub struct DefinitionLimits {
     pub max_batch_size: u64,
     /// Batch sizes in an explicit grid.
     pub max_grid_values: u64,
-    /// Hidden layers of a model.
+    /// Hidden layers of an MLP, stages of a CNN, elements in a list of layers.
     pub max_hidden_layers: u64,
-    /// Units of one hidden layer.
+    /// Units or channels of one layer.
     pub max_hidden_units: u64,
+    /// Layers of a network, those inside residual blocks included.
+    pub max_layers: u64,
     /// Trainable parameters of a model.
     pub max_parameters: u64,
-    /// Classes of a synthetic data set.
+    /// Classes of a generated data set.
     pub max_classes: u64,
-    /// Bytes of a synthetic data set: examples × features × 4, validation included.
+    /// Bytes of a generated data set: four for each number, validation included.
     pub max_synthetic_bytes: u64,
     /// Largest learning rate.
     pub max_learning_rate: f64,
@@ -57,8 +59,9 @@ impl Default for DefinitionLimits {
             max_label_value_chars: 255,
             max_batch_size: 1 << 24,
             max_grid_values: 64,
-            max_hidden_layers: 64,
+            max_hidden_layers: 256,
             max_hidden_units: 1_000_000,
+            max_layers: 10_000,
             max_parameters: 10_000_000_000,
             max_classes: 1_000_000,
             max_synthetic_bytes: 4 << 30,

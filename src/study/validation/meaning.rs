@@ -2,10 +2,7 @@
 
 use super::json::{child, shortened};
 use super::{DefinitionLimits, Violation};
-use crate::study::{BatchSize, Bytes, Dataset, Grid, Model, StudyRequest};
-
-/// Bytes of one feature of one example.
-const BYTES_PER_FEATURE: u64 = 4;
+use crate::study::{BatchSize, Bytes, Grid, Loss, Network, StudyRequest};
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
 /// known to be wrong and was replaced: nothing is said that rests on one of them.
@@ -93,7 +90,7 @@ fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
     const MAX: &str = "/batch_sizes/max";
     const VALUES: &str = "/batch_sizes/grid/values";
     let asked = &request.batch_sizes;
-    let examples = request.workload.dataset.training_examples();
+    let examples = request.workload.dataset.facts().training_examples;
     let min = asked.min.unwrap_or(BatchSize(1));
     let max = asked.max.unwrap_or(BatchSize(examples));
     let max_is = if asked.max.is_some() {
@@ -132,37 +129,95 @@ fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
 }
 
 fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check<'_>) {
-    let dataset = &request.workload.dataset;
-    if let Dataset::Synthetic { features, .. } = dataset {
-        let bytes = dataset
-            .training_examples()
-            .saturating_add(dataset.validation_examples())
-            .saturating_mul(*features)
-            .saturating_mul(BYTES_PER_FEATURE);
-        if bytes > limits.max_synthetic_bytes {
-            check.refuse(
-                "/workload/dataset",
-                &[],
-                format!(
-                    "examples × features × {BYTES_PER_FEATURE} bytes, validation included, must be at most {}, is {}",
-                    Bytes(limits.max_synthetic_bytes),
-                    Bytes(bytes)
-                ),
-            );
-            return;
-        }
+    const DATASET: &str = "/workload/dataset";
+    const MODEL: &str = "/workload/model";
+    let workload = &request.workload;
+    let facts = workload.dataset.facts();
+    let bytes = workload.dataset.bytes();
+    if bytes > limits.max_synthetic_bytes {
+        check.refuse(
+            DATASET,
+            &[],
+            format!(
+                "the examples, validation included, must take at most {}, take {}; ask for fewer or smaller ones",
+                Bytes(limits.max_synthetic_bytes),
+                if bytes == u64::MAX {
+                    "more than can be counted".to_owned()
+                } else {
+                    Bytes(bytes).to_string()
+                }
+            ),
+        );
+        return;
     }
-    if let Some(model @ Model::Mlp { .. }) = &request.workload.model {
-        let parameters = model.parameters(dataset.features(), dataset.classes());
-        if parameters > limits.max_parameters {
-            check.refuse(
-                "/workload/model/hidden",
-                &["/workload/dataset"],
-                format!(
-                    "the model must have at most {} parameters, has {parameters}",
-                    limits.max_parameters
-                ),
-            );
+    if let Some(examples) = workload.validation_examples
+        && examples > facts.validation_examples
+    {
+        check.refuse(
+            "/workload/validation_examples",
+            &[DATASET],
+            format!(
+                "must be at most the {} validation examples of the data set, is {examples}",
+                facts.validation_examples
+            ),
+        );
+    }
+    let fitting = Loss::of(&facts.target);
+    if let Some(loss) = workload.loss
+        && loss != fitting
+    {
+        check.refuse(
+            "/workload/loss",
+            &[DATASET],
+            format!(
+                "{} cannot be trained with {}; leave it out or take {}",
+                facts.target.task(),
+                loss.as_str(),
+                fitting.as_str()
+            ),
+        );
+    }
+    if workload.label_smoothing > 0.0 && fitting != Loss::CrossEntropy {
+        check.refuse(
+            "/workload/label_smoothing",
+            &[DATASET],
+            format!(
+                "must be 0 for {}, which has no labels to smooth",
+                facts.target.task()
+            ),
+        );
+    }
+    let Some(model) = &workload.model else {
+        return;
+    };
+    match Network::new(model, &facts) {
+        Err(error) => check.refuse(
+            &format!("{MODEL}{}", error.pointer),
+            &[MODEL, DATASET],
+            error.detail,
+        ),
+        Ok(network) => {
+            let (layers, parameters) = (network.depth(), network.parameters());
+            if layers > limits.max_layers {
+                check.refuse(
+                    MODEL,
+                    &[DATASET],
+                    format!(
+                        "the network must have at most {} layers, has {layers}",
+                        limits.max_layers
+                    ),
+                );
+            }
+            if parameters > limits.max_parameters {
+                check.refuse(
+                    MODEL,
+                    &[DATASET],
+                    format!(
+                        "the model must have at most {} parameters, has {parameters}",
+                        limits.max_parameters
+                    ),
+                );
+            }
         }
     }
 }

@@ -139,13 +139,19 @@ fn narrow(document: &mut Value, limits: &DefinitionLimits) {
         "maxItems",
         limits.max_hidden_layers.into(),
     );
-    set("Model", "hidden[]", "minimum", 1.into());
-    set(
-        "Model",
-        "hidden[]",
-        "maximum",
-        limits.max_hidden_units.into(),
-    );
+    for list in ["channels", "layers"] {
+        set("Model", list, "maxItems", limits.max_hidden_layers.into());
+    }
+    for list in ["layers", "shortcut"] {
+        set("Layer", list, "maxItems", limits.max_hidden_layers.into());
+    }
+    for list in ["hidden[]", "channels[]"] {
+        set("Model", list, "minimum", 1.into());
+        set("Model", list, "maximum", limits.max_hidden_units.into());
+    }
+    for width in ["units", "channels", "width"] {
+        set("Layer", width, "maximum", limits.max_hidden_units.into());
+    }
     set(
         "Optimizer",
         "learning_rate",

@@ -1,0 +1,279 @@
+//! What is minimised and measured, and by which probes.
+
+use serde_json::json;
+
+use super::parameters::{choice, fraction, input_pipeline, optional, whole};
+use super::{EvaluationEntry, LossEntry, MetricEntry, Parameter, ProbeKindEntry};
+
+pub(super) fn losses() -> Vec<LossEntry> {
+    vec![
+        LossEntry {
+            name: "cross_entropy",
+            summary: "Mean over examples, or over tokens, of −ln of the predicted probability of the label.",
+            unit: "nats",
+        },
+        LossEntry {
+            name: "mean_squared_error",
+            summary: "Mean over examples and values of the squared difference.",
+            unit: "squared units of the target",
+        },
+    ]
+}
+
+pub(super) fn workload_options() -> Vec<Parameter> {
+    vec![
+        fraction(
+            "label_smoothing",
+            "The share of a label's probability that training spreads over all classes; validation is \
+             without.",
+            Some(0.0),
+        ),
+        choice(
+            "dtype",
+            "What the numbers of training are.",
+            "float32",
+            &["float32", "bfloat16"],
+        ),
+        optional(whole(
+            "validation_examples",
+            "Validate on so many examples, a fixed subset; left out, on all.",
+            None,
+            1,
+            None,
+        )),
+        input_pipeline(
+            "Threads that gather batches ahead, and batches kept ready.",
+            json!({"threads": 0, "prefetch_batches": 2}),
+        ),
+    ]
+}
+
+pub(super) fn evaluation_metrics() -> Vec<EvaluationEntry> {
+    let entry = |name, unit, minimized, tasks: &[&'static str], summary| EvaluationEntry {
+        name,
+        unit,
+        minimized,
+        tasks: tasks.to_vec(),
+        summary,
+    };
+    let labelled = ["classification", "language modelling"];
+    vec![
+        entry(
+            "validation_cross_entropy",
+            "nats",
+            true,
+            &labelled,
+            "Mean of −ln of the predicted probability of the label or of the next token.",
+        ),
+        entry(
+            "validation_mean_squared_error",
+            "squared_units",
+            true,
+            &["regression"],
+            "Mean over examples and values of the squared difference.",
+        ),
+        entry(
+            "validation_accuracy",
+            "ratio",
+            false,
+            &labelled,
+            "Share of predictions that are right.",
+        ),
+        entry(
+            "validation_error_rate",
+            "ratio",
+            true,
+            &labelled,
+            "Share of predictions that are wrong.",
+        ),
+        entry(
+            "validation_auc",
+            "ratio",
+            false,
+            &["classification"],
+            "With two classes: the probability that an example of the second scores higher than one \
+             of the first.",
+        ),
+        entry(
+            "validation_perplexity",
+            "tokens",
+            true,
+            &["language modelling"],
+            "Exponential of the cross-entropy of a token.",
+        ),
+    ]
+}
+
+pub(super) fn metrics() -> Vec<MetricEntry> {
+    let entry = |name, unit, summary| MetricEntry {
+        name,
+        unit,
+        summary,
+    };
+    vec![
+        entry(
+            "block_time_per_step",
+            "s",
+            "Time per step of one block of steps: the raw samples.",
+        ),
+        entry(
+            "time_per_step_median",
+            "s",
+            "Median over blocks of the time per step.",
+        ),
+        entry(
+            "time_per_step_mean",
+            "s",
+            "Mean over blocks of the time per step.",
+        ),
+        entry(
+            "within_run_median_half_width",
+            "ratio",
+            "Relative half-width of the median's 95% interval within one run; it ends the sampling.",
+        ),
+        entry(
+            "within_run_mean_half_width",
+            "ratio",
+            "Relative half-width of the mean's 95% interval within one run; it ends the sampling.",
+        ),
+        entry("blocks", "count", "Blocks that the summary uses."),
+        entry("steps_per_block", "count", "Steps in each block."),
+        entry(
+            "converged",
+            "count",
+            "1 if the sampling converged, 0 if a cap ended it.",
+        ),
+        entry(
+            "compile_secs",
+            "s",
+            "The first step, apart: compilation and autotuning.",
+        ),
+        entry(
+            "canary_time_per_step",
+            "s",
+            "Median time of a fixed reference step just before the sampling.",
+        ),
+        entry(
+            "run_queue_delay_ratio",
+            "ratio",
+            "Time the threads waited for a processor over wall time × threads.",
+        ),
+        entry(
+            "peak_memory",
+            "bytes",
+            "Peak of what the memory limit limits; on a CPU the data segments.",
+        ),
+        entry(
+            "peak_resident_memory",
+            "bytes",
+            "Peak resident memory of the training process.",
+        ),
+        entry("first_loss", "loss", "Training loss of the first step."),
+        entry("last_loss", "loss", "Training loss of the last step."),
+        entry(
+            "validation_loss",
+            "loss",
+            "Validation loss at the end of the run, in the unit of the loss.",
+        ),
+        entry(
+            "evaluation_difference",
+            "loss",
+            "Absolute difference between two evaluations of the same parameters.",
+        ),
+        entry("steps", "count", "Optimizer steps made, warm-up included."),
+        entry(
+            "training_loss",
+            "loss",
+            "Mean training loss since the evaluation before.",
+        ),
+        entry(
+            "validation_cross_entropy",
+            "nats",
+            "Validation cross-entropy.",
+        ),
+        entry(
+            "validation_mean_squared_error",
+            "squared_units",
+            "Validation mean squared error.",
+        ),
+        entry(
+            "validation_accuracy",
+            "ratio",
+            "Share of validation predictions that are right.",
+        ),
+        entry(
+            "validation_error_rate",
+            "ratio",
+            "Share of validation predictions that are wrong.",
+        ),
+        entry(
+            "validation_auc",
+            "ratio",
+            "Area under the receiver operating characteristic, for two classes.",
+        ),
+        entry(
+            "validation_perplexity",
+            "tokens",
+            "Exponential of the validation cross-entropy of a token.",
+        ),
+        entry(
+            "steps_to_target",
+            "count",
+            "Optimizer steps to the target, interpolated between evaluations; absent when not reached.",
+        ),
+        entry(
+            "evaluation_share",
+            "ratio",
+            "Time spent on evaluations over the time of the whole run.",
+        ),
+        entry(
+            "load_time_per_step",
+            "s",
+            "Time spent on gathering a batch, over all loading threads.",
+        ),
+        entry(
+            "load_wait_per_step",
+            "s",
+            "Time for which training stood still until its batch was there.",
+        ),
+    ]
+}
+
+pub(super) fn probe_kinds() -> Vec<ProbeKindEntry> {
+    vec![
+        ProbeKindEntry {
+            name: "smoke",
+            question: "Does the pipeline run?",
+            summary: "A few training steps and the evaluation twice: the loss must be finite and \
+                      the evaluations equal.",
+            exclusive: false,
+        },
+        ProbeKindEntry {
+            name: "memory",
+            question: "How much memory does training take at one batch size?",
+            summary: "A few training steps and one evaluation, with the peak of memory measured.",
+            exclusive: true,
+        },
+        ProbeKindEntry {
+            name: "step_time",
+            question: "How long does a step take at one batch size?",
+            summary: "Training steps timed in blocks after a warm-up, until the median and the \
+                      mean are known well enough.",
+            exclusive: true,
+        },
+        ProbeKindEntry {
+            name: "confirmation",
+            question: "Does a batch size survive a longer run?",
+            summary: "Training steps and one evaluation under the memory limit, before a batch size \
+                      is recommended.",
+            exclusive: true,
+        },
+        ProbeKindEntry {
+            name: "training",
+            question: "How many steps does training take to its target?",
+            summary: "Training of one point of hyperparameters to a target, a cap or divergence, evaluated \
+                      ever more rarely; the curve is kept.",
+            exclusive: false,
+        },
+    ]
+}

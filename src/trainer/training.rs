@@ -1,0 +1,238 @@
+//! A training probe: one point of hyperparameters, trained to a target, to its cap or to divergence.
+//!
+//! The parameters are evaluated after step t, then after step max(t + 1, ⌈ρt⌉): often at first, ever more
+//! rarely later, so that the crossing of the target is known to within the same share of itself at every
+//! batch size. The target counts as reached when it is passed and *still passed at the next evaluation*;
+//! the crossing is interpolated between the evaluations around it, in the logarithm for a positive loss.
+
+use std::time::{Duration, Instant};
+
+use super::events::EventLog;
+use super::session::Session;
+use super::tasks::{TaskEnd, TaskError, read};
+use crate::probe::{Metric, ProbeSpec, TrainingRun};
+use crate::study::EvaluationMetric;
+
+/// Seconds between two reports of progress.
+const PROGRESS_SECS: u64 = 2;
+
+/// Runs a training probe.
+pub(super) fn run(
+    spec: &ProbeSpec,
+    run: &TrainingRun,
+    log: &mut EventLog,
+) -> Result<TaskEnd, TaskError> {
+    let start = Instant::now();
+    let mut session = Session::new(spec)?;
+    let mut crossing = run
+        .target
+        .as_ref()
+        .map(|target| Crossing::new(target.metric, target.value));
+    let mut evaluating = Duration::ZERO;
+    let mut next_evaluation = 0;
+    let mut reported = Instant::now();
+    let mut losses = Mean::default();
+    let mut last_loss = None;
+    let reached = loop {
+        let step = session.steps();
+        if step >= next_evaluation || step >= run.max_steps {
+            let before = Instant::now();
+            let evaluation = session.evaluate();
+            evaluating += before.elapsed();
+            if !evaluation.loss.is_finite() {
+                return Ok(TaskEnd::diverged(step));
+            }
+            if let Some(loss) = losses.take() {
+                at_step(log, Metric::TrainingLoss, step, loss)?;
+            }
+            for (metric, value) in evaluation.metrics() {
+                if value.is_finite() {
+                    at_step(log, Metric::from(*metric), step, *value)?;
+                }
+            }
+            if let Some(crossing) = &mut crossing
+                && let Some(value) = evaluation.metric(crossing.metric)
+                && let Some(steps) = crossing.push(step, value)
+            {
+                break Some((steps, evaluation));
+            }
+            if step >= run.max_steps {
+                break None;
+            }
+            next_evaluation = next_step(step, run.evaluation_ratio);
+        }
+        let loss = read(session.step()?);
+        if !loss.is_finite() {
+            return Ok(TaskEnd::diverged(session.steps()));
+        }
+        if session.steps() == 1 {
+            log.measurement(Metric::FirstLoss, loss)?;
+        }
+        losses.push(loss);
+        last_loss = Some(loss);
+        if reported.elapsed().as_secs() >= PROGRESS_SECS {
+            reported = Instant::now();
+            log.progress(
+                "training",
+                session.steps() as f64 / run.max_steps.max(1) as f64,
+            )?;
+        }
+    };
+    if let Some((steps, _)) = &reached {
+        log.measurement(Metric::StepsToTarget, *steps)?;
+    }
+    if let Some(loss) = last_loss {
+        log.measurement(Metric::LastLoss, loss)?;
+    }
+    let steps = session.steps();
+    log.measurement(Metric::Steps, steps as f64)?;
+    let total = start.elapsed().as_secs_f64();
+    log.measurement(Metric::EvaluationShare, evaluating.as_secs_f64() / total)?;
+    if steps > 0 {
+        let load = session.load_times();
+        let a_step = |time: Duration| time.as_secs_f64() / steps as f64;
+        log.measurement(Metric::LoadTimePerStep, a_step(load.gathering))?;
+        log.measurement(Metric::LoadWaitPerStep, a_step(load.waiting))?;
+    }
+    Ok(TaskEnd::Finished)
+}
+
+fn at_step(log: &mut EventLog, metric: Metric, step: u64, value: f64) -> Result<(), TaskError> {
+    let elapsed_secs = log.elapsed_secs();
+    log.measurement_at(metric, Some(step), value, elapsed_secs)?;
+    Ok(())
+}
+
+/// The step of the evaluation after the one at `step`.
+fn next_step(step: u64, ratio: f64) -> u64 {
+    // A float beyond the range of u64 saturates.
+    ((step as f64 * ratio).ceil() as u64).max(step + 1)
+}
+
+/// Mean of the losses since the last evaluation.
+#[derive(Debug, Default)]
+struct Mean {
+    sum: f64,
+    count: u64,
+}
+
+impl Mean {
+    fn push(&mut self, value: f64) {
+        self.sum += value;
+        self.count += 1;
+    }
+
+    fn take(&mut self) -> Option<f64> {
+        let Self { sum, count } = std::mem::take(self);
+        (count > 0).then(|| sum / count as f64)
+    }
+}
+
+/// Watches a metric until it has passed its target at two evaluations in a row.
+#[derive(Debug)]
+struct Crossing {
+    metric: EvaluationMetric,
+    target: f64,
+    /// The last evaluation that had not passed.
+    before: Option<(u64, f64)>,
+    /// The first that had, if the one before the newest did.
+    passed: Option<(u64, f64)>,
+}
+
+impl Crossing {
+    fn new(metric: EvaluationMetric, target: f64) -> Self {
+        Self {
+            metric,
+            target,
+            before: None,
+            passed: None,
+        }
+    }
+
+    /// The steps to the target, once an evaluation confirms that it stays passed.
+    fn push(&mut self, step: u64, value: f64) -> Option<f64> {
+        let passes = if self.metric.is_minimized() {
+            value <= self.target
+        } else {
+            value >= self.target
+        };
+        if !passes {
+            self.before = Some((step, value));
+            self.passed = None;
+            return None;
+        }
+        match self.passed {
+            None => {
+                self.passed = Some((step, value));
+                None
+            }
+            Some(first) => Some(self.interpolate(first)),
+        }
+    }
+
+    fn interpolate(&self, (after, low): (u64, f64)) -> f64 {
+        let Some((before, high)) = self.before else {
+            return after as f64;
+        };
+        let scaled = |value: f64| {
+            if self.metric.is_logarithmic() {
+                value.ln()
+            } else {
+                value
+            }
+        };
+        let (high, low, target) = (scaled(high), scaled(low), scaled(self.target));
+        let share = (target - high) / (low - high);
+        // A loss of 0 has no logarithm: then the later evaluation is all that is known.
+        if share.is_finite() {
+            before as f64 + share.clamp(0.0, 1.0) * (after - before) as f64
+        } else {
+            after as f64
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_are_often_at_first_and_never_further_apart_than_the_ratio() {
+        let mut step = 0;
+        let mut steps = vec![step];
+        while step < 1000 {
+            step = next_step(step, 1.03);
+            steps.push(step);
+        }
+        assert_eq!(steps[..4], [0, 1, 2, 3]);
+        assert!(steps.contains(&34) && steps.contains(&36), "{steps:?}");
+        for pair in steps.windows(2).filter(|pair| pair[0] >= 34) {
+            assert!(pair[1] as f64 <= pair[0] as f64 * 1.03 + 1.0);
+        }
+    }
+
+    #[test]
+    fn the_target_counts_when_it_stays_passed_and_the_crossing_is_interpolated() {
+        let mut crossing = Crossing::new(EvaluationMetric::ValidationCrossEntropy, 0.2);
+        assert_eq!(crossing.push(10, 0.4), None);
+        assert_eq!(crossing.push(20, 0.19), None);
+        assert_eq!(crossing.push(30, 0.4), None, "it did not stay");
+        assert_eq!(crossing.push(40, 0.1), None);
+        // Half way between ln 0.4 and ln 0.1.
+        let steps = crossing.push(50, 0.15).expect("passed twice");
+        assert!((steps - 35.0).abs() < 1e-9, "{steps}");
+
+        let mut crossing = Crossing::new(EvaluationMetric::ValidationAccuracy, 0.9);
+        assert_eq!(crossing.push(0, 0.5), None);
+        assert_eq!(crossing.push(8, 1.0), None);
+        let steps = crossing.push(9, 0.95).expect("passed twice");
+        assert!((steps - 6.4).abs() < 1e-9, "linear: {steps}");
+    }
+
+    #[test]
+    fn a_target_that_is_passed_from_the_start_is_reached_at_step_0() {
+        let mut crossing = Crossing::new(EvaluationMetric::ValidationErrorRate, 0.95);
+        assert_eq!(crossing.push(0, 0.9), None);
+        assert_eq!(crossing.push(1, 0.9), Some(0.0));
+    }
+}
