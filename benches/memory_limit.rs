@@ -113,7 +113,7 @@ impl Runner {
         .expect("a spec");
         let (_control, control) = watch::channel(None);
         let (progress, _progress) = watch::channel(None);
-        let report = child::run(&self.spawner, &self.config, &spec, control, &progress).await;
+        let report = child::run(&self.spawner, &self.config, &spec, None, control, &progress).await;
         self.children += 1;
         match report.outcome {
             Outcome::Succeeded => report

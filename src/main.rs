@@ -1,4 +1,4 @@
-//! The command line: `serve`, `probe` (the child), `migrate`, `openapi`.
+//! The command line: `serve`, `probe` and `inspect` (the children), `migrate`, `openapi`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +34,9 @@ enum Command {
     /// Run one probe: the spec as JSON on stdin, events as JSON lines on the descriptor that
     /// TRIALHEAD_EVENTS_FD names (else stdout). The service starts this itself.
     Probe,
+    /// Inspect one uploaded file. The service starts this itself.
+    #[command(hide = true)]
+    Inspect,
     /// Bring the database's tables up to date, or say what is missing.
     Migrate(MigrateArgs),
     /// Print the OpenAPI document.
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         // The child must not start a runtime: its threads would count as its memory.
         Command::Probe => return trialhead::trainer::run_probe(),
+        Command::Inspect => return trialhead::datasets::inspect::run(),
         Command::Openapi => print_openapi(),
         Command::Serve(args) => run(serve(args)),
         Command::Migrate(args) => run(migrate(args)),

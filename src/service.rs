@@ -10,20 +10,25 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::api;
+use crate::library::Library;
 use crate::lifecycle::{self, Context};
 use crate::metrics::InstanceMetrics;
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
 use crate::pool::worker::Worker;
-use crate::settings::{Migrate, PoolSettings, Settings};
+use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
 use crate::store::local_server::{LocalServer, LocalServerConfig};
 use crate::store::wake::Waker;
 use crate::study::validation::DefinitionRules;
+use crate::uploads::Uploads;
 
 /// A device that was not seen for this many leases is gone.
 const ALIVE_LEASES: f64 = 1.0;
+
+/// A file that was being put together this long ago is nobody's any more.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
 /// A running service.
 #[derive(Debug)]
@@ -72,7 +77,7 @@ pub fn migrate_mode(migrate: Migrate) -> MigrateMode {
 }
 
 /// How the settings want children started.
-fn child_config(pool: &PoolSettings) -> anyhow::Result<ChildConfig> {
+fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Result<ChildConfig> {
     let user = nix::unistd::User::from_name(&pool.child_user)?;
     if user.is_none() && nix::unistd::Uid::effective().is_root() {
         anyhow::bail!(
@@ -82,6 +87,7 @@ fn child_config(pool: &PoolSettings) -> anyhow::Result<ChildConfig> {
     }
     Ok(ChildConfig {
         command: pool.child_command.clone(),
+        inspect_command: datasets.inspect_command.clone(),
         user: user.map(|user| ServiceUser {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
@@ -130,6 +136,17 @@ impl Service {
         let metrics = InstanceMetrics::new()?;
         let (stop_intake, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        let library = Library::open_at(settings.datasets.url.as_deref(), &settings.data_dir()?)?;
+        library.tidy(ABANDONED)?;
+        let spawner = Arc::new(Spawner::new()?);
+        let child = Arc::new(child_config(pool, &settings.datasets)?);
+        let uploads = Uploads::new(
+            context.database.clone(),
+            library.clone(),
+            Arc::clone(&spawner),
+            Arc::clone(&child),
+            settings.datasets.clone(),
+        );
 
         let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
         if let Some(facts) = &facts {
@@ -137,8 +154,9 @@ impl Service {
             let worker = Worker {
                 context: context.clone(),
                 settings: Arc::new(pool.clone()),
-                spawner: Arc::new(Spawner::new()?),
-                child: Arc::new(child_config(pool)?),
+                spawner,
+                child,
+                library,
                 locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
                 facts: Arc::new(facts.clone()),
                 device,
@@ -169,7 +187,7 @@ impl Service {
         ));
 
         let drain = Duration::from_secs_f64(pool.drain_secs);
-        let server = api::Server::start(&settings, context, metrics)
+        let server = api::Server::start(&settings, context, uploads, metrics)
             .with_context(|| format!("listening on {}", settings.listen))?;
         Ok(Self {
             address: server.address(),

@@ -33,6 +33,8 @@ pub struct Settings {
     pub limits: DefinitionLimits,
     /// The REST interface.
     pub api: ApiSettings,
+    /// Uploaded data sets.
+    pub datasets: DatasetSettings,
     /// How long things are kept.
     pub retention: RetentionSettings,
     /// Log lines.
@@ -50,6 +52,7 @@ impl Default for Settings {
             pool: PoolSettings::default(),
             limits: DefinitionLimits::default(),
             api: ApiSettings::default(),
+            datasets: DatasetSettings::default(),
             retention: RetentionSettings::default(),
             log: LogSettings::default(),
         }
@@ -220,6 +223,47 @@ impl Default for ApiSettings {
     }
 }
 
+/// Uploaded data sets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatasetSettings {
+    /// Where contents are kept: `s3://bucket/prefix` or `gs://bucket/prefix`, with credentials from the
+    /// provider's environment variables. Default: a folder of the data directory.
+    pub url: Option<String>,
+    /// Bytes of an upload at most.
+    pub max_upload_bytes: u64,
+    /// Bytes of a stored form at most: what a small file may expand to.
+    pub max_content_bytes: u64,
+    /// Program and arguments that inspect an upload. Default: this executable with `inspect`.
+    pub inspect_command: Option<Vec<String>>,
+    /// Memory of the process that inspects an upload.
+    pub inspect_memory_bytes: u64,
+    /// How long an inspection may take.
+    pub inspect_secs: f64,
+    /// Uploads under way at once.
+    pub max_uploads: usize,
+    /// Columns of a table.
+    pub max_columns: u64,
+    /// Classes.
+    pub max_classes: u64,
+}
+
+impl Default for DatasetSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            max_upload_bytes: 4 << 30,
+            max_content_bytes: 16 << 30,
+            inspect_command: None,
+            inspect_memory_bytes: 512 << 20,
+            inspect_secs: 900.0,
+            max_uploads: 4,
+            max_columns: 100_000,
+            max_classes: 10_000,
+        }
+    }
+}
+
 /// How long things are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -341,6 +385,7 @@ impl Settings {
             ("pool.device_wait_secs", pool.device_wait_secs),
             ("pool.lease_margin_secs", pool.lease_margin_secs),
             ("pool.drain_secs", pool.drain_secs),
+            ("datasets.inspect_secs", self.datasets.inspect_secs),
             (
                 "database.connect_timeout_secs",
                 self.database.connect_timeout_secs,

@@ -22,7 +22,7 @@ struct Rule {
 
 /// `statistics, catalog ← study ← probe ← analysis ← {plan, recommendation}`, then everything that
 /// touches the world. `lib` and `main` put it together and are not listed.
-const RULES: [Rule; 17] = [
+const RULES: [Rule; 19] = [
     pure("statistics", &[]),
     pure("catalog", &[]),
     pure("study", &["statistics", "catalog"]),
@@ -36,7 +36,15 @@ const RULES: [Rule; 17] = [
         "recommendation",
         &["statistics", "catalog", "study", "probe", "analysis"],
     ),
-    rule("datasets", &["statistics", "catalog", "study"]),
+    rule("datasets", &["statistics", "catalog", "study", "probe"]),
+    rule("library", &[]),
+    // From an upload to a data set: a child inspects it, the library keeps it, the store knows it.
+    rule(
+        "uploads",
+        &[
+            "study", "probe", "datasets", "settings", "store", "library", "pool",
+        ],
+    ),
     rule(
         "trainer",
         &["statistics", "catalog", "study", "probe", "datasets"],
@@ -69,7 +77,9 @@ const RULES: [Rule; 17] = [
             "metrics",
             "store",
             "lifecycle",
+            "library",
             "pool",
+            "uploads",
             "api",
         ],
     ),
@@ -85,6 +95,7 @@ const RULES: [Rule; 17] = [
             "metrics",
             "store",
             "lifecycle",
+            "library",
         ],
     ),
     rule(
@@ -104,6 +115,7 @@ const RULES: [Rule; 17] = [
             "store",
             "lifecycle",
             "pool",
+            "uploads",
         ],
     ),
 ];

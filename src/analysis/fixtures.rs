@@ -25,7 +25,7 @@ pub(crate) fn succeeded(
         spec: ProbeSpec {
             protocol: PROTOCOL,
             task,
-            workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
+            workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
             optimizer: Optimizer::adam(),
             schedule: Schedule::default(),
             gradient_clipping: GradientClipping::default(),

@@ -6,7 +6,7 @@ use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::problem::{Problem, ProblemCode};
-use super::{answers, catalog, devices, health, measurements, metrics, probes, studies};
+use super::{answers, catalog, datasets, devices, health, measurements, metrics, probes, studies};
 use crate::study::validation::Violation;
 
 #[derive(OpenApi)]
@@ -21,6 +21,7 @@ use crate::study::validation::Violation;
         (name = "answers", description = "What was found"),
         (name = "probes", description = "What was run"),
         (name = "measurements", description = "What was measured"),
+        (name = "datasets", description = "What is trained on"),
         (name = "catalog", description = "What can be asked for"),
         (name = "devices", description = "Where it can run"),
         (name = "operations", description = "Health and metrics")
@@ -44,6 +45,11 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
         .service(answers::get_analysis)
         .service(answers::list_recommendations)
         .service(answers::get_report)
+        .service(datasets::upload_dataset)
+        .service(datasets::list_datasets)
+        .service(datasets::get_dataset)
+        .service(datasets::get_dataset_content)
+        .service(datasets::delete_dataset)
         .service(catalog::get_catalog)
         .service(devices::list_devices)
         .service(health::get_liveness)

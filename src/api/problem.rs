@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use crate::lifecycle::{CreateError, EndError};
 use crate::store::StoreError;
 use crate::study::validation::{Rejected, Violation};
+use crate::uploads::UploadError;
 
 /// Seconds after which a request is worth sending again.
 const RETRY_SECS: u32 = 2;
@@ -62,6 +63,8 @@ codes! {
     StudyEnded = "study_ended", CONFLICT, "The study has ended";
     /// The study has not ended.
     StudyNotEnded = "study_not_ended", CONFLICT, "The study has not ended";
+    /// A queued or running study needs the data set.
+    DatasetInUse = "dataset_in_use", CONFLICT, "The data set is in use";
     /// The body is larger than allowed.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
     /// The body is not declared as JSON.
@@ -72,10 +75,14 @@ codes! {
     AmbiguousDevice = "ambiguous_device", UNPROCESSABLE_ENTITY, "Several devices match";
     /// A query parameter or header has a value that is not allowed; `errors` names it.
     InvalidParameter = "invalid_parameter", UNPROCESSABLE_ENTITY, "A parameter is not allowed";
+    /// The uploaded file is no data set.
+    InvalidDataset = "invalid_dataset", UNPROCESSABLE_ENTITY, "The file is no data set";
     /// The Idempotency-Key was used with another body.
     IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, "The Idempotency-Key was used with another request";
     /// The project has as many active studies as it may.
     TooManyStudies = "too_many_studies", TOO_MANY_REQUESTS, "Too many active studies";
+    /// As many uploads are under way as may be.
+    TooManyUploads = "too_many_uploads", TOO_MANY_REQUESTS, "Too many uploads at once";
     /// A defect of the service.
     Internal = "internal", INTERNAL_SERVER_ERROR, "The service failed";
     /// The database is away or the service is shutting down.
@@ -212,7 +219,7 @@ impl Problem {
         response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
         if matches!(
             self.code,
-            ProblemCode::TooManyStudies | ProblemCode::Unavailable
+            ProblemCode::TooManyStudies | ProblemCode::TooManyUploads | ProblemCode::Unavailable
         ) {
             response.insert_header((RETRY_AFTER, RETRY_SECS.to_string()));
         }
@@ -283,6 +290,24 @@ impl From<CreateError> for Problem {
                 ),
             ),
             CreateError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<UploadError> for Problem {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::TooLarge { .. } => Self::new(ProblemCode::BodyTooLarge, error.to_string()),
+            UploadError::Refused(detail) => Self::new(ProblemCode::InvalidDataset, detail),
+            UploadError::BrokenOff(_) => {
+                Self::new(ProblemCode::MalformedRequest, error.to_string())
+            }
+            UploadError::Busy(_) => Self::new(ProblemCode::TooManyUploads, error.to_string()),
+            UploadError::Library(error) => {
+                tracing::error!(%error, "a data set could not be kept or read");
+                Self::internal()
+            }
+            UploadError::Store(error) => error.into(),
         }
     }
 }

@@ -28,6 +28,7 @@ use super::state::Api;
 use crate::lifecycle::{Caller, Context};
 use crate::metrics::InstanceMetrics;
 use crate::settings::Settings;
+use crate::uploads::Uploads;
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -57,6 +58,7 @@ impl Server {
     pub fn start(
         settings: &Settings,
         context: Context,
+        uploads: Uploads,
         metrics: InstanceMetrics,
     ) -> io::Result<Self> {
         let http_metrics = PrometheusMetricsBuilder::new("trialhead")
@@ -66,6 +68,7 @@ impl Server {
             .map_err(io::Error::other)?;
         let api = Data::new(Api {
             context,
+            uploads,
             caller: Caller::default(),
             metrics,
             service_metrics: Mutex::new(None),

@@ -6,12 +6,15 @@ use tokio::sync::Mutex;
 
 use crate::lifecycle::{Caller, Context};
 use crate::metrics::InstanceMetrics;
+use crate::uploads::Uploads;
 
 /// What handlers need.
 #[derive(Debug)]
 pub struct Api {
     /// The way to studies and the database.
     pub context: Context,
+    /// Takes uploads and has their contents.
+    pub uploads: Uploads,
     /// Who asks. There are no tokens yet: everybody is the same caller.
     pub caller: Caller,
     /// Metrics of this instance.

@@ -235,7 +235,7 @@ pub async fn create_study(
 ) -> Result<HttpResponse, Problem> {
     must_be_json(&request)?;
     if query.dry_run {
-        let (definition, plan) = lifecycle::dry_run(&api.context, &body).await?;
+        let (definition, plan) = lifecycle::dry_run(&api.context, &api.caller, &body).await?;
         return Ok(HttpResponse::Ok().json(DryRunAnswer { definition, plan }));
     }
     let key = idempotency_key(&request)?;

@@ -1,5 +1,9 @@
 //! Examples in memory, and how a batch is gathered from them.
 
+use std::sync::Arc;
+
+use super::content::{Mapped, Scaling};
+
 /// What a network reads.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Inputs {
@@ -8,6 +12,14 @@ pub enum Inputs {
     /// Windows of a text, one after the other: example i is the tokens i·length to (i + 1)·length, and
     /// one more token follows the last window, so that each token has a next one.
     Text { tokens: Vec<u16>, length: usize },
+    /// Numbers of a stored data set, normalised when they are gathered.
+    Mapped {
+        numbers: Mapped,
+        width: usize,
+        scaling: Arc<Scaling>,
+    },
+    /// A stored text, cut like any other.
+    MappedText { tokens: Mapped, length: usize },
 }
 
 /// What a network is to predict.
@@ -69,7 +81,10 @@ impl Examples {
             (Targets::NextToken, Inputs::Text { tokens, length }) => {
                 tokens.len().saturating_sub(1) / length.max(&1)
             }
-            (Targets::NextToken, Inputs::Numbers { .. }) => 0,
+            (Targets::NextToken, Inputs::MappedText { tokens, length }) => {
+                tokens.len().saturating_sub(1) / length.max(&1)
+            }
+            (Targets::NextToken, Inputs::Numbers { .. } | Inputs::Mapped { .. }) => 0,
         }
     }
 
@@ -89,8 +104,22 @@ impl Examples {
                 }
                 BatchInputs::Numbers(gathered)
             }
+            Inputs::Mapped {
+                numbers,
+                width,
+                scaling,
+            } => {
+                let mut gathered = Vec::with_capacity(indices.len() * width);
+                for row in rows() {
+                    numbers.gather(row * width..(row + 1) * width, scaling, &mut gathered);
+                }
+                BatchInputs::Numbers(gathered)
+            }
             Inputs::Text { tokens, length } => {
                 BatchInputs::Tokens(windows(tokens, *length, rows(), 0))
+            }
+            Inputs::MappedText { tokens, length } => {
+                BatchInputs::Tokens(mapped_windows(tokens, *length, rows(), 0))
             }
         };
         let targets = match (&self.targets, &self.inputs) {
@@ -107,7 +136,12 @@ impl Examples {
             (Targets::NextToken, Inputs::Text { tokens, length }) => {
                 BatchTargets::Classes(windows(tokens, *length, rows(), 1))
             }
-            (Targets::NextToken, Inputs::Numbers { .. }) => BatchTargets::Classes(Vec::new()),
+            (Targets::NextToken, Inputs::MappedText { tokens, length }) => {
+                BatchTargets::Classes(mapped_windows(tokens, *length, rows(), 1))
+            }
+            (Targets::NextToken, Inputs::Numbers { .. } | Inputs::Mapped { .. }) => {
+                BatchTargets::Classes(Vec::new())
+            }
         };
         Batch {
             examples: indices.len(),
@@ -132,6 +166,21 @@ fn windows(
                 .iter()
                 .map(|&token| i64::from(token)),
         );
+    }
+    gathered
+}
+
+/// The same of a stored text.
+fn mapped_windows(
+    tokens: &Mapped,
+    length: usize,
+    rows: impl ExactSizeIterator<Item = usize>,
+    shift: usize,
+) -> Vec<i64> {
+    let mut gathered = Vec::with_capacity(rows.len() * length);
+    for row in rows {
+        let start = row * length + shift;
+        tokens.tokens(start..start + length, &mut gathered);
     }
     gathered
 }

@@ -1,12 +1,15 @@
-//! The examples that probes train on: `digits`, shipped with the program, and generators with a known
-//! truth. Pure: the same data set is the same bits everywhere.
+//! The examples that probes train on: `digits`, shipped with the program; generators with a known truth;
+//! and what was uploaded, which [`inspect`] has brought into a form ([`content`]) that is opened
+//! without parsing. The same data set is the same bits everywhere.
 //!
-//! Examples are kept as one row-major block, because the data set is part of what training holds in
+//! Generated examples are kept as one row-major block, because the data set is part of what training holds in
 //! memory and therefore of every measured peak: nothing is stored twice.
 
 mod batches;
+pub mod content;
 mod digits;
 mod examples;
+pub mod inspect;
 mod markov;
 mod random;
 mod synthetic;
@@ -15,9 +18,11 @@ mod teacher;
 pub use batches::BatchOrder;
 pub use examples::{Batch, BatchInputs, BatchTargets, Examples, Inputs, Targets};
 
+pub use content::Content;
+
 use thiserror::Error;
 
-use crate::study::Dataset;
+use crate::study::{BuiltinDataset, Dataset};
 
 /// A data set, split.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,23 +42,47 @@ pub enum DatasetError {
     /// The archive lacks an array.
     #[error("the digits archive has no array {0}")]
     MissingArray(&'static str),
+    /// The content of an uploaded data set is not there.
+    #[error("the data set's content cannot be opened: {0}")]
+    NotThere(#[source] std::io::Error),
+    /// The content of an uploaded data set is not what it should be.
+    #[error("the data set's content is damaged: {0}")]
+    Damaged(#[from] content::Damaged),
     /// Its size does not fit this machine's address space.
     #[error("the data set has more numbers than memory can address")]
     TooLarge,
 }
 
-/// Loads or makes a data set.
+/// Opens, loads or makes a data set; `open` gives the stored content of an uploaded one.
+///
+/// # Errors
+/// When the shipped archive is damaged, the set is larger than an address space, or what was uploaded
+/// cannot be opened.
+pub fn load(
+    dataset: &Dataset,
+    open: impl FnOnce() -> std::io::Result<std::fs::File>,
+) -> Result<Split, DatasetError> {
+    match dataset {
+        Dataset::Builtin(builtin) => generate(builtin),
+        Dataset::Uploaded(uploaded) => {
+            let content = Content::open(&open().map_err(DatasetError::NotThere)?)?;
+            Ok(content.split(uploaded.contents, uploaded.sequence_length)?)
+        }
+    }
+}
+
+/// Loads or makes a data set that needs no upload.
 ///
 /// # Errors
 /// When the shipped archive is damaged, or the set is larger than an address space.
-pub fn load(dataset: &Dataset) -> Result<Split, DatasetError> {
+pub fn generate(dataset: &BuiltinDataset) -> Result<Split, DatasetError> {
     let facts = dataset.facts();
     match *dataset {
-        Dataset::Digits {} => digits::load(),
-        Dataset::Synthetic { seed, .. } | Dataset::SyntheticImages { seed, .. } => {
+        BuiltinDataset::Digits {} => digits::load(),
+        BuiltinDataset::Synthetic { seed, .. } | BuiltinDataset::SyntheticImages { seed, .. } => {
             synthetic::generate(&clusters(&facts, seed))
         }
-        Dataset::LinearTeacher {
+        BuiltinDataset::LinearTeacher {
             features,
             outputs,
             noise_deviation,
@@ -67,7 +96,7 @@ pub fn load(dataset: &Dataset) -> Result<Split, DatasetError> {
             noise_deviation,
             seed,
         }),
-        Dataset::MarkovText { .. } => match chain(dataset) {
+        BuiltinDataset::MarkovText { .. } => match chain(dataset) {
             Some(chain) => markov::generate(&chain),
             None => Err(DatasetError::TooLarge),
         },
@@ -84,10 +113,10 @@ fn clusters(facts: &crate::study::Facts, seed: u64) -> synthetic::Clusters {
     }
 }
 
-fn chain(dataset: &Dataset) -> Option<markov::Chain> {
+fn chain(dataset: &BuiltinDataset) -> Option<markov::Chain> {
     let facts = dataset.facts();
     match *dataset {
-        Dataset::MarkovText {
+        BuiltinDataset::MarkovText {
             sequence_length,
             vocabulary,
             order,
@@ -121,14 +150,17 @@ pub struct Truth {
 /// # Errors
 /// When the set is larger than an address space.
 pub fn truth(dataset: &Dataset) -> Result<Option<Truth>, DatasetError> {
+    let Dataset::Builtin(dataset) = dataset else {
+        return Ok(None);
+    };
     let exact = |loss: f64| Truth {
         loss,
         loss_error: 0.0,
         error_rate: None,
     };
     Ok(match *dataset {
-        Dataset::Digits {} => None,
-        Dataset::Synthetic { seed, .. } | Dataset::SyntheticImages { seed, .. } => {
+        BuiltinDataset::Digits {} => None,
+        BuiltinDataset::Synthetic { seed, .. } | BuiltinDataset::SyntheticImages { seed, .. } => {
             let bayes = synthetic::bayes(&clusters(&dataset.facts(), seed))?;
             Some(Truth {
                 loss: bayes.cross_entropy.0,
@@ -136,10 +168,10 @@ pub fn truth(dataset: &Dataset) -> Result<Option<Truth>, DatasetError> {
                 error_rate: Some(bayes.error),
             })
         }
-        Dataset::LinearTeacher {
+        BuiltinDataset::LinearTeacher {
             noise_deviation, ..
         } => Some(exact(noise_deviation * noise_deviation)),
-        Dataset::MarkovText { .. } => match chain(dataset) {
+        BuiltinDataset::MarkovText { .. } => match chain(dataset) {
             Some(chain) => Some(exact(markov::entropy_rate(&chain)?)),
             None => None,
         },
@@ -161,9 +193,9 @@ mod tests {
             r#"{"builtin": "linear_teacher", "examples": 11, "outputs": 2}"#,
             r#"{"builtin": "markov_text", "examples": 5, "sequence_length": 7}"#,
         ] {
-            let dataset: Dataset = serde_json::from_str(posted).expect("a data set");
+            let dataset: BuiltinDataset = serde_json::from_str(posted).expect("a data set");
             let facts = dataset.facts();
-            let split = load(&dataset).expect("loads");
+            let split = generate(&dataset).expect("loads");
             for (examples, count) in [
                 (&split.training, facts.training_examples),
                 (&split.validation, facts.validation_examples),

@@ -10,9 +10,9 @@ use super::{Caller, Context};
 use crate::analysis::Evidence;
 use crate::plan::{self, DryRun};
 use crate::store::studies::{IdempotencyKey, NewStudy, StudyRow};
-use crate::store::{self, Connection, StoreError, devices, studies};
-use crate::study::validation::{Rejected, Violation};
-use crate::study::{StudyDefinition, StudyId, StudyRequest, defaults};
+use crate::store::{self, Connection, StoreError, datasets, devices, studies};
+use crate::study::validation::{self, Rejected, Violation};
+use crate::study::{Dataset, StudyDefinition, StudyId, StudyRequest, defaults};
 
 /// Why a study was not created.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +52,18 @@ pub struct Created {
 /// Parses, resolves against the live devices, and checks.
 async fn define(
     context: &Context,
+    caller: &Caller,
     body: &[u8],
 ) -> Result<(StudyDefinition, Option<String>), CreateError> {
-    let request = context.rules.parse_body(body)?;
     let mut conn = context.database.connection().await?;
+    let stored = match validation::named_dataset(body) {
+        None => None,
+        Some(id) => match datasets::find(&mut conn, &caller.project, id).await? {
+            None => None,
+            Some(row) => Some(row.stored()?),
+        },
+    };
+    let request = context.rules.parse_body(body, stored.as_ref())?;
     let live = devices::live(&mut conn, context.alive_secs).await?;
     let choice = device::choose(wish(&request), &live);
     if let Some(violation) = choice.violation() {
@@ -64,13 +72,19 @@ async fn define(
             _ => Rejected::Invalid(vec![violation]).into(),
         });
     }
-    Ok(match choice {
-        Choice::One(facts) => (defaults::resolve(request, Some(&facts)), None),
-        Choice::None { waiting_for } => (defaults::resolve(request, None), Some(waiting_for)),
-        Choice::Ambiguous { .. } | Choice::TooSmall { .. } => {
-            (defaults::resolve(request, None), None)
-        }
-    })
+    let (device, waiting_for) = match choice {
+        Choice::One(facts) => (Some(facts), None),
+        Choice::None { waiting_for } => (None, Some(waiting_for)),
+        Choice::Ambiguous { .. } | Choice::TooSmall { .. } => (None, None),
+    };
+    let definition = defaults::resolve(request, device.as_ref()).ok_or_else(dataset_is_gone)?;
+    Ok((definition, waiting_for))
+}
+
+/// It was there when the study was read, or the study would have been refused then.
+fn dataset_is_gone() -> CreateError {
+    let violation = Violation::new("/workload/dataset/id", "the data set was deleted just now");
+    Rejected::Invalid(vec![violation]).into()
 }
 
 fn wish(request: &StudyRequest) -> Wish<'_> {
@@ -96,7 +110,7 @@ pub async fn create(
     {
         return Err(CreateError::IdempotencyKeyInvalid);
     }
-    let (definition, waiting_for) = define(context, body).await?;
+    let (definition, waiting_for) = define(context, caller, body).await?;
     let id = StudyId(Uuid::now_v7());
     let step = advance::work_out(
         caller.project.clone(),
@@ -164,6 +178,11 @@ async fn store_study(
         created_by: &caller.name,
         definition,
     };
+    if let Dataset::Uploaded(dataset) = &definition.workload.dataset
+        && !datasets::hold(conn, dataset.id).await?
+    {
+        return Err(dataset_is_gone());
+    }
     let active = studies::count_active(conn, new.project).await?;
     // The study first: the key refers to it, and is claimed before anything else can commit.
     studies::insert(conn, &new).await?;
@@ -196,9 +215,10 @@ async fn store_study(
 /// As [`create`].
 pub async fn dry_run(
     context: &Context,
+    caller: &Caller,
     body: &[u8],
 ) -> Result<(StudyDefinition, DryRun), CreateError> {
-    let (definition, waiting_for) = define(context, body).await?;
+    let (definition, waiting_for) = define(context, caller, body).await?;
     let mut dry_run = plan::dry_run(&definition);
     if let Some(waiting_for) = waiting_for {
         dry_run

@@ -12,13 +12,14 @@ use uuid::Uuid;
 use super::child::{self, ChildConfig, ChildReport, Progress, Spawner};
 use super::host_lock::{HostLocks, LockMode};
 use super::inventory::DeviceFacts;
+use crate::library::Library;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::probe::{FailureReason, KilledFor, Outcome};
 use crate::settings::PoolSettings;
 use crate::store::StoreError;
 use crate::store::leases::{self, Claim, Claimed, Completed, Completion, Heartbeat, RetryPolicy};
-use crate::study::{DeviceId, LeaseId};
+use crate::study::{Dataset, DeviceId, LeaseId};
 
 /// Pause before a completion that did not reach the database is sent again.
 const COMPLETE_RETRY: Duration = Duration::from_millis(500);
@@ -39,6 +40,8 @@ pub struct Worker {
     pub child: Arc<ChildConfig>,
     /// Host-wide locks on devices.
     pub locks: Arc<HostLocks>,
+    /// The contents of uploaded data sets.
+    pub library: Library,
     /// The device worked on.
     pub facts: Arc<DeviceFacts>,
     /// Its row.
@@ -179,7 +182,30 @@ impl Worker {
             .children_running
             .with_label_values(&[&self.facts.model]);
         running.inc();
-        let report = child::run(&self.spawner, &self.child, &claimed.spec, killed, &progress).await;
+        let dataset = match &claimed.spec.workload.dataset {
+            Dataset::Builtin(_) => None,
+            Dataset::Uploaded(uploaded) => match self.library.open(&uploaded.content).await {
+                Ok(file) => Some(file.into()),
+                Err(error) => {
+                    return not_run(Outcome::Failed {
+                        reason: FailureReason::NotStarted,
+                        detail: format!(
+                            "the content of the data set {} cannot be opened: {error}",
+                            uploaded.id
+                        ),
+                    });
+                }
+            },
+        };
+        let report = child::run(
+            &self.spawner,
+            &self.child,
+            &claimed.spec,
+            dataset,
+            killed,
+            &progress,
+        )
+        .await;
         running.dec();
         report
     }

@@ -52,7 +52,7 @@ mod tests {
         ProbeSpec {
             protocol: 1,
             task: Task::Memory { steps: 5 },
-            workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![hidden])),
+            workload: Workload::new(Dataset::digits(), Model::mlp(vec![hidden])),
             optimizer: Optimizer::adam(),
             schedule: Schedule::default(),
             gradient_clipping: GradientClipping::default(),

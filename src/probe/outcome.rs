@@ -45,6 +45,8 @@ pub enum InfeasibleReason {
     DeviceUnsupported,
     /// The pipeline does not hold what training needs (`E_PIPELINE`): two evaluations of the same parameters differ, say.
     PipelineBroken,
+    /// An uploaded file is no data set; only an inspection says this.
+    DataRefused,
 }
 
 impl InfeasibleReason {
@@ -56,6 +58,7 @@ impl InfeasibleReason {
             Self::TooSlow => "too_slow",
             Self::DeviceUnsupported => "device_unsupported",
             Self::PipelineBroken => "pipeline_broken",
+            Self::DataRefused => "data_refused",
         }
     }
 
@@ -67,6 +70,7 @@ impl InfeasibleReason {
             Self::TooSlow,
             Self::DeviceUnsupported,
             Self::PipelineBroken,
+            Self::DataRefused,
         ]
         .into_iter()
         .find(|reason| reason.as_str() == name)

@@ -36,7 +36,7 @@ mod tests {
             "workload": {"dataset": {"builtin": "digits"}}, "schedule": schedule
         }))
         .expect("a request");
-        remark(&resolve(request, None))
+        remark(&resolve(request, None).expect("known"))
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! Functions take a connection, so they compose into transactions.
 
 pub mod connection;
+pub mod datasets;
 pub mod devices;
 pub mod error;
 pub mod events;

@@ -151,6 +151,25 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    datasets (id) {
+        id -> Uuid,
+        project -> Text,
+        created_by -> Text,
+        name -> Text,
+        format -> Text,
+        source_sha256 -> Text,
+        source_bytes -> BigInt,
+        options -> Jsonb,
+        options_hash -> Text,
+        content -> Text,
+        content_bytes -> BigInt,
+        contents -> Jsonb,
+        description -> Jsonb,
+        created_at -> Timestamptz,
+    }
+}
+
 diesel::joinable!(study_probes -> studies (study));
 diesel::joinable!(study_probes -> probes (probe));
 diesel::joinable!(measurements -> probes (probe));

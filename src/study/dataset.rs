@@ -1,14 +1,222 @@
-//! The data sets that a study may name.
+//! The data sets that a study may name: built in, or uploaded before.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::shape::{Facts, Shape, Target};
+use super::units::DatasetId;
+
+/// Tokens of an example of an uploaded text, unless the study says otherwise.
+pub const DEFAULT_SEQUENCE_LENGTH: u64 = 64;
+
+/// A data set as a study names it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum DatasetRequest {
+    /// One that needs no upload.
+    Builtin(BuiltinDataset),
+    /// One that was uploaded.
+    Uploaded(UploadedRequest),
+}
+
+/// An uploaded data set as a study names it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UploadedRequest {
+    /// Its id, as the upload answered it.
+    pub id: DatasetId,
+    /// For a text: tokens of an example. Default: 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 65536)]
+    pub sequence_length: Option<u64>,
+    /// What the service knows of it; filled in by the service.
+    #[serde(skip)]
+    pub stored: Option<StoredDataset>,
+}
+
+/// What the service knows of an uploaded data set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredDataset {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its stored content.
+    pub content: String,
+    /// What is in it.
+    pub contents: Contents,
+}
+
+/// A data set with everything that training needs to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Dataset {
+    /// One that needs no upload.
+    Builtin(BuiltinDataset),
+    /// One that was uploaded.
+    Uploaded(UploadedDataset),
+}
+
+/// An uploaded data set with everything that training needs to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UploadedDataset {
+    /// Its id.
+    pub id: DatasetId,
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its stored content.
+    pub content: String,
+    /// What is in it.
+    pub contents: Contents,
+    /// For a text: tokens of an example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence_length: Option<u64>,
+}
+
+/// What is in an uploaded data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Contents {
+    /// Examples of one shape.
+    Examples {
+        /// The shape of one example.
+        input: Shape,
+        /// What is predicted.
+        target: Target,
+        /// Examples to train on.
+        training_examples: u64,
+        /// Examples to validate on.
+        validation_examples: u64,
+    },
+    /// A text, cut into examples by the study.
+    Text {
+        /// Different tokens.
+        vocabulary: u64,
+        /// Tokens to train on.
+        training_tokens: u64,
+        /// Tokens to validate on.
+        validation_tokens: u64,
+    },
+}
+
+impl Contents {
+    /// Shapes and sizes, with a text cut into examples of `sequence_length` tokens, each followed by one.
+    pub fn facts(&self, sequence_length: Option<u64>) -> Facts {
+        match *self {
+            Self::Examples {
+                input,
+                target,
+                training_examples,
+                validation_examples,
+            } => Facts {
+                input,
+                target,
+                training_examples,
+                validation_examples,
+            },
+            Self::Text {
+                vocabulary,
+                training_tokens,
+                validation_tokens,
+            } => {
+                let length = sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH).max(1);
+                let windows = |tokens: u64| tokens.saturating_sub(1) / length;
+                Facts {
+                    input: Shape::Tokens { length, vocabulary },
+                    target: Target::NextToken { vocabulary },
+                    training_examples: windows(training_tokens),
+                    validation_examples: windows(validation_tokens),
+                }
+            }
+        }
+    }
+}
+
+impl DatasetRequest {
+    /// Shapes and sizes; `None` for an uploaded one that the service does not know.
+    pub fn facts(&self) -> Option<Facts> {
+        match self {
+            Self::Builtin(dataset) => Some(dataset.facts()),
+            Self::Uploaded(dataset) => {
+                let stored = dataset.stored.as_ref()?;
+                Some(stored.contents.facts(dataset.sequence_length))
+            }
+        }
+    }
+
+    /// With everything that the service knows of it; `None` for an uploaded one that it does not know.
+    pub fn resolve(self) -> Option<Dataset> {
+        match self {
+            Self::Builtin(dataset) => Some(Dataset::Builtin(dataset)),
+            Self::Uploaded(dataset) => {
+                let stored = dataset.stored?;
+                let is_text = matches!(stored.contents, Contents::Text { .. });
+                Some(Dataset::Uploaded(UploadedDataset {
+                    id: dataset.id,
+                    name: stored.name,
+                    content: stored.content,
+                    contents: stored.contents,
+                    sequence_length: is_text
+                        .then(|| dataset.sequence_length.unwrap_or(DEFAULT_SEQUENCE_LENGTH)),
+                }))
+            }
+        }
+    }
+}
+
+impl Dataset {
+    /// The digits.
+    pub fn digits() -> Self {
+        Self::Builtin(BuiltinDataset::Digits {})
+    }
+
+    /// Shapes and sizes.
+    pub fn facts(&self) -> Facts {
+        match self {
+            Self::Builtin(dataset) => dataset.facts(),
+            Self::Uploaded(dataset) => dataset.contents.facts(dataset.sequence_length),
+        }
+    }
+
+    /// Bytes that its examples take of the memory of training. An uploaded one is mapped from its file,
+    /// which no limit counts; only its targets are held.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Builtin(dataset) => dataset.bytes(),
+            Self::Uploaded(_) => {
+                let facts = self.facts();
+                let width = match facts.target {
+                    Target::Values { count } => count,
+                    Target::Classes { .. } => 1,
+                    Target::NextToken { .. } => 0,
+                };
+                facts
+                    .training_examples
+                    .saturating_add(facts.validation_examples)
+                    .saturating_mul(width)
+                    .saturating_mul(4)
+            }
+        }
+    }
+
+    /// The name used in filters and in default study names.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Builtin(dataset) => dataset.name(),
+            Self::Uploaded(dataset) => &dataset.name,
+        }
+    }
+}
+
+impl From<BuiltinDataset> for Dataset {
+    fn from(dataset: BuiltinDataset) -> Self {
+        Self::Builtin(dataset)
+    }
+}
 
 /// A data set that needs no upload: shipped with the program, or made from a seed with a known truth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "builtin", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Dataset {
+pub enum BuiltinDataset {
     /// 1797 handwritten digits of 8×8 pixels, 10 classes (UCI, CC BY 4.0): 1437 to train, 360 to validate.
     Digits {},
     /// Gaussian clusters, one a class, made from a seed: as many examples and features as wanted. Its
@@ -150,7 +358,7 @@ fn generated_validation(examples: u64) -> u64 {
     (examples / 4).clamp(1, 2000)
 }
 
-impl Dataset {
+impl BuiltinDataset {
     /// Shapes and sizes.
     pub fn facts(&self) -> Facts {
         let (input, target, examples) = match *self {

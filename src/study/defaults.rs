@@ -20,8 +20,12 @@ pub struct DeviceFactsForDefaults {
 }
 
 /// Fills in every default. Without a device its three facts stay open until
-/// [`fill_device`] is called.
-pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -> StudyDefinition {
+/// [`fill_device`] is called. `None` for an uploaded data set that the service does not know, which
+/// [`validation`](super::validation) refuses before.
+pub fn resolve(
+    request: StudyRequest,
+    device: Option<&DeviceFactsForDefaults>,
+) -> Option<StudyDefinition> {
     let StudyRequest {
         name,
         labels,
@@ -38,14 +42,15 @@ pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -
         priority,
         seed,
     } = request;
-    let facts = workload.dataset.facts();
+    let dataset = workload.dataset.resolve()?;
+    let facts = dataset.facts();
     let model = workload.model.unwrap_or_else(|| default_model(&facts));
     let max_from = match batch_sizes.max {
         Some(_) => MaxFrom::Range,
         None => MaxFrom::Dataset,
     };
     let mut definition = StudyDefinition {
-        name: name.unwrap_or_else(|| default_name(&workload.dataset, &model)),
+        name: name.unwrap_or_else(|| default_name(&dataset, &model)),
         labels,
         optimizer: optimizer.unwrap_or_else(|| Optimizer::first_for(&model)),
         schedule,
@@ -60,7 +65,7 @@ pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -
             resolution: batch_sizes.resolution,
         },
         workload: Workload {
-            dataset: workload.dataset,
+            dataset,
             model,
             loss: workload.loss.unwrap_or_else(|| Loss::of(&facts.target)),
             label_smoothing: workload.label_smoothing,
@@ -84,7 +89,7 @@ pub fn resolve(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -
     if let Some(facts) = device {
         fill_device(&mut definition, facts);
     }
-    definition
+    Some(definition)
 }
 
 /// Fills in what the study left open about its device. Does nothing when the study names another
@@ -152,6 +157,10 @@ mod tests {
         crate::study::validation::parse(&value, &Default::default()).expect("valid")
     }
 
+    fn resolved(request: StudyRequest, device: Option<&DeviceFactsForDefaults>) -> StudyDefinition {
+        resolve(request, device).expect("a data set that is known")
+    }
+
     fn facts() -> DeviceFactsForDefaults {
         DeviceFactsForDefaults {
             model: "Test CPU".into(),
@@ -163,7 +172,7 @@ mod tests {
     #[test]
     fn a_data_set_alone_becomes_a_whole_definition() {
         let posted = request(json!({"workload": {"dataset": {"builtin": "digits"}}}));
-        let definition = resolve(posted, Some(&facts()));
+        let definition = resolved(posted, Some(&facts()));
         assert_eq!(definition.name, "digits · mlp 64");
         assert_eq!(definition.optimizer, Optimizer::adam());
         assert_eq!(definition.workload.model, Model::mlp(vec![64]));
@@ -182,7 +191,7 @@ mod tests {
             "batch_sizes": {"min": 3, "max": 64},
             "device": {"threads": 2}
         }));
-        let mut definition = resolve(posted, None);
+        let mut definition = resolved(posted, None);
         assert_eq!(definition.name, "digits · mlp linear");
         assert_eq!(definition.batch_sizes.max_from, MaxFrom::Range);
         assert_eq!(definition.device.resolved(), None);
@@ -201,7 +210,7 @@ mod tests {
             "workload": {"dataset": {"builtin": "digits"}},
             "device": {"model": "Other CPU"}
         }));
-        let mut definition = resolve(posted, None);
+        let mut definition = resolved(posted, None);
         fill_device(&mut definition, &facts());
         assert_eq!(definition.device.resolved(), None);
     }
@@ -212,7 +221,7 @@ mod tests {
             "workload": {"dataset": {"builtin": "digits"}},
             "batch_sizes": {"grid": {"values": [192, 48, 96]}}
         }));
-        let definition = resolve(posted, None);
+        let definition = resolved(posted, None);
         assert_eq!(
             definition.batch_sizes.grid_batch_sizes(),
             [48, 96, 192].map(BatchSize)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::dataset::Dataset;
+use super::dataset::{Dataset, DatasetRequest};
 use super::model::Model;
 use super::network::{Network, NetworkError};
 use super::optimizer::{GradientClipping, Optimizer, Schedule};
@@ -135,7 +135,7 @@ impl DType {
 #[serde(deny_unknown_fields)]
 pub struct WorkloadRequest {
     /// The examples.
-    pub dataset: Dataset,
+    pub dataset: DatasetRequest,
     /// The network. Default: an MLP with one hidden layer of 64 units; for text, a `transformer_lm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,

@@ -10,9 +10,13 @@ pub mod optimizer;
 pub mod shape;
 pub mod states;
 pub mod units;
+pub mod upload;
 pub mod validation;
 
-pub use dataset::Dataset;
+pub use dataset::{
+    BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,
+    UploadedRequest,
+};
 pub use defaults::{DeviceFactsForDefaults, fill_device, resolve};
 pub use definition::*;
 pub use evaluation::{EvaluationMetric, EvaluationTarget};
@@ -23,5 +27,7 @@ pub use optimizer::{
 };
 pub use shape::{Facts, Shape, Target};
 pub use states::{EndedBecause, StudyState};
-pub use units::{BatchSize, Bytes, DeviceId, LeaseId, ProbeId, RecommendationId, StudyId};
+pub use units::{
+    BatchSize, Bytes, DatasetId, DeviceId, LeaseId, ProbeId, RecommendationId, StudyId,
+};
 pub use validation::{DefinitionLimits, DefinitionRules, Rejected, Violation};

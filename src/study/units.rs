@@ -51,6 +51,10 @@ identifier!(
     /// Names a device of a host.
     DeviceId
 );
+identifier!(
+    /// Names an uploaded data set.
+    DatasetId
+);
 
 /// Examples per optimizer step.
 #[derive(

@@ -177,10 +177,10 @@ impl Drop for Threads {
 mod tests {
     use super::*;
     use crate::datasets;
-    use crate::study::Dataset;
+    use crate::study::BuiltinDataset;
 
     fn batches(pipeline: &InputPipeline, count: usize) -> Vec<Batch> {
-        let split = datasets::load(&Dataset::Digits {}).expect("loads");
+        let split = datasets::generate(&BuiltinDataset::Digits {}).expect("loads");
         let order = BatchOrder::new(split.training.len(), 100, 5);
         let mut loader = Loader::new(Arc::new(split.training), order, pipeline).expect("starts");
         (0..count)
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_loader_that_is_dropped_ends_its_threads() {
-        let split = datasets::load(&Dataset::Digits {}).expect("loads");
+        let split = datasets::generate(&BuiltinDataset::Digits {}).expect("loads");
         let examples = Arc::new(split.training);
         let pipeline = InputPipeline {
             threads: 3,
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_loading_took_is_counted() {
-        let split = datasets::load(&Dataset::Digits {}).expect("loads");
+        let split = datasets::generate(&BuiltinDataset::Digits {}).expect("loads");
         let order = BatchOrder::new(split.training.len(), 1000, 0);
         let examples = Arc::new(split.training);
         let mut loader = Loader::new(examples, order, &InputPipeline::default()).expect("starts");

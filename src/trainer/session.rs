@@ -87,7 +87,7 @@ impl Session {
         let workload = &spec.workload;
         let network = workload.network()?;
         check_addressable(&network, spec.batch_size.0)?;
-        let split = datasets::load(&workload.dataset)?;
+        let split = datasets::load(&workload.dataset, uploaded_content)?;
         let device = training_device(spec.device.backend, workload.dtype)?;
         device.seed(spec.seed);
         let model = Net::new(&network, &device);
@@ -167,6 +167,22 @@ impl Session {
         }
         evaluator.finish()
     }
+}
+
+/// The stored content of an uploaded data set: the worker has opened it and passed it on, so that this
+/// process needs no way to it.
+fn uploaded_content() -> std::io::Result<std::fs::File> {
+    use std::os::fd::{FromRawFd, RawFd};
+    const DATASET_FD: RawFd = 4;
+    // SAFETY: duplicates a descriptor, open or not.
+    let copy = unsafe { nix::libc::fcntl(DATASET_FD, nix::libc::F_DUPFD_CLOEXEC, DATASET_FD) };
+    if copy < 0 {
+        return Err(std::io::Error::other(
+            "the data set's content was not passed on (descriptor 4)",
+        ));
+    }
+    // SAFETY: made just now, and nobody else knows it.
+    Ok(unsafe { std::fs::File::from_raw_fd(copy) })
 }
 
 /// The first `count` of a fixed shuffle, in ascending order; all without a count.

@@ -12,7 +12,9 @@ use super::session::Session;
 use super::tasks::{TaskEnd, TaskError, read};
 use crate::probe::{Limits, Metric, ProbeDevice, ProbeSpec, StepTimeSampling, Task};
 use crate::statistics::stopping::{BlockSampler, Decision, SampleSummary, StoppingRule};
-use crate::study::{BatchSize, Dataset, GradientClipping, Model, Optimizer, Schedule, Workload};
+use crate::study::{
+    BatchSize, BuiltinDataset, GradientClipping, Model, Optimizer, Schedule, Workload,
+};
 
 /// From this time per step on, a block is one step, and as many are made as must be: the interval
 /// then comes from repetitions in other children alone.
@@ -210,12 +212,13 @@ fn canary_time_per_step(spec: &ProbeSpec, canary_secs: f64) -> Result<f64, TaskE
         protocol: spec.protocol,
         task: Task::Smoke { steps: 0 },
         workload: Workload::new(
-            Dataset::Synthetic {
+            BuiltinDataset::Synthetic {
                 examples: 512,
                 features: 256,
                 classes: 10,
                 seed: 0,
-            },
+            }
+            .into(),
             Model::mlp(vec![256]),
         ),
         optimizer: Optimizer::sgd(1e-3),

@@ -85,6 +85,11 @@ fn every_operation_is_described_and_named() {
         "get_analysis",
         "list_recommendations",
         "get_report",
+        "upload_dataset",
+        "list_datasets",
+        "get_dataset",
+        "get_dataset_content",
+        "delete_dataset",
         "get_catalog",
         "list_devices",
     ] {
@@ -135,6 +140,10 @@ async fn real_answers_fit_their_schemas() {
         .as_str()
         .expect("an id")
         .to_owned();
+    let url = format!("{}/v1/datasets?format=text", service.base);
+    let uploaded =
+        crate::service::Answer::of(service.http.post(url).body("to be or not to be")).await;
+    let dataset = uploaded.header("location").expect("a Location").to_owned();
     for (template, path) in [
         ("/v1/studies", "/v1/studies".to_owned()),
         ("/v1/studies/{id}", path.clone()),
@@ -152,6 +161,8 @@ async fn real_answers_fit_their_schemas() {
         ("/v1/probes/{id}", format!("/v1/probes/{probe}")),
         ("/v1/devices", "/v1/devices".to_owned()),
         ("/v1/catalog", "/v1/catalog".to_owned()),
+        ("/v1/datasets", "/v1/datasets".to_owned()),
+        ("/v1/datasets/{id}", dataset),
     ] {
         let answer = service.get(&path).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text);

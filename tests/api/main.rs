@@ -9,5 +9,6 @@ mod service;
 
 mod answers;
 mod contract;
+mod datasets;
 mod problems;
 mod studies;

@@ -30,7 +30,7 @@ async fn a_probe_that_does_what_it_was_asked_succeeds() {
     let (progress, seen) = watch::channel(None::<Progress>);
     let spawner = Spawner::new().expect("starts a thread");
     let config = config(&["measure", "3"]);
-    let report = run(&spawner, &config, &spec(), controlled, &progress).await;
+    let report = run(&spawner, &config, &spec(), None, controlled, &progress).await;
     assert_eq!(report.outcome, Outcome::Succeeded, "{}", report.stderr_tail);
     assert_eq!(report.exit, Some(Exit::Code(0)));
     assert_eq!(report.runner.as_deref(), Some("fake-1"));
@@ -169,7 +169,7 @@ async fn a_child_is_ended_for_every_reason_its_worker_can_have() {
         let config = config(&["--socket", &lifelines.path, "ignore-sigterm"]);
         let spec = spec();
         let (report, ()) = tokio::join!(
-            run(&spawner, &config, &spec, controlled, &progress),
+            run(&spawner, &config, &spec, None, controlled, &progress),
             async {
                 let child = lifelines.next().await;
                 control.send_replace(Some(reason));
@@ -185,6 +185,7 @@ async fn a_child_is_ended_for_every_reason_its_worker_can_have() {
         &spawner,
         &config(&["sleep"]),
         &spec(),
+        None,
         controlled,
         &progress,
     )
@@ -201,7 +202,7 @@ async fn a_child_dies_with_the_task_that_watches_it() {
         let (progress, _) = watch::channel(None);
         let spawner = Spawner::new().expect("starts a thread");
         let config = config(&["--socket", &path, "sleep"]);
-        run(&spawner, &config, &spec(), controlled, &progress).await
+        run(&spawner, &config, &spec(), None, controlled, &progress).await
     });
     let child = lifelines.next().await;
     task.abort();
@@ -215,7 +216,7 @@ async fn a_child_dies_with_the_task_that_watches_it() {
     let config = config(&["--socket", &lifelines.path, "sleep"]);
     let spec = spec();
     let (report, ()) = tokio::join!(
-        run(&spawner, &config, &spec, controlled, &progress),
+        run(&spawner, &config, &spec, None, controlled, &progress),
         async {
             let child = lifelines.next().await;
             drop(control);
@@ -375,7 +376,7 @@ async fn many_children_at_once_are_kept_apart() {
                 ..ChildConfig::default()
             };
             let (progress, _) = watch::channel(None);
-            let report = run(&spawner, &config, &spec(), controlled, &progress).await;
+            let report = run(&spawner, &config, &spec(), None, controlled, &progress).await;
             assert_eq!(report.outcome, Outcome::Succeeded, "{}", report.stderr_tail);
             assert_eq!(report.measurements.len(), count);
         }

@@ -49,7 +49,7 @@ fn parent() {
         let (_control, controlled) = watch::channel(None);
         let (progress, _) = watch::channel(None);
         let config = config(&["--socket", &socket, "sleep"]);
-        run(&spawner, &config, &spec(), controlled, &progress).await;
+        run(&spawner, &config, &spec(), None, controlled, &progress).await;
     });
 }
 

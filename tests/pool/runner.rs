@@ -34,7 +34,7 @@ pub fn spec() -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
         task: Task::Memory { steps: 5 },
-        workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
+        workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
         optimizer: Optimizer::adam(),
         schedule: Schedule::default(),
         gradient_clipping: GradientClipping::default(),
@@ -60,7 +60,7 @@ pub async fn run_to_end(config: &ChildConfig, spec: &ProbeSpec) -> ChildReport {
     let spawner = Spawner::new().expect("starts a thread");
     timeout(
         2 * PATIENCE,
-        run(&spawner, config, spec, controlled, &progress),
+        run(&spawner, config, spec, None, controlled, &progress),
     )
     .await
     .expect("the child's own limits end it first")

@@ -65,6 +65,7 @@ fn definition(change: serde_json::Value) -> StudyDefinition {
         parse(&body, &DefinitionLimits::default()).expect("valid"),
         Some(&facts),
     )
+    .expect("known")
 }
 
 impl World {

@@ -128,7 +128,7 @@ pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
         spec: ProbeSpec {
             protocol: PROTOCOL,
             task: Task::StepTime(StepTimeSampling::default()),
-            workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
+            workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
             optimizer: Optimizer::adam(),
             schedule: Schedule::default(),
             gradient_clipping: GradientClipping::default(),

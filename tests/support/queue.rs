@@ -38,7 +38,7 @@ pub fn definition(priority: i32) -> StudyDefinition {
         "device": {"model": MODEL, "memory_budget_bytes": 1 << 30, "threads": 1},
     });
     let request = validation::parse(&body, &DefinitionLimits::default()).expect("a definition");
-    defaults::resolve(request, None)
+    defaults::resolve(request, None).expect("known")
 }
 
 fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> ProbeSpec {

@@ -18,7 +18,7 @@ pub struct TestService {
     pub base: String,
     _service: Service,
     pub database: TestDatabase,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// Children that train: the real program.
@@ -27,6 +27,11 @@ pub fn trained() -> Vec<String> {
         super::fake::reachable(env!("CARGO_BIN_EXE_trialhead").as_ref(), "program")
     });
     vec![PROGRAM.display().to_string(), "probe".to_owned()]
+}
+
+/// The real inspection of uploads.
+fn inspected() -> Vec<String> {
+    vec![trained()[0].clone(), "inspect".to_owned()]
 }
 
 /// Children that allocate 20 MB + 100 kB an example, and tell times of 1 ms + 10 µs an example.
@@ -57,6 +62,8 @@ pub fn settings(database_url: String, folder: &std::path::Path) -> Settings {
     // Tests of one binary run side by side; each believes to be alone on its own host.
     settings.pool.host = Some(folder.display().to_string());
     settings.pool.lock_dir = Some(folder.join("locks"));
+    settings.data_dir = Some(folder.join("data"));
+    settings.datasets.inspect_command = Some(inspected());
     settings
 }
 
@@ -88,8 +95,25 @@ impl TestService {
             base: format!("http://{}", service.address),
             _service: service,
             database,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// Where the service keeps its state.
+    pub fn data_dir(&self) -> std::path::PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The body of a path, or the part of it that a Range names.
+    pub async fn get_bytes(&self, path: &str, range: Option<&str>) -> Vec<u8> {
+        let mut request = self.http.get(format!("{}{path}", self.base));
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let response = request.send().await.expect("an answer");
+        let expected = if range.is_some() { 206 } else { 200 };
+        assert_eq!(response.status().as_u16(), expected);
+        response.bytes().await.expect("a body").to_vec()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -42,7 +42,7 @@ fn highest(spec: &ProbeSpec, metric: Metric) -> f64 {
 
 fn on_digits(posted: Value, batch_size: u64, steps: u64, by: Value) -> ProbeSpec {
     let mut spec = spec(training(steps, None));
-    spec.workload = Workload::new(Dataset::Digits {}, model(posted));
+    spec.workload = Workload::new(Dataset::digits(), model(posted));
     spec.batch_size = BatchSize(batch_size);
     spec.optimizer = optimizer(by);
     spec

@@ -12,8 +12,8 @@ use trialhead::probe::{
     classify,
 };
 use trialhead::study::{
-    Activation, Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, Schedule,
-    Workload,
+    Activation, Backend, BatchSize, BuiltinDataset, Bytes, Dataset, GradientClipping, Model,
+    Optimizer, Schedule, Workload,
 };
 
 mod catalog;
@@ -26,7 +26,7 @@ fn spec(task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
         task,
-        workload: Workload::new(Dataset::Digits {}, Model::mlp(vec![64])),
+        workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
         optimizer: Optimizer::nesterov(0.05, 0.9),
         schedule: Schedule::default(),
         gradient_clipping: GradientClipping::default(),
@@ -50,12 +50,13 @@ fn spec(task: Task) -> ProbeSpec {
 fn large(task: Task, batch_size: u64) -> ProbeSpec {
     ProbeSpec {
         workload: Workload::new(
-            Dataset::Synthetic {
+            BuiltinDataset::Synthetic {
                 examples: 2000,
                 features: 256,
                 classes: 10,
                 seed: 1,
-            },
+            }
+            .into(),
             Model::mlp(vec![1024, 1024]),
         ),
         batch_size: BatchSize(batch_size),
@@ -373,12 +374,13 @@ fn a_model_that_no_machine_can_hold_is_out_of_memory_not_a_crash() {
     absurd.batch_size = BatchSize(u64::MAX);
     assert_infeasible(&run(&absurd), InfeasibleReason::OutOfMemory);
     let mut absurd = spec(Task::Memory { steps: 2 });
-    absurd.workload.dataset = Dataset::Synthetic {
+    absurd.workload.dataset = BuiltinDataset::Synthetic {
         examples: 4_000_000_000,
         features: 1 << 40,
         classes: 10,
         seed: 0,
-    };
+    }
+    .into();
     assert_infeasible(&run(&absurd), InfeasibleReason::OutOfMemory);
 }
 

@@ -12,6 +12,7 @@ mod spawn;
 use std::ffi::{OsStr, OsString};
 use std::future::pending;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{self, Path};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use super::cgroup::MemoryCgroup;
 use crate::probe::{
     ChildEnd, Exit, FailureReason, KilledFor, Measurement, Outcome, ProbeSpec, classify,
 };
+use crate::study::Bytes;
 
 pub use self::output::Progress;
 pub use self::spawn::{ServiceUser, Spawner};
@@ -56,6 +58,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct ChildConfig {
     /// Program and arguments of the runner; `None` for this executable with `probe`.
     pub command: Option<Vec<String>>,
+    /// Program and arguments of the inspection of uploads; `None` for this executable with `inspect`.
+    pub inspect_command: Option<Vec<String>>,
     /// Who the child is when the service is root.
     pub user: Option<ServiceUser>,
     /// What is kept of each log.
@@ -73,6 +77,7 @@ impl Default for ChildConfig {
     fn default() -> Self {
         Self {
             command: None,
+            inspect_command: None,
             user: Some(unprivileged_user()),
             log_tail_bytes: 16 * 1024,
             max_event_line_bytes: 64 * 1024,
@@ -122,10 +127,70 @@ pub struct ChildReport {
 /// `control` ends it early: the child and everything it started are killed as soon as it holds a
 /// reason, and also when its sender is gone, since then nobody watches over the lease. `progress`
 /// shows the child's last word on how far it is. Dropping the future kills the child as well.
+///
+/// `dataset` is the stored content of an uploaded data set, which the child finds on descriptor 4.
 pub async fn run(
     spawner: &Spawner,
     config: &ChildConfig,
     spec: &ProbeSpec,
+    dataset: Option<OwnedFd>,
+    control: watch::Receiver<Option<KilledFor>>,
+    progress: &watch::Sender<Option<Progress>>,
+) -> ChildReport {
+    let job = launch(config, spec).and_then(|launch| {
+        Ok(Job {
+            launch: Launch {
+                files: dataset.into_iter().collect(),
+                ..launch
+            },
+            input: serde_json::to_vec(spec)?,
+            wall_secs: spec.limits.wall_secs,
+        })
+    });
+    run_job(spawner, config, job, control, progress).await
+}
+
+/// Runs the inspection of an uploaded file: `input` holds it, `output` gets its stored form. The child ends
+/// at a limit like any other.
+pub async fn inspect(
+    spawner: &Spawner,
+    config: &ChildConfig,
+    inspection: &[u8],
+    [input, output]: [OwnedFd; 2],
+    memory: Bytes,
+    wall_secs: f64,
+) -> ChildReport {
+    let job = program(config.inspect_command.as_deref(), "inspect").map(|program| Job {
+        launch: Launch {
+            program: program.path,
+            name: program.name,
+            arguments: program.arguments,
+            environment: environment(1),
+            user: config.user,
+            data_bytes: memory.0,
+            files: vec![input, output],
+        },
+        input: inspection.to_vec(),
+        wall_secs,
+    });
+    let (_keep, control) = watch::channel(None);
+    let (progress, _told) = watch::channel(None);
+    run_job(spawner, config, job, control, &progress).await
+}
+
+/// One child from start to end.
+#[derive(Debug)]
+struct Job {
+    launch: Launch,
+    /// What it finds on its stdin.
+    input: Vec<u8>,
+    wall_secs: f64,
+}
+
+async fn run_job(
+    spawner: &Spawner,
+    config: &ChildConfig,
+    job: io::Result<Job>,
     mut control: watch::Receiver<Option<KilledFor>>,
     progress: &watch::Sender<Option<Progress>>,
 ) -> ChildReport {
@@ -152,16 +217,17 @@ pub async fn run(
         Some(_) => return early(Outcome::HandedBack),
         None => {}
     }
-    let input = match serde_json::to_vec(spec) {
-        Ok(input) => input,
-        Err(error) => return not_started(format!("the spec cannot be written: {error}")),
+    let Job {
+        launch,
+        input,
+        wall_secs,
+    } = match job {
+        Ok(job) => job,
+        Err(error) => return not_started(error.to_string()),
     };
     let cgroup = MemoryCgroup::of_this_process();
     let kills_before = cgroup.out_of_memory_kills();
-    let launched = match launch(config, spec) {
-        Ok(launch) => spawner.spawn(launch).await,
-        Err(error) => Err(error),
-    };
+    let launched = spawner.spawn(launch).await;
     let (pipes, running) = match launched.and_then(Pipes::open) {
         Ok(both) => both,
         Err(error) => return not_started(error.to_string()),
@@ -173,7 +239,7 @@ pub async fn run(
         line_bytes: config.max_event_line_bytes,
         events: config.max_events,
     });
-    let wall = Duration::try_from_secs_f64(spec.limits.wall_secs)
+    let wall = Duration::try_from_secs_f64(wall_secs)
         .unwrap_or(LONGEST_WAIT)
         .min(LONGEST_WAIT);
     let supervision = Supervision {
@@ -317,29 +383,40 @@ async fn write_all(mut stdin: pipe::Sender, input: &[u8]) {
 
 /// What to start for `spec`.
 fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
-    let (program, name, arguments) = match config.command.as_deref() {
-        Some([program, arguments @ ..]) => (
-            absolute(program)?,
-            OsString::from(program),
-            arguments.iter().map(OsString::from).collect(),
-        ),
-        Some([]) => {
-            return Err(io::Error::other("the runner's command is empty"));
-        }
-        None => (
-            this_executable()?,
-            OsString::from("trialhead"),
-            vec![OsString::from("probe")],
-        ),
-    };
+    let program = program(config.command.as_deref(), "probe")?;
     Ok(Launch {
-        program,
-        name,
-        arguments,
-        environment: environment(spec),
+        program: program.path,
+        name: program.name,
+        arguments: program.arguments,
+        environment: environment(spec.device.threads),
         user: config.user,
         data_bytes: spec.limits.memory_bytes.0,
+        files: vec![],
     })
+}
+
+struct Program {
+    path: OsString,
+    /// What it sees as its own name.
+    name: OsString,
+    arguments: Vec<OsString>,
+}
+
+/// The program of a command; without one, this executable with a subcommand.
+fn program(command: Option<&[String]>, subcommand: &str) -> io::Result<Program> {
+    match command {
+        Some([program, arguments @ ..]) => Ok(Program {
+            path: absolute(program)?,
+            name: OsString::from(program),
+            arguments: arguments.iter().map(OsString::from).collect(),
+        }),
+        Some([]) => Err(io::Error::other("the runner's command is empty")),
+        None => Ok(Program {
+            path: this_executable()?,
+            name: OsString::from("trialhead"),
+            arguments: vec![OsString::from(subcommand)],
+        }),
+    }
 }
 
 /// This executable. On Linux by a name that leads to the very file that runs, whatever has replaced
@@ -361,8 +438,8 @@ fn absolute(program: &str) -> io::Result<OsString> {
     }
 }
 
-fn environment(spec: &ProbeSpec) -> Vec<(OsString, OsString)> {
-    let threads = spec.device.threads.to_string();
+fn environment(threads: u32) -> Vec<(OsString, OsString)> {
+    let threads = threads.to_string();
     let own = |name: &str, value: &OsStr| (OsString::from(name), value.to_owned());
     let mut environment = vec![
         own("HOME", std::env::temp_dir().as_os_str()),

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -24,6 +24,12 @@ use crate::probe::{EVENTS_FD_VARIABLE, Exit};
 
 /// The descriptor a child finds its events on: small, so that a shell can write to it.
 const EVENTS_FD: RawFd = 3;
+
+/// Where the files that are passed on are found: the first, the second.
+const FILE_FDS: [RawFd; 2] = [4, 5];
+
+/// What is passed on is moved out of the way first, so that no number is taken twice.
+const ASIDE_FD: RawFd = 64;
 
 /// How readily the kernel takes a child when the host runs out of memory (−1000 to 1000): before the
 /// service and its database, which run at 0 or below.
@@ -50,6 +56,8 @@ pub(super) struct Launch {
     pub(super) user: Option<ServiceUser>,
     /// `RLIMIT_DATA`.
     pub(super) data_bytes: u64,
+    /// Open files that are passed on, on the descriptors 4 and 5; at most two.
+    pub(super) files: Vec<OwnedFd>,
 }
 
 /// A child that runs.
@@ -163,7 +171,22 @@ fn start(launch: &Launch) -> io::Result<Launched> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    let files: Vec<OwnedFd> = launch
+        .files
+        .iter()
+        .map(|file| {
+            // SAFETY: duplicates an open descriptor.
+            let aside = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, ASIDE_FD) };
+            if aside < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: made just now, and nobody else knows it.
+            Ok(unsafe { OwnedFd::from_raw_fd(aside) })
+        })
+        .collect::<io::Result<_>>()?;
+    let file = |index: usize| files.get(index).map(AsRawFd::as_raw_fd);
     let preparation = Preparation {
+        files: [file(0), file(1)],
         parent: nix::unistd::getpid().as_raw(),
         events: events_writer.as_raw_fd(),
         user: launch.user.filter(|_| nix::unistd::geteuid().is_root()),
@@ -172,16 +195,18 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     // SAFETY: `prepare` only makes system calls on values it owns; it neither allocates nor locks.
     unsafe { command.pre_exec(move || preparation.prepare()) };
 
-    // The pipe on which the standard library reports a failed exec must not be the descriptor that
-    // the child's events get, so that number is taken while the pipe is made.
+    // The pipe on which the standard library reports a failed exec must not be one of the descriptors
+    // that the child's events and files get, so these numbers are taken while the pipe is made.
     let occupied = File::open("/dev/null")?;
     // SAFETY: duplicates an open descriptor.
-    let reserved = unsafe { libc::fcntl(occupied.as_raw_fd(), libc::F_DUPFD_CLOEXEC, EVENTS_FD) };
+    let reserved = [(); 1 + FILE_FDS.len()]
+        .map(|()| unsafe { libc::fcntl(occupied.as_raw_fd(), libc::F_DUPFD_CLOEXEC, EVENTS_FD) });
     let spawned = command.spawn();
-    if reserved >= 0 {
+    for descriptor in reserved.into_iter().filter(|descriptor| *descriptor >= 0) {
         // SAFETY: made above, and nobody else knows it.
-        unsafe { libc::close(reserved) };
+        unsafe { libc::close(descriptor) };
     }
+    drop(files);
     drop(events_writer);
     let mut child = spawned.map_err(|error| {
         // What failed before the exec said so on the events pipe.
@@ -257,6 +282,7 @@ struct Preparation {
     events: RawFd,
     user: Option<ServiceUser>,
     data_bytes: u64,
+    files: [Option<RawFd>; 2],
 }
 
 impl Preparation {
@@ -325,8 +351,14 @@ impl Preparation {
                 self.check(libc::fcntl(EVENTS_FD, libc::F_SETFD, 0), "pass the events")
             } else {
                 self.check(libc::dup2(self.events, EVENTS_FD), "pass the events")
+            }?;
+            for (file, number) in self.files.into_iter().zip(FILE_FDS) {
+                if let Some(file) = file {
+                    self.check(libc::dup2(file, number), "pass a file")?;
+                }
             }
         }
+        Ok(())
     }
 
     fn limit(self, resource: libc::c_int, bytes: u64, step: &'static str) -> io::Result<()> {

@@ -186,6 +186,17 @@ impl Explainer<'_> {
                     Some((tag, name, *at))
                 })
                 .collect();
+            // An alternative without a tag is meant by whoever gives what it requires.
+            let meant = of_its_type.iter().find(|at| {
+                self.document.pointer(at).is_some_and(|schema| {
+                    tag_of(schema).is_none()
+                        && required(schema).any(|name| members.contains_key(name))
+                })
+            });
+            if let Some(at) = meant {
+                self.explain_alternative(at, instance, pointer);
+                return;
+            }
             if let Some((tag, _, _)) = tagged.first() {
                 let names: Vec<&str> = tagged.iter().map(|(_, name, _)| *name).collect();
                 let at_tag = child(pointer, tag);
@@ -299,6 +310,16 @@ fn admits(schema: &Value, instance: &Value) -> bool {
         Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).any(of_type),
         _ => true,
     }
+}
+
+/// The names of the members that a schema requires.
+fn required(schema: &Value) -> impl Iterator<Item = &str> {
+    schema
+        .get("required")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
 }
 
 /// What one alternative would accept, in a few words.

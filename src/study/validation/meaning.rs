@@ -2,7 +2,10 @@
 
 use super::json::{child, shortened};
 use super::{DefinitionLimits, Violation};
-use crate::study::{BatchSize, Bytes, Grid, Loss, Network, StudyRequest};
+use crate::study::{
+    BatchSize, Bytes, Contents, DatasetRequest, Facts, Grid, Loss, Network, StudyRequest,
+    UploadedRequest,
+};
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
 /// known to be wrong and was replaced: nothing is said that rests on one of them.
@@ -90,7 +93,10 @@ fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
     const MAX: &str = "/batch_sizes/max";
     const VALUES: &str = "/batch_sizes/grid/values";
     let asked = &request.batch_sizes;
-    let examples = request.workload.dataset.facts().training_examples;
+    let Some(facts) = request.workload.dataset.facts() else {
+        return;
+    };
+    let examples = facts.training_examples;
     let min = asked.min.unwrap_or(BatchSize(1));
     let max = asked.max.unwrap_or(BatchSize(examples));
     let max_is = if asked.max.is_some() {
@@ -132,8 +138,20 @@ fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check
     const DATASET: &str = "/workload/dataset";
     const MODEL: &str = "/workload/model";
     let workload = &request.workload;
-    let facts = workload.dataset.facts();
-    let bytes = workload.dataset.bytes();
+    let facts = match &workload.dataset {
+        DatasetRequest::Builtin(dataset) => dataset.facts(),
+        DatasetRequest::Uploaded(dataset) => {
+            let Some(facts) = uploaded(dataset, check) else {
+                return;
+            };
+            facts
+        }
+    };
+    let bytes = match &workload.dataset {
+        DatasetRequest::Builtin(dataset) => dataset.bytes(),
+        // It was let in when it was uploaded.
+        DatasetRequest::Uploaded(_) => 0,
+    };
     if bytes > limits.max_synthetic_bytes {
         check.refuse(
             DATASET,
@@ -220,6 +238,50 @@ fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check
             }
         }
     }
+}
+
+/// The facts of an uploaded data set, if it is there and can be cut as asked.
+fn uploaded(dataset: &UploadedRequest, check: &mut Check<'_>) -> Option<Facts> {
+    const LENGTH: &str = "/workload/dataset/sequence_length";
+    let Some(stored) = &dataset.stored else {
+        check.refuse(
+            "/workload/dataset/id",
+            &[],
+            format!(
+                "there is no data set {}; GET /v1/datasets lists them",
+                dataset.id
+            ),
+        );
+        return None;
+    };
+    let facts = stored.contents.facts(dataset.sequence_length);
+    match stored.contents {
+        Contents::Text {
+            training_tokens,
+            validation_tokens,
+            ..
+        } => {
+            if facts.training_examples == 0 || facts.validation_examples == 0 {
+                let longest = training_tokens.min(validation_tokens).saturating_sub(1);
+                check.refuse(
+                    LENGTH,
+                    &[],
+                    format!("must be at most {longest}, so that both splits of the text have an example of it"),
+                );
+                return None;
+            }
+        }
+        Contents::Examples { .. } => {
+            if dataset.sequence_length.is_some() {
+                check.refuse(
+                    LENGTH,
+                    &[],
+                    "is for texts; this data set has examples of its own".into(),
+                );
+            }
+        }
+    }
+    Some(facts)
 }
 
 fn questions(request: &StudyRequest, check: &mut Check<'_>) {

@@ -25,7 +25,7 @@ pub use json::{Malformed, read_json};
 pub use limits::DefinitionLimits;
 pub use schema::request_schemas;
 
-use super::StudyRequest;
+use super::{DatasetId, DatasetRequest, StoredDataset, StudyRequest};
 
 /// Violations reported at most: past that, a caller needs no longer list but another body.
 const MAX_VIOLATIONS: usize = 100;
@@ -85,11 +85,16 @@ impl DefinitionRules {
         &self.limits
     }
 
-    /// Reads a posted value.
+    /// Reads a posted value; `stored` is what the service knows of the uploaded data set that it names,
+    /// see [`named_dataset`].
     ///
     /// # Errors
     /// Every violation, sorted by pointer.
-    pub fn parse(&self, value: &Value) -> Result<StudyRequest, Vec<Violation>> {
+    pub fn parse(
+        &self,
+        value: &Value,
+        stored: Option<&StoredDataset>,
+    ) -> Result<StudyRequest, Vec<Violation>> {
         let mut violations = explain::violations(&self.schema, &self.validator, value);
         let mut rest = value.clone();
         json::integers_as_integers(&mut rest);
@@ -99,7 +104,10 @@ impl DefinitionRules {
             .collect();
         json::cut_out(&mut rest, &cut);
         match serde_json::from_value::<StudyRequest>(rest) {
-            Ok(request) => {
+            Ok(mut request) => {
+                if let DatasetRequest::Uploaded(dataset) = &mut request.workload.dataset {
+                    dataset.stored = stored.cloned();
+                }
                 violations.extend(meaning::violations(&request, &self.limits, &cut));
                 if violations.is_empty() {
                     return Ok(request);
@@ -115,13 +123,17 @@ impl DefinitionRules {
         Err(tidy(violations))
     }
 
-    /// Reads a posted body.
+    /// Reads a posted body; `stored` as for [`parse`](Self::parse).
     ///
     /// # Errors
     /// [`Rejected::Malformed`] when it is not JSON, else every violation, members given twice included.
-    pub fn parse_body(&self, body: &[u8]) -> Result<StudyRequest, Rejected> {
+    pub fn parse_body(
+        &self,
+        body: &[u8],
+        stored: Option<&StoredDataset>,
+    ) -> Result<StudyRequest, Rejected> {
         let (value, repeated) = read_json(body)?;
-        match self.parse(&value) {
+        match self.parse(&value, stored) {
             Ok(request) if repeated.is_empty() => Ok(request),
             Ok(_) => Err(Rejected::Invalid(tidy(repeated))),
             Err(mut violations) => {
@@ -149,7 +161,14 @@ pub enum Rejected {
 /// # Errors
 /// Every violation, sorted by pointer.
 pub fn parse(value: &Value, limits: &DefinitionLimits) -> Result<StudyRequest, Vec<Violation>> {
-    DefinitionRules::new(limits.clone()).parse(value)
+    DefinitionRules::new(limits.clone()).parse(value, None)
+}
+
+/// The uploaded data set that a posted body names, if it does: what has to be looked up before it is read.
+pub fn named_dataset(body: &[u8]) -> Option<DatasetId> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    let id = value.pointer("/workload/dataset/id")?.as_str()?;
+    Some(DatasetId(id.parse().ok()?))
 }
 
 /// Sorted, each once, and no more than anybody would read.

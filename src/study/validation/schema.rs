@@ -117,7 +117,12 @@ fn narrow(document: &mut Value, limits: &DefinitionLimits) {
         "minimum",
         limits.min_memory_budget_bytes.into(),
     );
-    set("Dataset", "classes", "maximum", limits.max_classes.into());
+    set(
+        "BuiltinDataset",
+        "classes",
+        "maximum",
+        limits.max_classes.into(),
+    );
     set("DeviceRequest", "model", "minLength", 1.into());
     set(
         "DeviceRequest",

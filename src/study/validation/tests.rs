@@ -368,7 +368,7 @@ fn a_member_given_twice_is_a_violation() {
     let rules = DefinitionRules::new(DefinitionLimits::default());
     let body = br#"{"workload": {"dataset": {"builtin": "digits"}}, "seed": 1, "seed": 2,
                     "batch_sizes": {"min": 0}}"#;
-    let Err(Rejected::Invalid(violations)) = rules.parse_body(body) else {
+    let Err(Rejected::Invalid(violations)) = rules.parse_body(body, None) else {
         panic!("not refused");
     };
     assert_eq!(
@@ -395,7 +395,7 @@ fn hostile_bodies_are_refused_and_nothing_breaks() {
         &[b'['; 100_000],
     ];
     for body in malformed {
-        let result = rules.parse_body(body);
+        let result = rules.parse_body(body, None);
         assert!(matches!(result, Err(Rejected::Malformed(_))), "{result:?}");
     }
     let deep = format!("{}{}", "[".repeat(120), "]".repeat(120));
@@ -408,7 +408,7 @@ fn hostile_bodies_are_refused_and_nothing_breaks() {
         deep.into_bytes(),
         json!(wide).to_string().into_bytes(),
     ] {
-        let Err(Rejected::Invalid(violations)) = rules.parse_body(&body) else {
+        let Err(Rejected::Invalid(violations)) = rules.parse_body(&body, None) else {
             panic!("not refused");
         };
         assert!((1..=MAX_VIOLATIONS + 1).contains(&violations.len()));
@@ -522,8 +522,8 @@ proptest! {
     #[test]
     fn no_json_breaks_the_reader(value in any_json()) {
         let rules = DefinitionRules::new(DefinitionLimits::default());
-        let by_value = rules.parse(&value);
-        let by_body = rules.parse_body(value.to_string().as_bytes());
+        let by_value = rules.parse(&value, None);
+        let by_body = rules.parse_body(value.to_string().as_bytes(), None);
         prop_assert_eq!(by_value.is_ok(), by_body.is_ok());
         if let Err(violations) = by_value {
             prop_assert!(!violations.is_empty());
@@ -557,7 +557,7 @@ proptest! {
         let request = parse(&posted, &DefinitionLimits::default()).expect("valid");
         let again = serde_json::to_value(&request).expect("JSON");
         prop_assert_eq!(&parse(&again, &DefinitionLimits::default()).expect("valid"), &request);
-        let definition = resolve(request, None);
+        let definition = resolve(request, None).expect("known");
         let text = serde_json::to_string(&definition).expect("JSON");
         prop_assert_eq!(serde_json::from_str::<StudyDefinition>(&text).expect("reads"), definition);
     }

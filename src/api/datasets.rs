@@ -1,0 +1,387 @@
+//! Data sets: upload, list, read, fetch the content, delete.
+
+use actix_files::NamedFile;
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use actix_web::web::{Data, Json, Path, Payload, Query};
+use actix_web::{HttpRequest, HttpResponse, delete, get, post};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::pagination::{Page, PageRequest};
+use super::problem::{Problem, ProblemCode};
+use super::responses::{Always, InvalidQuery, Missing};
+use super::state::Api;
+use crate::datasets::content::Description;
+use crate::store::StoreError;
+use crate::store::datasets::{self, DatasetRow, Deleted};
+use crate::study::upload::{ArrayLayout, UploadFormat, UploadOptions, UploadTask};
+use crate::study::{Contents, DatasetId};
+use crate::uploads::{NewDataset, Uploaded};
+
+/// An uploaded data set.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct DatasetAnswer {
+    /// Names the data set; a study names it so: `{"workload": {"dataset": {"id": …}}}`.
+    pub id: DatasetId,
+    /// A name for people.
+    pub name: String,
+    /// The format it was uploaded in.
+    pub format: UploadFormat,
+    /// What is predicted: classification, regression or language modelling.
+    pub task: String,
+    /// Shapes and sizes.
+    pub contents: Contents,
+    /// Columns, classes with their priors, missing values, normalization, split.
+    pub description: Description,
+    /// SHA-256 of the uploaded file.
+    pub source_sha256: String,
+    /// Bytes of the uploaded file.
+    pub source_bytes: i64,
+    /// SHA-256 of the stored form, as `content` gives it.
+    pub content_sha256: String,
+    /// Bytes of the stored form.
+    pub content_bytes: i64,
+    /// Who uploaded it.
+    pub created_by: String,
+    /// When it was uploaded.
+    pub created_at: DateTime<Utc>,
+}
+
+impl DatasetAnswer {
+    fn new(row: DatasetRow) -> Result<Self, Problem> {
+        let contents = row.contents()?;
+        let unreadable = |error| StoreError::unreadable(format!("data set {}", row.id), error);
+        Ok(Self {
+            id: row.dataset_id(),
+            task: contents.facts(None).target.task().to_owned(),
+            contents,
+            format: serde_json::from_value(row.format.clone().into()).map_err(unreadable)?,
+            description: serde_json::from_value(row.description.clone()).map_err(unreadable)?,
+            name: row.name,
+            source_sha256: row.source_sha256,
+            source_bytes: row.source_bytes,
+            content_sha256: row.content,
+            content_bytes: row.content_bytes,
+            created_by: row.created_by,
+            created_at: row.created_at,
+        })
+    }
+}
+
+/// How an upload is to be read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct UploadQuery {
+    /// A name for people, 1 to 200 characters. Default: the format.
+    pub name: Option<String>,
+    /// The format. Default: by the Content-Type.
+    pub format: Option<UploadFormat>,
+    /// The column or array to be predicted. Default: the one called target, label, class or y.
+    pub target: Option<String>,
+    /// NPZ: the array of inputs. Default: the one called X, inputs, images, data or features.
+    pub inputs: Option<String>,
+    /// What is predicted. Default: classification for words and for few whole numbers, else regression.
+    pub task: Option<UploadTask>,
+    /// NPZ: what the axes of the inputs mean. Default: by the shape.
+    pub layout: Option<ArrayLayout>,
+    /// CSV, Parquet: columns to leave out, several separated by commas.
+    pub drop: Option<String>,
+    /// Text: the characters that are tokens, in their order. Default: bytes are tokens.
+    pub vocabulary: Option<String>,
+    /// The share of the examples that is kept for validation, unless the file says which. Default: 0.2.
+    #[param(minimum = 0.0, maximum = 1.0, default = 0.2)]
+    pub validation_fraction: Option<f64>,
+    /// Draws the examples that are kept for validation. Default: 0.
+    #[param(maximum = 9007199254740991u64)]
+    pub split_seed: Option<u64>,
+}
+
+/// Upload a data set
+///
+/// The body is the file itself: NPZ, Parquet, CSV with a header line, or UTF-8 text. It is streamed to disk,
+/// inspected in a process with a memory limit, and stored once in a form that training opens without parsing.
+/// The same file uploaded again, to be read the same way, is the same data set. With `Repr-Digest:
+/// sha-256=:…:` a known file is answered before its body is sent, and a file that was changed on the way is
+/// refused.
+#[utoipa::path(
+    operation_id = "upload_dataset",
+    tag = "datasets",
+    params(
+        UploadQuery,
+        ("Repr-Digest" = Option<String>, Header, description = "`sha-256=:BASE64:`, the digest of the file (RFC 9530)"),
+    ),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
+    responses(
+        (status = 200, description = "The data set that this file became before", body = DatasetAnswer),
+        (status = 201, description = "The data set", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"))),
+        (status = 413, description = "The file is larger than allowed", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The file is no data set: what is wrong, where, and what would mend it", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "As many uploads are under way as may be", body = Problem, content_type = "application/problem+json"),
+        Always,
+    )
+)]
+#[post("/v1/datasets")]
+pub async fn upload_dataset(
+    api: Data<Api>,
+    request: HttpRequest,
+    query: Query<UploadQuery>,
+    body: Payload,
+) -> Result<HttpResponse, Problem> {
+    let uploads = &api.uploads;
+    let length = request
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > uploads.max_bytes()) {
+        return Err(crate::uploads::UploadError::TooLarge {
+            limit: crate::study::Bytes(uploads.max_bytes()),
+        }
+        .into());
+    }
+    let new = new_dataset(&api, &request, query.into_inner())?;
+    if let Some(known) = uploads.known(&new).await? {
+        return answer(Uploaded {
+            dataset: known,
+            is_new: false,
+        });
+    }
+    answer(uploads.take(new, body).await?)
+}
+
+fn answer(uploaded: Uploaded) -> Result<HttpResponse, Problem> {
+    let dataset = DatasetAnswer::new(uploaded.dataset)?;
+    let location = (LOCATION, format!("/v1/datasets/{}", dataset.id));
+    Ok(if uploaded.is_new {
+        HttpResponse::Created()
+            .insert_header(location)
+            .json(dataset)
+    } else {
+        HttpResponse::Ok().insert_header(location).json(dataset)
+    })
+}
+
+fn new_dataset(
+    api: &Api,
+    request: &HttpRequest,
+    query: UploadQuery,
+) -> Result<NewDataset, Problem> {
+    let format = match query.format {
+        Some(format) => format,
+        None => format_of(request).ok_or_else(|| {
+            Problem::invalid_parameter(
+                "format",
+                "must be given (npz, parquet, csv or text) when the Content-Type does not tell",
+            )
+        })?,
+    };
+    let name = query.name.unwrap_or_else(|| format.as_str().to_owned());
+    let characters = name.chars().count();
+    if !(1..=200).contains(&characters) || name.chars().any(char::is_control) || name.contains('/')
+    {
+        return Err(Problem::invalid_parameter(
+            "name",
+            "must be 1 to 200 characters without control characters and slashes",
+        ));
+    }
+    let validation_fraction = query.validation_fraction.unwrap_or(0.2);
+    if !(validation_fraction > 0.0 && validation_fraction < 1.0) {
+        return Err(Problem::invalid_parameter(
+            "validation_fraction",
+            format!("must be above 0 and below 1, is {validation_fraction}"),
+        ));
+    }
+    Ok(NewDataset {
+        project: api.caller.project.clone(),
+        created_by: api.caller.name.clone(),
+        name,
+        options: UploadOptions {
+            format,
+            target: query.target,
+            inputs: query.inputs,
+            task: query.task,
+            layout: query.layout,
+            drop: query
+                .drop
+                .iter()
+                .flat_map(|names| names.split(','))
+                .map(|name| name.trim().to_owned())
+                .filter(|name| !name.is_empty())
+                .collect(),
+            vocabulary: query.vocabulary,
+            validation_fraction,
+            split_seed: query.split_seed.unwrap_or(0),
+        },
+        announced_sha256: announced(request)?,
+    })
+}
+
+/// The format that the Content-Type stands for.
+fn format_of(request: &HttpRequest) -> Option<UploadFormat> {
+    let kind = request.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    let kind = kind.split(';').next()?.trim().to_ascii_lowercase();
+    Some(match kind.as_str() {
+        "text/csv" => UploadFormat::Csv,
+        "text/plain" => UploadFormat::Text,
+        "application/vnd.apache.parquet" | "application/x-parquet" => UploadFormat::Parquet,
+        "application/zip" | "application/x-npz" => UploadFormat::Npz,
+        _ => return None,
+    })
+}
+
+/// The digest that the client announces, in hexadecimal.
+fn announced(request: &HttpRequest) -> Result<Option<String>, Problem> {
+    let Some(header) = request.headers().get("repr-digest") else {
+        return Ok(None);
+    };
+    let digest = header
+        .to_str()
+        .ok()
+        .into_iter()
+        .flat_map(|text| text.split(','))
+        .find_map(|entry| {
+            let encoded = entry.trim().strip_prefix("sha-256=:")?.strip_suffix(':')?;
+            BASE64_STANDARD.decode(encoded).ok()
+        })
+        .filter(|digest| digest.len() == 32);
+    match digest {
+        Some(digest) => Ok(Some(hex::encode(digest))),
+        None => Err(Problem::invalid_parameter(
+            "Repr-Digest",
+            "must be sha-256=:BASE64: with the 32 bytes of a SHA-256",
+        )),
+    }
+}
+
+/// Which data sets are listed.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListDatasetsQuery {
+    /// Items of a page, 1 to 500 (default 50).
+    #[param(minimum = 1, maximum = 500, default = 50)]
+    pub page_size: Option<i64>,
+    /// `next_page_token` of the page before.
+    pub page_token: Option<String>,
+}
+
+/// List uploaded data sets
+///
+/// The newest first.
+#[utoipa::path(
+    operation_id = "list_datasets",
+    tag = "datasets",
+    params(ListDatasetsQuery),
+    responses(
+        (status = 200, description = "A page of data sets", body = Page<DatasetAnswer>),
+        Always,
+        InvalidQuery,
+    )
+)]
+#[get("/v1/datasets")]
+pub async fn list_datasets(
+    api: Data<Api>,
+    query: Query<ListDatasetsQuery>,
+) -> Result<Json<Page<DatasetAnswer>>, Problem> {
+    let page = PageRequest::<DatasetId>::new(query.page_size, query.page_token.as_deref())?;
+    let mut conn = api.context.database.connection().await?;
+    let rows = datasets::list(&mut conn, &api.caller.project, page.after, page.limit()).await?;
+    let items = rows
+        .into_iter()
+        .map(DatasetAnswer::new)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Json(page.page(items, |dataset| dataset.id)))
+}
+
+async fn find(api: &Api, id: DatasetId) -> Result<DatasetRow, Problem> {
+    let mut conn = api.context.database.connection().await?;
+    datasets::find(&mut conn, &api.caller.project, id)
+        .await?
+        .ok_or_else(|| Problem::not_found("data set"))
+}
+
+/// Read a data set
+///
+/// Shapes, types, classes with their priors, missing values, split and normalization; not the examples.
+#[utoipa::path(
+    operation_id = "get_dataset",
+    tag = "datasets",
+    params(("id" = DatasetId, Path, description = "The data set")),
+    responses(
+        (status = 200, description = "The data set", body = DatasetAnswer),
+        Always,
+        Missing,
+    )
+)]
+#[get("/v1/datasets/{id}")]
+pub async fn get_dataset(
+    api: Data<Api>,
+    id: Path<DatasetId>,
+) -> Result<Json<DatasetAnswer>, Problem> {
+    Ok(Json(DatasetAnswer::new(find(&api, *id).await?)?))
+}
+
+/// Fetch a data set's content
+///
+/// The stored form, whole or in ranges, for workers on other machines. Its ETag is its SHA-256.
+#[utoipa::path(
+    operation_id = "get_dataset_content",
+    tag = "datasets",
+    params(("id" = DatasetId, Path, description = "The data set")),
+    responses(
+        (status = 200, description = "The stored form", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "A part of it", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 416, description = "The range is not in it", body = Problem, content_type = "application/problem+json"),
+        Always,
+        Missing,
+    )
+)]
+#[get("/v1/datasets/{id}/content")]
+pub async fn get_dataset_content(
+    api: Data<Api>,
+    request: HttpRequest,
+    id: Path<DatasetId>,
+) -> Result<HttpResponse, Problem> {
+    let row = find(&api, *id).await?;
+    let file = api
+        .uploads
+        .library()
+        .open(&row.content)
+        .await
+        .map_err(crate::uploads::UploadError::from)?;
+    let file = NamedFile::from_file(file, &row.content)
+        .map_err(crate::uploads::UploadError::from)?
+        .set_content_type(mime::APPLICATION_OCTET_STREAM);
+    Ok(file.into_response(&request))
+}
+
+/// Delete a data set
+///
+/// Only one that no queued or running study needs. What was measured on it stays.
+#[utoipa::path(
+    operation_id = "delete_dataset",
+    tag = "datasets",
+    params(("id" = DatasetId, Path, description = "The data set")),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 409, description = "A queued or running study needs it", body = Problem, content_type = "application/problem+json"),
+        Always,
+        Missing,
+    )
+)]
+#[delete("/v1/datasets/{id}")]
+pub async fn delete_dataset(api: Data<Api>, id: Path<DatasetId>) -> Result<HttpResponse, Problem> {
+    match api.uploads.delete(&api.caller.project, *id).await? {
+        Deleted::WithContent(_) | Deleted::ContentStays => Ok(HttpResponse::NoContent().finish()),
+        Deleted::NotFound => Err(Problem::not_found("data set")),
+        Deleted::InUse(studies) => Err(Problem::new(
+            ProblemCode::DatasetInUse,
+            format!(
+                "{studies} queued or running studies need it; cancel them or wait for their end"
+            ),
+        )),
+    }
+}
