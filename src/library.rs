@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use object_store::path::Path as Key;
@@ -76,6 +77,8 @@ impl Library {
             let name = name.to_ascii_lowercase();
             (name.starts_with("aws_") || name.starts_with("google_")).then_some((name, value))
         });
+        // The HTTP client takes the provider of the process; one that is there already is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (store, prefix) = object_store::parse_url_opts(&parsed, options)?;
         let cache = base.join("cache");
         std::fs::create_dir_all(&cache)?;
@@ -162,22 +165,36 @@ impl Library {
         }
     }
 
-    /// Removes what a service that was killed has left behind: files being put together for longer than
-    /// `older_than`.
+    /// Removes what a service that was killed has left behind: files that were being put together, and
+    /// contents in the folder of this machine that no data set `is_known` to have, if nobody has touched
+    /// them for `older_than`. What is in a distant store is left alone: others may use it.
     ///
     /// # Errors
-    /// When the folder cannot be read.
-    pub fn tidy(&self, older_than: std::time::Duration) -> io::Result<u64> {
-        let mut removed = 0;
-        for entry in std::fs::read_dir(&self.workplace)? {
-            let entry = entry?;
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            if age > older_than && std::fs::remove_file(entry.path()).is_ok() {
-                removed += 1;
-            }
+    /// When a folder cannot be read.
+    pub fn tidy(&self, older_than: Duration, is_known: impl Fn(&str) -> bool) -> io::Result<u64> {
+        let mut removed = remove_old(&self.workplace, older_than, |_| false)?;
+        if let Some(folder) = &self.folder {
+            removed += remove_old(folder, older_than, is_known)?;
         }
         Ok(removed)
     }
+}
+
+fn remove_old(
+    folder: &Path,
+    older_than: Duration,
+    is_known: impl Fn(&str) -> bool,
+) -> io::Result<u64> {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+        let is_wanted = entry.file_name().to_str().is_some_and(&is_known);
+        if age > older_than && !is_wanted && std::fs::remove_file(entry.path()).is_ok() {
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// A place for a file; the file is removed with it.
@@ -227,6 +244,30 @@ mod tests {
         library.remove("abc").await.expect("removes");
         library.remove("abc").await.expect("is gone already");
         assert!(library.open("abc").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_a_killed_service_left_behind_is_removed_and_the_rest_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let library = Library::open_at(None, folder.path()).expect("opens");
+        let place = library.place();
+        std::fs::write(place.path(), b"numbers").expect("writes");
+        library.keep("known", place.path()).await.expect("keeps");
+        library.keep("orphan", place.path()).await.expect("keeps");
+        std::mem::forget(place);
+        let hour = Duration::from_secs(3600);
+        assert_eq!(
+            library.tidy(hour, |name| name == "known").expect("tidies"),
+            0
+        );
+        assert_eq!(
+            library
+                .tidy(Duration::ZERO, |name| name == "known")
+                .expect("tidies"),
+            2
+        );
+        assert!(library.open("known").await.is_ok());
+        assert!(library.open("orphan").await.is_err());
     }
 
     #[test]

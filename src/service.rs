@@ -27,8 +27,8 @@ use crate::uploads::Uploads;
 /// A device that was not seen for this many leases is gone.
 const ALIVE_LEASES: f64 = 1.0;
 
-/// A file that was being put together this long ago is nobody's any more.
-const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+/// A file that nobody has touched for this long, and no data set has, is nobody's any more.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A running service.
 #[derive(Debug)]
@@ -137,7 +137,11 @@ impl Service {
         let (stop_intake, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let library = Library::open_at(settings.datasets.url.as_deref(), &settings.data_dir()?)?;
-        library.tidy(ABANDONED)?;
+        let known = {
+            let mut conn = context.database.connection().await?;
+            crate::store::datasets::contents(&mut conn).await?
+        };
+        library.tidy(ABANDONED, |content| known.contains(content))?;
         let spawner = Arc::new(Spawner::new()?);
         let child = Arc::new(child_config(pool, &settings.datasets)?);
         let uploads = Uploads::new(

@@ -222,6 +222,11 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "Optimizer steps to the target, interpolated between evaluations; absent when not reached.",
         ),
         entry(
+            "irreducible_loss",
+            "loss",
+            "The least loss that any model can have on fresh examples, where the data set's truth is known.",
+        ),
+        entry(
             "evaluation_share",
             "ratio",
             "Time spent on evaluations over the time of the whole run.",

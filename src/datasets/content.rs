@@ -419,26 +419,22 @@ impl Mapped {
         let size = self.number.bytes() as usize;
         let bytes = &self.bytes()[range.start * size..range.end * size];
         match self.number {
-            Number::U8 => scale(bytes.iter().map(|&byte| f32::from(byte)), scaling, into),
+            Number::U8 => scale(bytes, scaling, into, |byte| f32::from(*byte)),
             Number::U16 => {
                 let (pairs, _) = bytes.as_chunks::<2>();
-                let numbers = pairs
-                    .iter()
-                    .map(|&pair| f32::from(u16::from_le_bytes(pair)));
-                scale(numbers, scaling, into);
+                scale(pairs, scaling, into, |pair| {
+                    f32::from(u16::from_le_bytes(*pair))
+                });
             }
             Number::F32 => {
                 let (words, _) = bytes.as_chunks::<4>();
-                scale(
-                    words.iter().map(|&word| f32::from_le_bytes(word)),
-                    scaling,
-                    into,
-                );
+                scale(words, scaling, into, |word| f32::from_le_bytes(*word));
             }
             Number::U32 => {
                 let (words, _) = bytes.as_chunks::<4>();
-                let numbers = words.iter().map(|&word| u32::from_le_bytes(word) as f32);
-                scale(numbers, scaling, into);
+                scale(words, scaling, into, |word| {
+                    u32::from_le_bytes(*word) as f32
+                });
             }
         }
     }
@@ -462,21 +458,31 @@ impl Mapped {
 }
 
 /// One example's numbers, normalised; what is not a number becomes the mean.
-fn scale(numbers: impl Iterator<Item = f32>, scaling: &Scaling, into: &mut Vec<f32>) {
+fn scale<T>(
+    numbers: &[T],
+    scaling: &Scaling,
+    into: &mut Vec<f32>,
+    number: impl Fn(&T) -> f32 + Copy,
+) {
     let clean = |value: f32| if value.is_nan() { 0.0 } else { value };
-    if scaling.groups.is_empty() {
-        into.extend(numbers.map(clean));
+    let groups = &scaling.groups;
+    if groups.is_empty() {
+        into.extend(numbers.iter().map(|one| clean(number(one))));
         return;
     }
     let stride = (scaling.stride as usize).max(1);
-    let groups = scaling
-        .groups
-        .iter()
-        .cycle()
-        .flat_map(|group| std::iter::repeat_n(group, stride));
-    into.extend(
-        numbers
-            .zip(groups)
-            .map(|(value, group)| clean((value - group.mean) / group.deviation)),
-    );
+    if stride == 1 {
+        for row in numbers.chunks(groups.len()) {
+            into.extend(
+                row.iter().zip(groups).map(|(one, group)| {
+                    clean((number(one) - group.mean) * group.deviation.recip())
+                }),
+            );
+        }
+        return;
+    }
+    for (run, group) in numbers.chunks(stride).zip(groups.iter().cycle()) {
+        let (mean, factor) = (group.mean, group.deviation.recip());
+        into.extend(run.iter().map(|one| clean((number(one) - mean) * factor)));
+    }
 }

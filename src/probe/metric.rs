@@ -90,6 +90,8 @@ metrics! {
     ValidationPerplexity = "validation_perplexity", "tokens";
     /// Optimizer steps to the target, interpolated between evaluations; absent when it was not reached.
     StepsToTarget = "steps_to_target", "count";
+    /// The least loss that any model can have on fresh examples, where the data set's truth is known.
+    IrreducibleLoss = "irreducible_loss", "loss";
     /// Time spent on evaluations over the time of the whole run.
     EvaluationShare = "evaluation_share", "ratio";
     /// Time spent on gathering a batch, over all loading threads.

@@ -148,6 +148,9 @@ pub struct StepTimeSampling {
     pub drift: f64,
     /// Seconds spent on the canary, a fixed reference step, before the sampling; 0 for none.
     pub canary_secs: f64,
+    /// Whether one batch, staged on the device before, serves every step: the time without input pipeline.
+    #[serde(default)]
+    pub reuse_batch: bool,
 }
 
 impl Default for StepTimeSampling {
@@ -166,6 +169,7 @@ impl Default for StepTimeSampling {
             mean_half_width: 0.05,
             drift: 0.015,
             canary_secs: 0.3,
+            reuse_batch: false,
         }
     }
 }

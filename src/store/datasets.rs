@@ -134,6 +134,18 @@ pub async fn list(
     Ok(query.load(conn).await?)
 }
 
+/// The contents that any data set has.
+pub async fn contents(
+    conn: &mut AsyncPgConnection,
+) -> Result<std::collections::HashSet<String>, StoreError> {
+    let all: Vec<String> = datasets::table
+        .select(datasets::content)
+        .distinct()
+        .load(conn)
+        .await?;
+    Ok(all.into_iter().collect())
+}
+
 /// Keeps a data set from being deleted until the transaction ends; false if it is gone already.
 pub async fn hold(conn: &mut AsyncPgConnection, id: DatasetId) -> Result<bool, StoreError> {
     let held: Option<Uuid> = datasets::table

@@ -59,19 +59,16 @@ impl Loader {
     /// When a loading thread has ended, which only a panic in it can do.
     pub(super) fn next_batch(&mut self) -> io::Result<Batch> {
         let before = Instant::now();
-        let batch = match &mut self.threads {
-            None => {
-                let batch = self.examples.gather(self.order.next_batch());
-                self.times.gathering += before.elapsed();
-                batch
-            }
+        let (batch, gathering) = match &mut self.threads {
+            None => (self.examples.gather(self.order.next_batch()), None),
             Some(threads) => {
                 let (batch, gathering) = threads.next_batch(&mut self.order)?;
-                self.times.gathering += gathering;
-                batch
+                (batch, Some(gathering))
             }
         };
-        self.times.waiting += before.elapsed();
+        let waiting = before.elapsed();
+        self.times.waiting += waiting;
+        self.times.gathering += gathering.unwrap_or(waiting);
         Ok(batch)
     }
 

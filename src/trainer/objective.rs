@@ -4,9 +4,37 @@ use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::network::Value;
-use crate::datasets::{Batch, BatchTargets};
+use crate::datasets::BatchTargets;
 use crate::statistics::ranking;
 use crate::study::{DType, EvaluationMetric, Loss, Target, Workload};
+
+/// The targets of a batch on the device.
+#[derive(Debug, Clone)]
+pub(super) enum Targets {
+    /// A class for each row of predictions.
+    Classes(Tensor<1, Int>),
+    /// Numbers for each example.
+    Values(Tensor<2>),
+}
+
+impl Targets {
+    /// Copies the targets of a batch to the device.
+    pub(super) fn to_device(targets: BatchTargets, examples: usize, device: &Device) -> Self {
+        match targets {
+            BatchTargets::Classes(classes) => {
+                let count = classes.len();
+                Self::Classes(Tensor::from_data(TensorData::new(classes, [count]), device))
+            }
+            BatchTargets::Values(values) => {
+                let width = values.len() / examples.max(1);
+                Self::Values(Tensor::from_data(
+                    TensorData::new(values, [examples, width]),
+                    device,
+                ))
+            }
+        }
+    }
+}
 
 /// The loss of a workload.
 #[derive(Debug)]
@@ -72,15 +100,13 @@ impl Objective {
     }
 
     /// The training loss of a batch, still on the device.
-    pub(super) fn training(&self, prediction: Value, batch: Batch, device: &Device) -> Tensor<1> {
+    pub(super) fn training(&self, prediction: Value, targets: Targets) -> Tensor<1> {
         let prediction = self.rows(prediction);
-        match (&self.kind, batch.targets) {
-            (Kind::CrossEntropy { training, .. }, BatchTargets::Classes(classes)) => {
-                training.forward(prediction, labels(classes, device))
+        match (&self.kind, targets) {
+            (Kind::CrossEntropy { training, .. }, Targets::Classes(labels)) => {
+                training.forward(prediction, labels)
             }
-            (Kind::MeanSquaredError, BatchTargets::Values(values)) => {
-                squared_error(prediction, values, device)
-            }
+            (Kind::MeanSquaredError, Targets::Values(values)) => squared_error(prediction, values),
             _ => unreachable!("the study was checked: a loss that does not fit its targets"),
         }
     }
@@ -101,14 +127,7 @@ impl Objective {
     }
 }
 
-fn labels(classes: Vec<i64>, device: &Device) -> Tensor<1, Int> {
-    let count = classes.len();
-    Tensor::from_data(TensorData::new(classes, [count]), device)
-}
-
-fn squared_error(prediction: Tensor<2>, values: Vec<f32>, device: &Device) -> Tensor<1> {
-    let shape = prediction.dims();
-    let values = Tensor::<2>::from_data(TensorData::new(values, shape), device);
+fn squared_error(prediction: Tensor<2>, values: Tensor<2>) -> Tensor<1> {
     // The data came in the device's precision; the prediction may be in a better one.
     let values = values.cast(prediction.dtype());
     (prediction - values).square().mean()
@@ -137,12 +156,11 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Adds a batch.
-    pub(super) fn add(&mut self, prediction: Value, batch: Batch, device: &Device) {
+    pub(super) fn add(&mut self, prediction: Value, targets: Targets) {
         let prediction = self.objective.rows(prediction);
         let rows = prediction.dims()[0];
-        let loss = match (&self.objective.kind, batch.targets) {
-            (Kind::CrossEntropy { evaluation, .. }, BatchTargets::Classes(classes)) => {
-                let labels = labels(classes.clone(), device);
+        let loss = match (&self.objective.kind, targets) {
+            (Kind::CrossEntropy { evaluation, .. }, Targets::Classes(labels)) => {
                 let hits = prediction
                     .clone()
                     .argmax(1)
@@ -150,27 +168,26 @@ impl<'a> Evaluator<'a> {
                     .equal(labels.clone());
                 self.correct += u64::from(hits.int().sum().into_scalar::<u32>());
                 if prediction.dims()[1] == 2 {
-                    self.score(&prediction, &classes);
+                    self.score(&prediction, &labels);
                 }
                 evaluation.forward(prediction, labels)
             }
-            (Kind::MeanSquaredError, BatchTargets::Values(values)) => {
-                squared_error(prediction, values, device)
-            }
+            (Kind::MeanSquaredError, Targets::Values(values)) => squared_error(prediction, values),
             _ => unreachable!("the study was checked: a loss that does not fit its targets"),
         };
         self.total_loss += f64::from(loss.into_scalar::<f32>()) * rows as f64;
         self.rows += rows;
     }
 
-    fn score(&mut self, prediction: &Tensor<2>, classes: &[i64]) {
+    fn score(&mut self, prediction: &Tensor<2>, labels: &Tensor<1, Int>) {
+        let classes: Vec<i64> = labels.clone().into_data().iter::<i64>().collect();
         let second = prediction.clone().narrow(1, 1, 1) - prediction.clone().narrow(1, 0, 1);
         let margins: Vec<f32> = second.into_data().try_to_vec().unwrap_or_default();
         self.scores.extend(
             margins
                 .into_iter()
                 .zip(classes)
-                .map(|(margin, class)| (f64::from(margin), *class == 1)),
+                .map(|(margin, class)| (f64::from(margin), class == 1)),
         );
     }
 

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::loader::{LoadTimes, Loader};
 use super::network::{Net, Value};
-use super::objective::{Evaluation, Evaluator, Objective};
+use super::objective::{Evaluation, Evaluator, Objective, Targets};
 use super::optimizer;
 use crate::datasets::{self, Batch, BatchInputs, BatchOrder, DatasetError, Examples};
 use crate::probe::ProbeSpec;
@@ -65,6 +65,8 @@ pub(super) struct Session {
     validated: Vec<u32>,
     batch_size: usize,
     steps: u64,
+    /// The one batch of every step, where it is not the input pipeline that is measured.
+    staged: Option<(Value, Targets)>,
 }
 
 const MODEL_IS_PRESENT: &str = "the model is put back before a step returns";
@@ -100,26 +102,38 @@ impl Session {
             schedule: spec.schedule.clone(),
             clipping: spec.gradient_clipping.clone(),
             objective: Objective::new(workload, &device),
-            input: network.input,
+            input: Net::input(&network),
             loader: Loader::new(Arc::new(split.training), order, &workload.input_pipeline)?,
             validated: validated(split.validation.len(), workload.validation_examples),
             validation: split.validation,
             device,
             batch_size,
             steps: 0,
+            staged: None,
         })
+    }
+
+    /// Takes one batch to the device and trains on it from now on: what a step costs when its data costs
+    /// nothing.
+    pub(super) fn stage_one_batch(&mut self) -> Result<(), SessionError> {
+        let batch = self.loader.next_batch()?;
+        self.staged = Some(to_device(batch, self.input, &self.device));
+        Ok(())
     }
 
     /// One optimizer step on the next batch. Returns the training loss, still on the device: reading
     /// it waits for the device.
     pub(super) fn step(&mut self) -> Result<Tensor<1>, SessionError> {
-        let mut batch = self.loader.next_batch()?;
-        let input = to_device(&mut batch, self.input, &self.device);
+        let (input, targets) = match &self.staged {
+            Some((input, targets)) => (input.clone(), targets.clone()),
+            None => {
+                let batch = self.loader.next_batch()?;
+                to_device(batch, self.input, &self.device)
+            }
+        };
         // The optimizer gets the only reference to the parameters, so that it may update in place.
         let model = self.model.take().expect(MODEL_IS_PRESENT);
-        let loss = self
-            .objective
-            .training(model.forward(input), batch, &self.device);
+        let loss = self.objective.training(model.forward(input), targets);
         let gradients = GradientsParams::from_grads(loss.backward(), &model);
         let gradients = optimizer::clip(&self.clipping, &model, gradients);
         self.steps += 1;
@@ -161,9 +175,8 @@ impl Session {
         let device = self.device.clone().inner();
         let mut evaluator = Evaluator::new(&self.objective);
         for chunk in self.validated.chunks(self.batch_size) {
-            let mut batch = self.validation.gather(chunk);
-            let input = to_device(&mut batch, self.input, &device);
-            evaluator.add(model.forward(input), batch, &device);
+            let (input, targets) = to_device(self.validation.gather(chunk), self.input, &device);
+            evaluator.add(model.forward(input), targets);
         }
         evaluator.finish()
     }
@@ -217,41 +230,45 @@ fn training_device(backend: Backend, dtype: DType) -> Result<Device, SessionErro
     Ok(device.autodiff())
 }
 
-/// The inputs of a batch, copied to the device.
-fn to_device(batch: &mut Batch, input: Shape, device: &Device) -> Value {
+/// A batch, copied to the device.
+fn to_device(batch: Batch, input: Shape, device: &Device) -> (Value, Targets) {
     let examples = batch.examples;
+    let targets = Targets::to_device(batch.targets, examples, device);
+    (
+        inputs_to_device(batch.inputs, examples, input, device),
+        targets,
+    )
+}
+
+fn inputs_to_device(inputs: BatchInputs, examples: usize, input: Shape, device: &Device) -> Value {
     // A shape that a batch of exists fits this machine's integers.
     let size = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-    match &mut batch.inputs {
-        BatchInputs::Numbers(values) => {
-            let values = std::mem::take(values);
-            match input {
-                Shape::Features { width } => Value::Features(Tensor::from_data(
-                    TensorData::new(values, [examples, size(width)]),
-                    device,
-                )),
-                Shape::Sequence { length, width } => Value::Sequence(Tensor::from_data(
-                    TensorData::new(values, [examples, size(length), size(width)]),
-                    device,
-                )),
-                Shape::Image {
-                    channels,
-                    height,
-                    width,
-                } => Value::Image(Tensor::from_data(
-                    TensorData::new(
-                        values,
-                        [examples, size(channels), size(height), size(width)],
-                    ),
-                    device,
-                )),
-                Shape::Tokens { .. } => {
-                    unreachable!("the data set's facts: tokens are not numbers")
-                }
+    match inputs {
+        BatchInputs::Numbers(values) => match input {
+            Shape::Features { width } => Value::Features(Tensor::from_data(
+                TensorData::new(values, [examples, size(width)]),
+                device,
+            )),
+            Shape::Sequence { length, width } => Value::Sequence(Tensor::from_data(
+                TensorData::new(values, [examples, size(length), size(width)]),
+                device,
+            )),
+            Shape::Image {
+                channels,
+                height,
+                width,
+            } => Value::Image(Tensor::from_data(
+                TensorData::new(
+                    values,
+                    [examples, size(channels), size(height), size(width)],
+                ),
+                device,
+            )),
+            Shape::Tokens { .. } => {
+                unreachable!("the data set's facts: tokens are not numbers")
             }
-        }
+        },
         BatchInputs::Tokens(tokens) => {
-            let tokens = std::mem::take(tokens);
             let length = tokens.len() / examples.max(1);
             Value::Tokens(Tensor::from_data(
                 TensorData::new(tokens, [examples, length]),

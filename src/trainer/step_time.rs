@@ -39,6 +39,9 @@ pub(super) fn run(
         log.measurement(Metric::CanaryTimePerStep, canary)?;
     }
     let mut session = Session::new(spec)?;
+    if sampling.reuse_batch {
+        session.stage_one_batch()?;
+    }
 
     log.progress("warming up", 0.1)?;
     let start = Instant::now();

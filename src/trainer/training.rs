@@ -8,8 +8,9 @@
 use std::time::{Duration, Instant};
 
 use super::events::EventLog;
-use super::session::Session;
+use super::session::{Session, SessionError};
 use super::tasks::{TaskEnd, TaskError, read};
+use crate::datasets;
 use crate::probe::{Metric, ProbeSpec, TrainingRun};
 use crate::study::EvaluationMetric;
 
@@ -78,15 +79,18 @@ pub(super) fn run(
             )?;
         }
     };
+    let total = start.elapsed().as_secs_f64();
     if let Some((steps, _)) = &reached {
         log.measurement(Metric::StepsToTarget, *steps)?;
     }
     if let Some(loss) = last_loss {
         log.measurement(Metric::LastLoss, loss)?;
     }
+    if let Some(truth) = datasets::truth(&spec.workload.dataset).map_err(SessionError::from)? {
+        log.measurement(Metric::IrreducibleLoss, truth.loss)?;
+    }
     let steps = session.steps();
     log.measurement(Metric::Steps, steps as f64)?;
-    let total = start.elapsed().as_secs_f64();
     log.measurement(Metric::EvaluationShare, evaluating.as_secs_f64() / total)?;
     if steps > 0 {
         let load = session.load_times();

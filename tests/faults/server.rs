@@ -20,6 +20,12 @@ pub struct ServerProcess {
     _folder: tempfile::TempDir,
 }
 
+/// A client for plain HTTP; it insists on a TLS provider all the same.
+fn http_client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 impl ServerProcess {
     /// Starts a service on a database, as a host of its own; `runner` is what its children do.
     pub fn start(database_url: &str, host: &str, runner: &[&str]) -> Self {
@@ -82,7 +88,7 @@ impl ServerProcess {
         Self {
             child,
             base,
-            http: reqwest::Client::new(),
+            http: http_client(),
             _folder: folder,
         }
     }

@@ -67,6 +67,12 @@ pub fn settings(database_url: String, folder: &std::path::Path) -> Settings {
     settings
 }
 
+/// A client for plain HTTP; it insists on a TLS provider all the same.
+fn http_client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 impl TestService {
     /// A service without workers: nothing runs, so nothing changes by itself.
     pub async fn without_workers() -> Self {
@@ -91,7 +97,7 @@ impl TestService {
         change(&mut settings);
         let service = Service::start(settings).await.expect("the service starts");
         Self {
-            http: reqwest::Client::new(),
+            http: http_client(),
             base: format!("http://{}", service.address),
             _service: service,
             database,

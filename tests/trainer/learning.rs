@@ -214,6 +214,7 @@ fn generated_data_is_as_hard_as_its_truth_says() {
     let error = lowest(&spec, Metric::ValidationMeanSquaredError);
     // 2000 values: a standard error of 0.25·√(2/2000).
     assert!((0.22..0.29).contains(&error), "{error}");
+    assert_eq!(run(&spec).one(Metric::IrreducibleLoss), 0.25);
 
     let clusters = dataset(json!({
         "builtin": "synthetic", "examples": 8000, "features": 6, "classes": 2, "seed": 2

@@ -57,7 +57,9 @@ pub(super) fn inspect(
     file.seek(SeekFrom::Start(0))?;
     let mut archive: Archive<'_> =
         NpzArchive::new(BufReader::new(&file)).map_err(|error| damaged("the archive", &error))?;
-    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    let mut names: Vec<String> = archive.array_names().map(str::to_owned).collect();
+    // The archive lists them in an order of its own, another one each time.
+    names.sort();
     let options = &inspection.options;
     let find = |wanted: &Option<String>, usual: &[&str], what: &str| -> Result<String, Refused> {
         let found = match wanted {

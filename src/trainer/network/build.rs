@@ -154,10 +154,7 @@ impl Drawing<'_> {
             Layer::SelfAttention { heads, causal } => {
                 let linear = || self.linear(inputs, inputs, true, false);
                 Node::Attention(Attention {
-                    query: linear(),
-                    key: linear(),
-                    value: linear(),
-                    output: linear(),
+                    projections: vec![linear(), linear(), linear(), linear()],
                     heads: size(*heads),
                     causal: *causal,
                 })
@@ -246,7 +243,7 @@ impl Drawing<'_> {
                 if let Some(forget) = layer.forget_gate.as_mut() {
                     gate(forget, FORGET_BIAS);
                 }
-                Node::Lstm(layer)
+                Node::Lstm(vec![layer])
             }
             Cell::Gru => {
                 let mut layer = GruConfig::new(size(inputs), size(units), true)
@@ -255,7 +252,7 @@ impl Drawing<'_> {
                 gate(&mut layer.update_gate, 0.0);
                 gate(&mut layer.reset_gate, 0.0);
                 gate(&mut layer.new_gate, 0.0);
-                Node::Gru(layer)
+                Node::Gru(vec![layer])
             }
         }
     }

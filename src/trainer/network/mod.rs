@@ -11,7 +11,7 @@ use burn::tensor::module::{attention, avg_pool2d, max_pool2d};
 use burn::tensor::ops::{AttentionModuleOptions, AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{Device, Int, Tensor, s};
 
-use crate::study::{Activation, Network};
+use crate::study::{Activation, Layer, Network, Placed, Shape};
 use batch_norm::BatchNorm;
 
 /// What goes from layer to layer.
@@ -33,12 +33,9 @@ pub(super) struct Net {
     layers: Vec<Node>,
 }
 
-/// A layer with its parameters.
+/// A layer with its parameters. Each step moves every node several times, so what is large is kept in a
+/// vector of its own: a small network would spend a part of its step on copying room for an LSTM.
 #[derive(Module, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a network has few layers, and each is taken apart and put together once a step"
-)]
 enum Node {
     Linear(Linear),
     Conv2d(Conv2d),
@@ -50,8 +47,10 @@ enum Node {
     Positions(Positions),
     Patches(Conv2d),
     Attention(Attention),
-    Lstm(Lstm),
-    Gru(Gru),
+    /// One.
+    Lstm(Vec<Lstm>),
+    /// One.
+    Gru(Vec<Gru>),
     Residual(Residual),
     Plain(Plain),
 }
@@ -66,10 +65,8 @@ struct Positions {
 /// Multi-head self-attention.
 #[derive(Module, Debug)]
 struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
+    /// Query, key, value, output.
+    projections: Vec<Linear>,
     #[module(skip)]
     heads: usize,
     #[module(skip)]
@@ -117,8 +114,21 @@ enum Operation {
 impl Net {
     /// The network with weights from the device's random source.
     pub(super) fn new(network: &Network, device: &Device) -> Self {
+        let layers = match network.layers.as_slice() {
+            [first, rest @ ..] if is_flatten(first) => rest,
+            all => all,
+        };
         Self {
-            layers: build::nodes(&network.layers, network.initialisation, device),
+            layers: build::nodes(layers, network.initialisation, device),
+        }
+    }
+
+    /// The shape in which the network takes its examples. One that begins by flattening them takes them
+    /// flat: the numbers are the same, and a small step saves an operation and its gradient.
+    pub(super) fn input(network: &Network) -> Shape {
+        match network.layers.first() {
+            Some(first) if is_flatten(first) => first.output,
+            _ => network.input,
         }
     }
 
@@ -160,6 +170,10 @@ impl Net {
             None => 0.0,
         }
     }
+}
+
+fn is_flatten(placed: &Placed) -> bool {
+    matches!(placed.layer, Layer::Flatten {})
 }
 
 /// The weight of the network's embedding, where an unembedding asks for it.
@@ -207,8 +221,12 @@ impl Node {
                 Value::Sequence(patches.swap_dims(1, 2))
             }
             (Self::Attention(layer), Value::Sequence(x)) => Value::Sequence(layer.forward(x)),
-            (Self::Lstm(layer), Value::Sequence(x)) => Value::Sequence(layer.forward(x, None).0),
-            (Self::Gru(layer), Value::Sequence(x)) => Value::Sequence(layer.forward(x, None)),
+            (Self::Lstm(layers), Value::Sequence(x)) => {
+                Value::Sequence(layers.iter().fold(x, |x, layer| layer.forward(x, None).0))
+            }
+            (Self::Gru(layers), Value::Sequence(x)) => {
+                Value::Sequence(layers.iter().fold(x, |x, layer| layer.forward(x, None)))
+            }
             (Self::Residual(block), value) => {
                 let inside = through(&block.layers, value.clone(), tied);
                 let around = through(&block.shortcut, value, tied);
@@ -251,9 +269,9 @@ impl Attention {
                 .swap_dims(1, 2)
         };
         let mixed = attention(
-            split(self.query.forward(x.clone())),
-            split(self.key.forward(x.clone())),
-            split(self.value.forward(x)),
+            split(self.projections[0].forward(x.clone())),
+            split(self.projections[1].forward(x.clone())),
+            split(self.projections[2].forward(x)),
             None,
             None,
             AttentionModuleOptions {
@@ -262,8 +280,7 @@ impl Attention {
                 is_causal: self.causal,
             },
         );
-        self.output
-            .forward(mixed.swap_dims(1, 2).reshape([batch_size, length, width]))
+        self.projections[3].forward(mixed.swap_dims(1, 2).reshape([batch_size, length, width]))
     }
 }
 

@@ -74,7 +74,7 @@ fn input(network: &Network, batch_size: usize, device: &Device) -> Value {
     use crate::study::Shape;
     let normal = Distribution::Normal(0.0, 1.0);
     let size = |count: u64| usize::try_from(count).expect("small");
-    match network.input {
+    match Net::input(network) {
         Shape::Features { width } => {
             Value::Features(Tensor::random([batch_size, size(width)], normal, device))
         }
@@ -244,8 +244,8 @@ fn dropout_acts_in_training_only() {
     );
     let device = Device::flex().autodiff();
     let net = Net::new(&workload.network().expect("fits"), &device);
-    let image = Tensor::<4>::ones([4, 1, 8, 8], &device);
-    let output = |net: &Net, image: Tensor<4>| match net.forward(Value::Image(image)) {
+    let image = Tensor::<2>::ones([4, 64], &device);
+    let output = |net: &Net, image: Tensor<2>| match net.forward(Value::Features(image)) {
         Value::Features(x) => x.into_data(),
         other => panic!("{other:?}"),
     };
