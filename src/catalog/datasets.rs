@@ -93,6 +93,24 @@ pub(super) fn datasets() -> Vec<DatasetEntry> {
             provenance: vec![],
         },
         DatasetEntry {
+            name: "noisy_quadratic",
+            summary: "The noisy quadratic model as a regression: with a network of the layer \"scale\" alone the \
+                      expected loss is 1 + Σ hᵢθᵢ²/dimensions with hᵢ = 1/i, from θ = 1.",
+            task: "regression",
+            parameters: vec![
+                examples(10_000),
+                whole("dimensions", "Parameters of the quadratic.", 1000, 1, None),
+                seed(),
+            ],
+            preprocessing: "none",
+            licence: "none needed: made by this program",
+            provenance: vec![Provenance {
+                source: "Zhang et al. 2019, Which Algorithmic Choices Matter at Which Batch Sizes? Insights From \
+                         a Noisy Quadratic Model",
+                url: "https://arxiv.org/abs/1907.04164",
+            }],
+        },
+        DatasetEntry {
             name: "markov_text",
             summary: "Text in which each token depends on the tokens just before it: no model has a \
                       cross-entropy below its entropy rate, which is known.",

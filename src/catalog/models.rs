@@ -77,6 +77,11 @@ const ZAREMBA: Provenance = Provenance {
     url: "https://arxiv.org/abs/1409.2329",
 };
 
+const NOISY_QUADRATIC: Provenance = Provenance {
+    source: "Zhang et al. 2019, Which Algorithmic Choices Matter at Which Batch Sizes? (noisy quadratic model)",
+    url: "https://arxiv.org/abs/1907.04164",
+};
+
 const ACTIVATIONS: [&str; 4] = ["relu", "gelu", "tanh", "sigmoid"];
 const INITIALISATIONS: [&str; 5] = ["by_activation", "he", "lecun", "xavier", "small_normal"];
 const BY_ACTIVATION: &str = "weights ~ N(0, 2/fan-in) where a relu or gelu follows, else \
@@ -717,6 +722,13 @@ pub(super) fn layers() -> Vec<Component> {
                 whole("channels", "Channels of the result.", None, 1, None),
             ],
             vec![HE_2016],
+        ),
+        component(
+            "scale",
+            "Multiplies each feature by a trainable factor that starts at 1: alone, it is the noisy quadratic \
+             model on the data set of that name.",
+            vec![],
+            vec![NOISY_QUADRATIC],
         ),
         component(
             "output",

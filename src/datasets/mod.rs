@@ -11,6 +11,7 @@ mod digits;
 mod examples;
 pub mod inspect;
 mod markov;
+mod quadratic;
 mod random;
 mod synthetic;
 mod teacher;
@@ -96,6 +97,13 @@ pub fn generate(dataset: &BuiltinDataset) -> Result<Split, DatasetError> {
             noise_deviation,
             seed,
         }),
+        BuiltinDataset::NoisyQuadratic {
+            dimensions, seed, ..
+        } => quadratic::generate(
+            [facts.training_examples, facts.validation_examples],
+            dimensions,
+            seed,
+        ),
         BuiltinDataset::MarkovText { .. } => match chain(dataset) {
             Some(chain) => markov::generate(&chain),
             None => Err(DatasetError::TooLarge),
@@ -171,6 +179,8 @@ pub fn truth(dataset: &Dataset) -> Result<Option<Truth>, DatasetError> {
         BuiltinDataset::LinearTeacher {
             noise_deviation, ..
         } => Some(exact(noise_deviation * noise_deviation)),
+        // The variance of the targets, which nothing explains.
+        BuiltinDataset::NoisyQuadratic { .. } => Some(exact(1.0)),
         BuiltinDataset::MarkovText { .. } => match chain(dataset) {
             Some(chain) => Some(exact(markov::entropy_rate(&chain)?)),
             None => None,
@@ -191,6 +201,7 @@ mod tests {
             r#"{"builtin": "synthetic", "examples": 1, "features": 1, "classes": 2}"#,
             r#"{"builtin": "synthetic_images", "examples": 9, "height": 3, "width": 4}"#,
             r#"{"builtin": "linear_teacher", "examples": 11, "outputs": 2}"#,
+            r#"{"builtin": "noisy_quadratic", "examples": 6, "dimensions": 9}"#,
             r#"{"builtin": "markov_text", "examples": 5, "sequence_length": 7}"#,
         ] {
             let dataset: BuiltinDataset = serde_json::from_str(posted).expect("a data set");

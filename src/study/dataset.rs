@@ -290,6 +290,23 @@ pub enum BuiltinDataset {
         #[schema(maximum = 9007199254740991u64)]
         seed: u64,
     },
+    /// The noisy quadratic model (Zhang et al. 2019) as a regression: with the network `[{"layer": "scale"}]`
+    /// the expected loss is 1 + Σ hᵢθᵢ²/dimensions with curvatures hᵢ = 1/i, from θ = 1, and the covariance
+    /// of the gradient's noise is proportional to the curvature.
+    NoisyQuadratic {
+        /// Training examples.
+        #[serde(default = "default_examples")]
+        #[schema(minimum = 1, default = 10000)]
+        examples: u64,
+        /// Parameters of the quadratic.
+        #[serde(default = "default_dimensions")]
+        #[schema(minimum = 1, default = 1000)]
+        dimensions: u64,
+        /// Seeds the noise.
+        #[serde(default)]
+        #[schema(maximum = 9007199254740991u64)]
+        seed: u64,
+    },
     /// Text in which each token depends on the `order` tokens before it: a language whose entropy rate
     /// is known.
     MarkovText {
@@ -339,6 +356,9 @@ fn default_outputs() -> u64 {
 }
 fn default_noise() -> f64 {
     0.1
+}
+fn default_dimensions() -> u64 {
+    1000
 }
 fn default_windows() -> u64 {
     2000
@@ -410,6 +430,15 @@ impl BuiltinDataset {
                 Target::Values { count: outputs },
                 examples,
             ),
+            Self::NoisyQuadratic {
+                examples,
+                dimensions,
+                ..
+            } => (
+                Shape::Features { width: dimensions },
+                Target::Values { count: dimensions },
+                examples,
+            ),
             Self::MarkovText {
                 examples,
                 sequence_length,
@@ -453,6 +482,7 @@ impl BuiltinDataset {
             Self::Synthetic { .. } => "synthetic",
             Self::SyntheticImages { .. } => "synthetic_images",
             Self::LinearTeacher { .. } => "linear_teacher",
+            Self::NoisyQuadratic { .. } => "noisy_quadratic",
             Self::MarkovText { .. } => "markov_text",
         }
     }

@@ -632,6 +632,9 @@ pub enum Layer {
         #[schema(minimum = 1)]
         channels: u64,
     },
+    /// Multiplies each feature by a trainable factor that starts at 1: a network of this layer alone is the
+    /// noisy quadratic model on the data set of that name.
+    Scale {},
     /// A linear layer as wide as the data set's targets need: on features, or for a language model on
     /// each position.
     Output {},
@@ -666,6 +669,7 @@ impl Layer {
             Self::LastOfSequence {} => "last_of_sequence",
             Self::Residual { .. } => "residual",
             Self::Subsample { .. } => "subsample",
+            Self::Scale {} => "scale",
             Self::Output {} => "output",
             Self::Unembedding {} => "unembedding",
         }

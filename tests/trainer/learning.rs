@@ -232,3 +232,47 @@ fn generated_data_is_as_hard_as_its_truth_says() {
     );
     assert!(last(Metric::ValidationAuc) > 1.0 - 2.0 * bayes - 0.02);
 }
+
+/// SGD on the noisy quadratic follows the recursion of the expected second moments, which no sampling enters.
+#[test]
+fn sgd_on_the_noisy_quadratic_follows_the_exact_recursion() {
+    const DIMENSIONS: u32 = 100;
+    const STEPS: u64 = 60;
+    const BATCH_SIZE: f64 = 16.0;
+    let learning_rate = 0.4 * f64::from(DIMENSIONS) / 2.0;
+    let mut spec = spec(training(STEPS, None));
+    spec.workload = Workload::new(
+        dataset(json!({"builtin": "noisy_quadratic", "examples": 8000, "dimensions": DIMENSIONS})),
+        model(json!({"family": "sequential", "layers": [{"layer": "scale"}]})),
+    );
+    spec.optimizer = Optimizer::sgd(learning_rate);
+    spec.batch_size = BatchSize(BATCH_SIZE as u64);
+    let ended = run(&spec);
+    assert_eq!(ended.one(Metric::IrreducibleLoss), 1.0);
+    let losses = curve(&ended, Metric::ValidationMeanSquaredError);
+    let step_size = 2.0 * learning_rate / f64::from(DIMENSIONS);
+    let expected_excess = |steps: u64| -> f64 {
+        (1..=DIMENSIONS)
+            .map(|index| {
+                let h = 1.0 / f64::from(index);
+                let square = (0..steps).fold(1.0, |square, _| {
+                    (1.0 - step_size * h).powi(2) * square + step_size.powi(2) * h / BATCH_SIZE
+                });
+                h * square / f64::from(DIMENSIONS)
+            })
+            .sum()
+    };
+    // Differences from the first evaluation: the noise of the validation targets falls out of them.
+    let (start, first) = losses[0];
+    assert_eq!(start, 0);
+    let scale = expected_excess(0);
+    for (step, loss) in losses.iter().filter(|(step, _)| [5, 20, 60].contains(step)) {
+        let fallen = first - loss;
+        let expected = scale - expected_excess(*step);
+        assert!(
+            (fallen - expected).abs() < 0.1 * scale,
+            "step {step}: fallen by {fallen}, expected {expected}, from {scale}"
+        );
+    }
+    assert!(losses.iter().any(|(step, _)| *step == 60));
+}

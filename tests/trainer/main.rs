@@ -316,7 +316,8 @@ fn peak_memory_repeats_and_grows_with_the_batch() {
     let repeats = [peak(512), peak(512), peak(512)];
     let spread = repeats.iter().copied().fold(0.0, f64::max)
         / repeats.iter().copied().fold(f64::INFINITY, f64::min);
-    assert!(spread < 1.04, "{repeats:?}");
+    // The heap of such small blocks fragments differently from run to run; up to a tenth was seen.
+    assert!(spread < 1.15, "{repeats:?}");
     // At least the two hidden layers' activations, forward alone: 2 × 1024 × 4 bytes an example.
     let grown = peak(2048) - repeats[0];
     assert!(grown > (2048 - 512) as f64 * 8192.0, "{grown}");

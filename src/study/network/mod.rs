@@ -230,6 +230,7 @@ impl Placed {
                     .saturating_add(dense(*units, *units, true))
                     .saturating_mul(gates)
             }
+            (Layer::Scale {}, input) => input.numbers(),
             (Layer::Output {}, input) => dense(last_axis(input), last_axis(self.output), true),
             _ => 0,
         }
@@ -558,6 +559,8 @@ impl Builder {
                 }
             }
             (Layer::Subsample { .. }, _) => return refuse(AN_IMAGE),
+            (Layer::Scale {}, shape @ Shape::Features { .. }) => shape,
+            (Layer::Scale {}, _) => return refuse("features (\"flatten\" makes them)"),
             (Layer::Output {}, shape) => match (self.target, shape) {
                 (Target::NextToken { vocabulary }, Shape::Sequence { length, .. }) => {
                     Shape::Sequence {

@@ -61,7 +61,7 @@ fn a_missing_field_is_named_where_it_should_be() {
     says(
         &json!({"workload": {"dataset": {}}}),
         "/workload/dataset/builtin",
-        "is required and missing; one of: digits, synthetic, synthetic_images, linear_teacher, markov_text",
+        "is required and missing; one of: digits, synthetic, synthetic_images, linear_teacher, noisy_quadratic, markov_text",
     );
 }
 

@@ -10,7 +10,7 @@ use burn::nn::{
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::batch_norm::BatchNorm;
-use super::{Attention, Node, Operation, Plain, Positions, Residual};
+use super::{Attention, Node, Operation, Plain, Positions, Residual, Scale};
 use crate::study::{Cell, Initialisation, Layer, Normalization, Placed, Shape};
 
 /// The bias of an LSTM's forget gate, so that it remembers at first (Gers et al. 2000; Jozefowicz et al. 2015).
@@ -169,6 +169,9 @@ impl Drawing<'_> {
             Layer::Subsample { stride, channels } => plain(Operation::Subsample {
                 stride: size(*stride),
                 channels: size(*channels),
+            }),
+            Layer::Scale {} => Node::Scale(Scale {
+                weight: self.constant(size(inputs), 1.0),
             }),
             Layer::Unembedding {} => plain(Operation::Unembedding),
         })

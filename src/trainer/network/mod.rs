@@ -52,6 +52,7 @@ enum Node {
     /// One.
     Gru(Vec<Gru>),
     Residual(Residual),
+    Scale(Scale),
     Plain(Plain),
 }
 
@@ -60,6 +61,13 @@ enum Node {
 struct Positions {
     /// `[length, width]`
     weight: Param<Tensor<2>>,
+}
+
+/// A factor for each feature.
+#[derive(Module, Debug)]
+struct Scale {
+    /// `[features]`
+    weight: Param<Tensor<1>>,
 }
 
 /// Multi-head self-attention.
@@ -237,6 +245,9 @@ impl Node {
                     (_, other) => misplaced("a sum", &other),
                 }
             }
+            (Self::Scale(layer), Value::Features(x)) => {
+                Value::Features(x * layer.weight.val().unsqueeze())
+            }
             (Self::Plain(plain), value) => plain.operation.apply(value, tied),
             (node, value) => misplaced(node.name(), &value),
         }
@@ -254,6 +265,7 @@ impl Node {
             Self::Attention(_) => "self_attention",
             Self::Lstm(_) | Self::Gru(_) => "recurrent",
             Self::Residual(_) => "residual",
+            Self::Scale(_) => "scale",
             Self::Plain(_) => "a layer without parameters",
         }
     }
