@@ -69,15 +69,20 @@ const SERIES_CONFIDENCE: f64 = 0.95;
 ///
 /// `None` with fewer than two values a batch.
 pub fn batch_half_width(series: &[f64], statistic: impl Fn(&[f64]) -> Option<f64>) -> Option<f64> {
+    let of_batches = of_batches(series, statistic)?;
+    let factor = two_sided_t(SERIES_CONFIDENCE, (BATCHES - 1) as f64)?;
+    Some(factor * standard_deviation(&of_batches)? / (BATCHES as f64).sqrt())
+}
+
+/// The statistic of each of 20 batches of neighbours; `None` with fewer than two values a batch.
+pub fn of_batches(series: &[f64], statistic: impl Fn(&[f64]) -> Option<f64>) -> Option<Vec<f64>> {
     if series.len() < 2 * BATCHES {
         return None;
     }
     let border = |batch: usize| batch * series.len() / BATCHES;
-    let of_batches = (0..BATCHES)
+    (0..BATCHES)
         .map(|batch| statistic(&series[border(batch)..border(batch + 1)]))
-        .collect::<Option<Vec<f64>>>()?;
-    let factor = two_sided_t(SERIES_CONFIDENCE, (BATCHES - 1) as f64)?;
-    Some(factor * standard_deviation(&of_batches)? / (BATCHES as f64).sqrt())
+        .collect()
 }
 
 #[cfg(test)]

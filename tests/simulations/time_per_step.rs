@@ -47,11 +47,32 @@ fn measure(world: World) -> Figures {
     figures
 }
 
+/// Runs of which the median must be right: not below the 1% binomial bound of the rates that the method
+/// was chosen for, 100, 99.8, 99.7, 100 and 94.5%.
+fn least_right(rate: f64) -> f64 {
+    let errors = (1.0 - rate) * RUNS as f64;
+    rate - 2.33 * (errors * rate).sqrt() / RUNS as f64
+}
+
 #[test]
-fn the_median_of_one_child_is_within_2_percent_in_95_percent_of_runs() {
-    for world in [World::QUIET, World::TYPICAL, World::NOISY, World::HICCUP] {
+fn the_median_of_one_child_is_within_2_percent_as_often_as_the_method_promises() {
+    for (world, rate) in [
+        (World::QUIET, 1.0),
+        (World::TYPICAL, 0.998),
+        (World::NOISY, 0.997),
+        (World::HICCUP, 1.0),
+        // Ten percent that fade over hundreds of blocks are nearly too slow to be seen by a rule that
+        // wants to stop.
+        (World::DRIFT, 0.945),
+    ] {
         let figures = measure(world);
-        assert!(figures.within_2pct >= 0.95, "{}", world.name);
+        assert!(
+            figures.within_2pct >= least_right(rate),
+            "{}: {} of {}",
+            world.name,
+            figures.within_2pct,
+            least_right(rate)
+        );
     }
 }
 
@@ -60,12 +81,4 @@ fn a_quiet_child_needs_few_blocks() {
     let figures = measure(World::QUIET);
     assert!(figures.median_blocks <= 80);
     assert!(figures.converged >= 0.999);
-}
-
-/// Ten percent that fades over hundreds of blocks is nearly too slow to be seen by a rule that
-/// wants to stop: fewer runs are right, but the oldest blocks are dropped and most are.
-#[test]
-fn a_drift_that_fades_is_mostly_waited_for() {
-    let figures = measure(World::DRIFT);
-    assert!(figures.within_2pct >= 0.88);
 }

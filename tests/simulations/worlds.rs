@@ -34,9 +34,9 @@ pub struct World {
     pub scatter: f64,
     /// Correlation of ln t of neighbouring blocks (first-order autoregression).
     pub correlation: f64,
-    /// Share of blocks that take 1.5 to 3 times as long, at random.
+    /// Share of blocks that take five times as long, at random.
     pub outliers: f64,
-    /// Every so many blocks one takes three times as long; 0 for none.
+    /// Every so many blocks one takes five times as long; 0 for none.
     pub hiccup_every: u64,
     /// The first block is faster by this much, and the difference fades with an e-folding of 100
     /// blocks: a processor that heats up.
@@ -88,10 +88,10 @@ impl World {
             let mut time = state.exp() * (1.0 - self.drift * (-(block as f64) / 100.0).exp());
             block += 1;
             if random.random::<f64>() < self.outliers {
-                time *= 1.5 + 1.5 * random.random::<f64>();
+                time *= 5.0;
             }
             if self.hiccup_every > 0 && block.is_multiple_of(self.hiccup_every) {
-                time *= 3.0;
+                time *= 5.0;
             }
             time
         }
