@@ -58,16 +58,16 @@ fn main() {
         ),
     ];
     for (name, model, (file, contents)) in cases {
-        let run = |threads: u32, reuse_batch: bool| {
-            probe(file, &spec(&model, contents, threads, reuse_batch))
+        let run = |threads: u32, synthetic: bool| {
+            probe(file, &spec(&model, contents, threads, synthetic))
         };
         let (mut staged, mut ahead, mut without) = (Vec::new(), Vec::new(), Vec::new());
         let mut ratios = Vec::new();
         for _ in 0..turns {
-            let synthetic = run(0, true);
+            let without_pipeline = run(0, true);
             let prefetching = run(1, false);
-            ratios.push(prefetching / synthetic);
-            staged.push(synthetic);
+            ratios.push(prefetching / without_pipeline);
+            staged.push(without_pipeline);
             ahead.push(prefetching);
             without.push(run(0, false));
         }
@@ -136,7 +136,7 @@ fn images(channels: u64, side: u64, classes: u64) -> (File, Contents) {
     (file, contents)
 }
 
-fn spec(model: &Value, contents: &Contents, threads: u32, reuse_batch: bool) -> Value {
+fn spec(model: &Value, contents: &Contents, threads: u32, synthetic: bool) -> Value {
     json!({
         "protocol": 1,
         "task": {
@@ -144,7 +144,7 @@ fn spec(model: &Value, contents: &Contents, threads: u32, reuse_batch: bool) -> 
             "first_look_blocks": 50, "growth": 1.25, "max_blocks": 3000,
             "max_secs": 3.0, "min_steps": 20, "median_half_width": 0.01,
             "mean_half_width": 0.05, "drift": 0.015, "canary_secs": 0.0,
-            "reuse_batch": reuse_batch
+            "batches": if synthetic { "synthetic" } else { "loaded" }
         },
         "workload": {
             "dataset": {

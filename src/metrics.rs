@@ -29,6 +29,9 @@ pub struct InstanceMetrics {
 /// Buckets for probes: a tenth of a second to ten minutes.
 const PROBE_SECONDS: [f64; 11] = [0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0];
 
+/// Buckets for the error of a predicted peak: half a percent to a half.
+const PREDICTION_ERRORS: [f64; 8] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5];
+
 impl InstanceMetrics {
     /// Registers everything, the process metrics too.
     ///
@@ -166,6 +169,17 @@ pub fn service_registry(counts: &ServiceCounts) -> Result<Registry, prometheus::
         let values = [queue.backend.as_str(), queue.device_model.as_str()];
         depth.with_label_values(&values).set(queue.depth);
         oldest.with_label_values(&values).set(queue.oldest_secs);
+    }
+    let errors = prometheus::Histogram::with_opts(
+        HistogramOpts::new(
+            "trialhead_memory_prediction_error_ratio",
+            "|predicted/measured - 1| of the peaks of memory predicted and measured in the last day",
+        )
+        .buckets(PREDICTION_ERRORS.to_vec()),
+    )?;
+    registry.register(Box::new(errors.clone()))?;
+    for error in &counts.memory_prediction_errors {
+        errors.observe(*error);
     }
     Ok(registry)
 }

@@ -8,7 +8,6 @@ use super::saturation::SATURATED_GAIN;
 use super::throughput::{CONFIDENCE_PER_LOOK, draw_choices};
 use super::{Evidence, ThroughputAnalysis, memory};
 use crate::probe::{InfeasibleReason, Metric, ProbeKind, ProbeState};
-use crate::statistics::blocked::BlockedDesign;
 use crate::study::{BatchSize, StudyDefinition};
 
 /// What fits.
@@ -47,6 +46,8 @@ pub fn sights(evidence: &Evidence) -> Vec<(BatchSize, Seen)> {
         .filter(|probe| match probe.kind() {
             ProbeKind::Memory | ProbeKind::Confirmation => true,
             ProbeKind::Smoke => probe.state == ProbeState::Infeasible,
+            // These hold more than one batch, and so say nothing of what training needs.
+            ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => false,
             ProbeKind::StepTime | ProbeKind::Training => false,
         })
         .filter_map(|probe| {
@@ -157,16 +158,13 @@ fn largest_that_gains(rates: &[(BatchSize, f64)], margin: f64) -> Option<BatchSi
 /// Applies the rule: the largest feasible batch size whose last doubling gained more than 10%, the
 /// interval's lower end deciding (the value itself with one round).
 pub fn start_choice(throughput: &ThroughputAnalysis, seed: u64) -> Option<StartChoice> {
-    let rates: Vec<(BatchSize, f64)> = throughput
-        .points
-        .iter()
-        .map(|point| (point.batch_size, point.examples_per_sec.value))
-        .collect();
-    let margin = BlockedDesign::fit(&throughput.ln_time_per_step)
-        .and_then(|design| design.difference_half_width(CONFIDENCE_PER_LOOK))
+    let curve = throughput.curve()?;
+    let margin = curve
+        .design
+        .difference_half_width(CONFIDENCE_PER_LOOK)
         .unwrap_or(0.0);
-    let batch_size = largest_that_gains(&rates, margin)?;
-    let shares = draw_choices(throughput, seed, |rates| largest_that_gains(rates, 0.0));
+    let batch_size = largest_that_gains(&curve.rates, margin)?;
+    let shares = draw_choices(&curve, seed, |rates| largest_that_gains(rates, 0.0));
     let of = |size: BatchSize| shares.iter().find(|(other, _, _)| *other == size);
     Some(StartChoice {
         batch_size,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::memory::MemoryPrediction;
 use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
 use crate::study::{BatchSize, ProbeId};
 
@@ -28,6 +29,8 @@ pub struct ProbeRecord {
     pub reused: bool,
     /// Device time of its completing attempt, seconds.
     pub device_secs: f64,
+    /// The peak that was predicted when it was planned.
+    pub prediction: Option<MemoryPrediction>,
     /// Figures of the whole probe (those without a step).
     pub figures: BTreeMap<Metric, f64>,
 }

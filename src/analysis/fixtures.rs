@@ -50,6 +50,7 @@ pub(crate) fn succeeded(
         position: 0,
         reused: false,
         device_secs: 1.0,
+        prediction: None,
         figures: figures.iter().copied().collect::<BTreeMap<_, _>>(),
     }
 }

@@ -1,9 +1,12 @@
-//! What the measurements mean, as numbers with units: memory, throughput, saturation.
+//! What the measurements mean, as numbers with units: memory, throughput, saturation,
+//! bottlenecks, gradient accumulation.
 //! Pure and deterministic: the same evidence gives the same analysis.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod accumulation;
+pub mod bottleneck;
 pub mod decision;
 pub mod evidence;
 #[cfg(test)]
@@ -13,11 +16,13 @@ pub mod memory_search;
 pub mod saturation;
 pub mod throughput;
 
+pub use accumulation::AccumulationPoint;
+pub use bottleneck::{Bottleneck, BottleneckAnalysis, BottleneckPoint, Finding, StepParts};
 pub use decision::{Feasibility, StartChoice};
 pub use evidence::{Evidence, ProbeRecord};
-pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint};
+pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint, MemoryPrediction, MemorySplit};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
-pub use throughput::{ThroughputAnalysis, ThroughputPoint};
+pub use throughput::{Curve, ThroughputAnalysis, ThroughputPoint};
 
 use crate::study::StudyDefinition;
 
@@ -62,6 +67,11 @@ pub struct Analysis {
     pub throughput: Option<ThroughputAnalysis>,
     /// Where throughput stops rising; null with fewer than two batch sizes timed.
     pub saturation: Option<SaturationAnalysis>,
+    /// What keeps steps from being shorter; null before it was measured.
+    pub bottleneck: Option<BottleneckAnalysis>,
+    /// What gradient accumulation brings, by micro-batch size.
+    #[serde(default)]
+    pub gradient_accumulation: Vec<AccumulationPoint>,
     /// What fits; null before the first memory probe ended.
     pub feasibility: Option<Feasibility>,
     /// The batch size to start with; null before throughput was measured.
@@ -73,7 +83,12 @@ pub struct Analysis {
 /// Works out everything the evidence allows.
 pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
     let memory = memory::analyze(definition, evidence);
-    let throughput = throughput::analyze(evidence);
+    let feasibility = decision::feasibility(definition, evidence);
+    let mut throughput = throughput::analyze(evidence);
+    if let Some(throughput) = &mut throughput {
+        let remark = throughput::not_paid_for(definition, feasibility.as_ref(), throughput);
+        throughput.caveats.extend(remark);
+    }
     let saturation = throughput.as_ref().and_then(saturation::analyze);
     let start = throughput
         .as_ref()
@@ -82,11 +97,14 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         .as_ref()
         .map(|throughput| throughput.caveats.clone())
         .unwrap_or_default();
+    let bottleneck = bottleneck::analyze(&definition.workload, evidence, saturation.as_ref());
     Analysis {
         memory,
         throughput,
         saturation,
-        feasibility: decision::feasibility(definition, evidence),
+        bottleneck,
+        gradient_accumulation: accumulation::analyze(evidence),
+        feasibility,
         start,
         caveats,
     }

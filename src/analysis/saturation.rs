@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 
 use super::throughput::CONFIDENCE_PER_LOOK;
 use super::{Estimate, ThroughputAnalysis};
-use crate::statistics::blocked::BlockedDesign;
 use crate::statistics::regression::fit_two_parameters;
 use crate::study::BatchSize;
 
@@ -57,6 +56,9 @@ pub struct TimeModel {
 /// Where throughput stops rising.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SaturationAnalysis {
+    /// Whether it is read from steps on synthetic data, without the input pipeline; otherwise from training
+    /// as it is, where a slow input pipeline may look like a busy device.
+    pub of_synthetic_data: bool,
     /// Each doubling, by batch size.
     pub gains: Vec<DoublingGain>,
     /// B_sat: the smallest batch size from which two doublings in a row gain ≤ 10% and none later gains
@@ -64,6 +66,8 @@ pub struct SaturationAnalysis {
     pub saturation_batch_size: Option<BatchSize>,
     /// The batch size of the highest measured throughput.
     pub peak_batch_size: BatchSize,
+    /// The highest measured throughput, examples per second.
+    pub highest_examples_per_sec: Option<f64>,
     /// Batch sizes after which throughput falls, its interval wholly below 1: reported as measured.
     pub dips: Vec<BatchSize>,
     /// The fit; null when the batch sizes span less than a factor of 8.
@@ -166,18 +170,16 @@ pub fn analyze(throughput: &ThroughputAnalysis) -> Option<SaturationAnalysis> {
     if points.len() < 2 {
         return None;
     }
-    let half_width = BlockedDesign::fit(&throughput.ln_time_per_step)?
-        .difference_half_width(CONFIDENCE_PER_LOOK);
+    let measured = throughput.curve()?;
+    let is_synthetic = measured.is_synthetic;
     let curve = Curve {
-        points: points
-            .iter()
-            .map(|point| (point.batch_size, point.examples_per_sec.value))
-            .collect(),
-        half_width,
+        half_width: measured.design.difference_half_width(CONFIDENCE_PER_LOOK),
+        points: measured.rates,
     };
-    let times: Vec<(BatchSize, f64)> = points
+    let times: Vec<(BatchSize, f64)> = curve
+        .points
         .iter()
-        .map(|point| (point.batch_size, point.time_per_step_secs.value))
+        .map(|(size, rate)| (*size, size.as_f64() / rate))
         .collect();
     let time_model = fit_time_model(&times);
     let saturated = curve.saturated(time_model.as_ref());
@@ -198,6 +200,7 @@ pub fn analyze(throughput: &ThroughputAnalysis) -> Option<SaturationAnalysis> {
         .max_by(|a, b| a.1.total_cmp(&b.1))
         .map(|(size, _)| *size)?;
     Some(SaturationAnalysis {
+        of_synthetic_data: is_synthetic,
         saturation_batch_size: saturated
             .iter()
             .find(|run| !curve.rises_after(run.end))
@@ -209,6 +212,11 @@ pub fn analyze(throughput: &ThroughputAnalysis) -> Option<SaturationAnalysis> {
             .collect(),
         gains,
         peak_batch_size: peak,
+        highest_examples_per_sec: curve
+            .points
+            .iter()
+            .map(|(_, rate)| *rate)
+            .max_by(f64::total_cmp),
         time_model,
     })
 }

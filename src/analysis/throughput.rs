@@ -19,6 +19,8 @@ mod choices;
 mod remarks;
 mod rounds;
 
+pub(in crate::analysis) use remarks::{contention, not_paid_for};
+
 pub use choices::{best_throughput_probabilities, draw_choices};
 use rounds::{Cell, Timings};
 pub use rounds::{MIN_ROUNDS, rounds_off};
@@ -34,6 +36,9 @@ pub struct ThroughputPoint {
     pub mean_time_per_step_secs: f64,
     /// B/t, examples per second.
     pub examples_per_sec: Estimate,
+    /// t on one batch staged on the device before: what a step takes without its input pipeline, seconds.
+    /// Null where a child did not time it.
+    pub synthetic_time_per_step_secs: Option<Estimate>,
     /// Children that measured it.
     pub replicates: u64,
     /// Widest relative half-width of a median's interval within one run; it only stopped the sampling.
@@ -57,10 +62,12 @@ pub struct ThroughputAnalysis {
     pub degrees_of_freedom: u64,
     /// ln t by batch size (rows, as in `points`) and round (columns); what ratios are computed from.
     pub ln_time_per_step: Vec<Vec<f64>>,
+    /// The same on synthetic data; null where some child did not time it.
+    pub ln_synthetic_time_per_step: Option<Vec<Vec<f64>>>,
     /// Rounds left out because the canary was off and the round was repeated.
     pub rounds_repeated: u64,
     /// Remarks: `W_UNRELIABLE`, `W_STALLS`, `W_CANARY`, `W_DRIFT`, `W_HOST_CONTENDED`,
-    /// `W_CONTENTION_UNKNOWN`.
+    /// `W_CONTENTION_UNKNOWN`, `W_BUDGET`.
     pub caveats: Vec<Caveat>,
 }
 
@@ -103,19 +110,33 @@ pub fn analyze(evidence: &Evidence) -> Option<ThroughputAnalysis> {
     let design = BlockedDesign::fit(&ln_time_per_step)?;
     let means = BlockedDesign::fit(&ln(|cell| cell.mean))?.means;
     let half_width = design.half_width(CONFIDENCE_PER_LOOK);
+    let ln_synthetic: Option<Vec<Vec<f64>>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| Some(cell.synthetic?.ln())).collect())
+        .collect();
+    let synthetic: Option<Vec<Estimate>> = ln_synthetic.as_deref().and_then(|table| {
+        let design = BlockedDesign::fit(table)?;
+        let half_width = design.half_width(CONFIDENCE_PER_LOOK);
+        let estimate = |ln: &f64| Estimate::of_ln(*ln, half_width);
+        Some(design.means.iter().map(estimate).collect())
+    });
     let points: Vec<ThroughputPoint> = table
         .sizes
         .iter()
         .zip(&rows)
         .zip(design.means.iter().zip(&means))
-        .map(|((size, row), (ln_median, ln_mean))| {
-            point(
-                *size,
-                row,
-                Estimate::of_ln(*ln_median, half_width),
-                *ln_mean,
-            )
-        })
+        .enumerate()
+        .map(
+            |(index, ((size, row), (ln_median, ln_mean)))| ThroughputPoint {
+                synthetic_time_per_step_secs: synthetic.as_ref().map(|times| times[index]),
+                ..point(
+                    *size,
+                    row,
+                    Estimate::of_ln(*ln_median, half_width),
+                    *ln_mean,
+                )
+            },
+        )
         .collect();
 
     caveats.extend(remarks::left_out(evidence, &table));
@@ -129,6 +150,7 @@ pub fn analyze(evidence: &Evidence) -> Option<ThroughputAnalysis> {
         between_child_sd: design.residual_sd,
         degrees_of_freedom: design.degrees_of_freedom,
         ln_time_per_step,
+        ln_synthetic_time_per_step: ln_synthetic,
         rounds_repeated,
         caveats,
     })
@@ -155,12 +177,47 @@ fn point(
             ci_lower: time_per_step_secs.ci_upper.map(per_sec),
             ci_upper: time_per_step_secs.ci_lower.map(per_sec),
         },
+        synthetic_time_per_step_secs: None,
         replicates: row.len() as u64,
         within_run_half_width: figures(Metric::WithinRunMedianHalfWidth)
             .into_iter()
             .reduce(f64::max),
         compile_secs: median(&figures(Metric::CompileSecs)),
         probe_ids: row.iter().map(|cell| cell.probe.id).collect(),
+    }
+}
+
+/// The curve that tells where throughput stops rising: without the input pipeline where every child timed
+/// that, because a pipeline that is too slow looks like a device that is busy.
+#[derive(Debug, Clone)]
+pub struct Curve {
+    /// Batch size and throughput, examples per second.
+    pub rates: Vec<(BatchSize, f64)>,
+    /// The design behind them.
+    pub design: BlockedDesign,
+    /// Whether it is of synthetic data.
+    pub is_synthetic: bool,
+}
+
+impl ThroughputAnalysis {
+    /// See [`Curve`].
+    pub fn curve(&self) -> Option<Curve> {
+        let synthetic = self.ln_synthetic_time_per_step.as_ref();
+        let design = BlockedDesign::fit(synthetic.unwrap_or(&self.ln_time_per_step))?;
+        let rates = self
+            .points
+            .iter()
+            .zip(&design.means)
+            .map(|(point, ln_time)| {
+                let size = point.batch_size;
+                (size, size.as_f64() / ln_time.exp())
+            })
+            .collect();
+        Some(Curve {
+            rates,
+            design,
+            is_synthetic: synthetic.is_some(),
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use super::problem::Problem;
 use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use super::studies;
+use crate::analysis::MemoryPrediction;
 use crate::probe::{ProbeKind, ProbeSpec, ProbeState};
 use crate::store::StoreError;
 use crate::store::probes::{self, PlaceRow, ProbeFilter, ProbeRow};
@@ -79,6 +80,9 @@ pub struct PlannedProbe {
     pub reused: bool,
     /// Why it was planned.
     pub why: String,
+    /// The peak of memory predicted when it was planned; null where it is no probe of memory, or nothing
+    /// could be predicted yet.
+    pub prediction: Option<MemoryPrediction>,
     /// The probe.
     pub probe: Probe,
 }
@@ -178,6 +182,7 @@ fn planned((place, row): (PlaceRow, ProbeRow)) -> Result<PlannedProbe, StoreErro
         wave: place.wave,
         position: place.position,
         reused: place.reused,
+        prediction: place.prediction(),
         why: place.why,
         probe: row.try_into()?,
     })

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::parameters::{choice, fraction, input_pipeline, optional, whole};
+use super::parameters::{choice, flag, fraction, input_pipeline, optional, whole};
 use super::{EvaluationEntry, LossEntry, MetricEntry, Parameter, ProbeKindEntry};
 
 pub(super) fn losses() -> Vec<LossEntry> {
@@ -44,6 +44,11 @@ pub(super) fn workload_options() -> Vec<Parameter> {
         input_pipeline(
             "Threads that gather batches ahead, and batches kept ready.",
             json!({"threads": 0, "prefetch_batches": 2}),
+        ),
+        flag(
+            "read_loss_every_step",
+            "Whether training reads the loss back after every step, as a loop that logs it each time does.",
+            false,
         ),
     ]
 }
@@ -127,6 +132,18 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "Mean over blocks of the time per step.",
         ),
         entry(
+            "synthetic_time_per_step_median",
+            "s",
+            "Median over blocks of the time per step on one batch staged on the device before.",
+        ),
+        entry(
+            "synthetic_time_per_step_mean",
+            "s",
+            "Mean over blocks of the time per step on one batch staged on the device before.",
+        ),
+        entry("warm_up_secs", "s", "Time spent on warm-up, discarded."),
+        entry("sampling_secs", "s", "Time spent on sampling."),
+        entry(
             "within_run_median_half_width",
             "ratio",
             "Relative half-width of the median's 95% interval within one run; it ends the sampling.",
@@ -167,6 +184,26 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "peak_resident_memory",
             "bytes",
             "Peak resident memory of the training process.",
+        ),
+        entry(
+            "peak_memory_in_use",
+            "bytes",
+            "Peak of what the training process had allocated and not freed.",
+        ),
+        entry(
+            "dataset_memory",
+            "bytes",
+            "Allocated by loading the data set; a mapped one takes none.",
+        ),
+        entry(
+            "parameter_memory",
+            "bytes",
+            "Allocated by the model's parameters.",
+        ),
+        entry(
+            "optimizer_state_memory",
+            "bytes",
+            "Allocated between steps beyond data set and parameters: the optimizer's state, batches loaded ahead.",
         ),
         entry("first_loss", "loss", "Training loss of the first step."),
         entry("last_loss", "loss", "Training loss of the last step."),
@@ -241,6 +278,56 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "s",
             "Time for which training stood still until its batch was there.",
         ),
+        entry(
+            "prefetched_time_per_step",
+            "s",
+            "Time per step with batches gathered ahead by other threads.",
+        ),
+        entry(
+            "unprefetched_time_per_step",
+            "s",
+            "Time per step with each batch gathered when its step begins.",
+        ),
+        entry(
+            "transfer_time_per_step",
+            "s",
+            "Time of copying a gathered batch to the device.",
+        ),
+        entry(
+            "synthetic_time_per_step",
+            "s",
+            "Time per step on one batch staged on the device before.",
+        ),
+        entry(
+            "readback_time_per_step",
+            "s",
+            "The same with the loss read back after every step.",
+        ),
+        entry(
+            "forward_time_per_step",
+            "s",
+            "Time of the forward pass and the loss alone.",
+        ),
+        entry(
+            "forward_backward_time_per_step",
+            "s",
+            "Time of the forward and the backward pass.",
+        ),
+        entry(
+            "matmul_rate",
+            "flop/s",
+            "Rate of arithmetic of a plain matrix multiplication on the same device.",
+        ),
+        entry(
+            "accumulated_time_per_step",
+            "s",
+            "Time of an optimizer step on the gradients of several micro-batches.",
+        ),
+        entry(
+            "whole_batch_time_per_step",
+            "s",
+            "Time of a step on one batch of the same examples.",
+        ),
     ]
 }
 
@@ -271,6 +358,20 @@ pub(super) fn probe_kinds() -> Vec<ProbeKindEntry> {
             question: "Does a batch size survive a longer run?",
             summary: "Training steps and one evaluation under the memory limit, before a batch size \
                       is recommended.",
+            exclusive: true,
+        },
+        ProbeKindEntry {
+            name: "input_pipeline",
+            question: "What does a step's time go into?",
+            summary: "Steps with and without loading, readback, backward pass and update, timed in turn in \
+                      one process.",
+            exclusive: true,
+        },
+        ProbeKindEntry {
+            name: "gradient_accumulation",
+            question: "What does gradient accumulation bring?",
+            summary: "Optimizer steps on the gradients of several micro-batches, timed in turn with plain \
+                      steps on one of them and on all their examples at once.",
             exclusive: true,
         },
         ProbeKindEntry {

@@ -90,6 +90,7 @@ pub async fn work_out(
                         identity: fingerprint::identity(&project, owner, &probe.spec)?,
                         spec: probe.spec.clone(),
                         why: probe.why.clone(),
+                        prediction: probe.prediction,
                     })
                 })
                 .collect::<Result<_, serde_json::Error>>()?,

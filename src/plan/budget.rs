@@ -1,17 +1,17 @@
 //! What probes cost, what is left, and what is still to come.
 
-use super::{PlannedProbe, confirmation, needs_times, rounds};
+use super::{PlannedProbe, accumulation, asks, bottleneck, confirmation, needs_times, rounds};
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
 use crate::statistics::intervals::mean;
-use crate::study::StudyDefinition;
+use crate::study::{Question, StudyDefinition};
 
 /// What a probe of a kind usually takes before any was seen, seconds.
 fn usual_secs(kind: ProbeKind) -> f64 {
     match kind {
         ProbeKind::Smoke => 0.5,
         ProbeKind::Memory => 1.0,
-        ProbeKind::StepTime => 2.5,
+        ProbeKind::StepTime | ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => 4.0,
         ProbeKind::Confirmation => 2.0,
         ProbeKind::Training => 5.0,
     }
@@ -19,6 +19,9 @@ fn usual_secs(kind: ProbeKind) -> f64 {
 
 /// Looks that the memory search usually needs.
 const USUAL_LOOKS: u64 = 6;
+
+/// Batch sizes at which the parts of a step are usually timed.
+const USUAL_PARTS: u64 = 3;
 
 /// What is left of a study's budget, and what its probes have cost.
 #[derive(Debug)]
@@ -85,22 +88,27 @@ impl Purse {
         usual + excess
     }
 
-    /// Whether a wave can be paid for; `keep` keeps the confirmation's share aside.
+    /// Whether a wave that nothing can do without can be paid for.
+    pub fn affords_needed(&self, wave: &[PlannedProbe]) -> bool {
+        self.wave_cost(wave) <= self.left_secs && wave.len() as u64 <= self.left_probes
+    }
+
+    /// Whether so many waves like this one can be paid for, with the share of the confirmation that is still
+    /// to come kept aside.
     pub fn affords(
         &self,
         wave: &[PlannedProbe],
+        waves: usize,
         definition: &StudyDefinition,
+        evidence: &Evidence,
         analysis: &Analysis,
-        keep: bool,
     ) -> bool {
-        let kept = if keep {
-            confirmation::batch_sizes(definition, analysis).len().max(1)
-        } else {
-            0
-        };
-        let secs = self.wave_cost(wave);
+        let confirmed = evidence.of_kind(ProbeKind::Confirmation).count();
+        let wanted = confirmation::batch_sizes(definition, analysis).len().max(1);
+        let kept = wanted.saturating_sub(confirmed);
+        let secs = self.wave_cost(wave) * waves as f64;
         let kept_secs = kept as f64 * self.cost(ProbeKind::Confirmation);
-        secs + kept_secs <= self.left_secs && (wave.len() + kept) as u64 <= self.left_probes
+        secs + kept_secs <= self.left_secs && (wave.len() * waves + kept) as u64 <= self.left_probes
     }
 
     /// What was spent, for people.
@@ -151,6 +159,24 @@ impl Purse {
             (
                 ProbeKind::Confirmation,
                 confirmation::batch_sizes(definition, analysis).len().max(1) as u64,
+            ),
+            (
+                ProbeKind::InputPipeline,
+                if asks(definition, Question::Bottleneck) {
+                    let known = bottleneck::batch_sizes(definition, analysis).len() as u64;
+                    let sizes = if known == 0 { USUAL_PARTS } else { known };
+                    sizes * u64::from(bottleneck::REPLICATES)
+                } else {
+                    0
+                },
+            ),
+            (
+                ProbeKind::GradientAccumulation,
+                if asks(definition, Question::GradientAccumulation) {
+                    u64::from(accumulation::REPLICATES)
+                } else {
+                    0
+                },
             ),
         ];
         expected

@@ -1,8 +1,8 @@
 //! Does what is recommended survive a longer run: 200 steps and an evaluation under the budget.
 
 use super::specs::{self as tasks, Specs};
-use super::{Wish, asks};
-use crate::analysis::{Analysis, Evidence};
+use super::{PlannedProbe, Wish, asks};
+use crate::analysis::{Analysis, Evidence, memory};
 use crate::probe::ProbeKind;
 use crate::study::{BatchSize, Question, StudyDefinition};
 
@@ -38,8 +38,10 @@ pub fn wish(
                 .of_kind(ProbeKind::Confirmation)
                 .any(|probe| probe.batch_size() == *size)
         })
-        .map(|size| {
-            specs.probe(
+        .map(|size| PlannedProbe {
+            // Whatever was measured at this very batch size included.
+            prediction: memory::predict(&memory::peaks(evidence), size),
+            ..specs.probe(
                 tasks::CONFIRMATION,
                 size,
                 0,

@@ -1,8 +1,9 @@
 //! What fits: one look after another, each chosen from all before it.
 
-use super::Wish;
 use super::specs::{self as tasks, Specs};
+use super::{PlannedProbe, Wish};
 use crate::analysis::decision;
+use crate::analysis::memory::{MemoryPrediction, peaks, predict};
 use crate::analysis::memory_search::{SearchStep, Seen};
 use crate::analysis::{Analysis, Evidence};
 use crate::study::{BatchSize, Bytes, EndedBecause, StudyDefinition};
@@ -11,19 +12,21 @@ pub fn wish(
     specs: &Specs<'_>,
     definition: &StudyDefinition,
     evidence: &Evidence,
-    analysis: &Analysis,
+    _analysis: &Analysis,
 ) -> Wish {
     let Some(search) = decision::search(definition) else {
         return Wish::Nothing;
     };
     let seen = decision::sights(evidence);
     match search.next(&seen) {
-        SearchStep::Probe(next) => Wish::Probes(vec![specs.probe(
-            tasks::MEMORY,
-            next,
-            0,
-            why(next, search.min, search.usable_bytes, analysis),
-        )]),
+        SearchStep::Probe(next) => {
+            let prediction = predict(&peaks(evidence), next);
+            let why = why(next, search.min, search.usable_bytes, prediction);
+            Wish::Probes(vec![PlannedProbe {
+                prediction,
+                ..specs.probe(tasks::MEMORY, next, 0, why)
+            }])
+        }
         SearchStep::Done(end) if end.largest.is_some() => Wish::Nothing,
         SearchStep::Done(_) => {
             let only_failed = seen.iter().all(|(_, it)| matches!(it, Seen::Nothing));
@@ -48,20 +51,23 @@ pub fn wish(
     }
 }
 
-fn why(next: BatchSize, min: BatchSize, usable_bytes: f64, analysis: &Analysis) -> String {
+fn why(
+    next: BatchSize,
+    min: BatchSize,
+    usable_bytes: f64,
+    prediction: Option<MemoryPrediction>,
+) -> String {
     if next == min {
         return format!(
             "the smallest batch size, {min}, shows what the process needs however small the batch"
         );
     }
-    let fit = analysis
-        .memory
-        .as_ref()
-        .and_then(|memory| memory.fit.as_ref());
-    match fit {
-        Some(fit) => format!(
-            "memory is expected to reach {} at batch size {next}; {} may be used",
-            Bytes(fit.predict(next).max(0.0) as u64),
+    match prediction {
+        Some(prediction) => format!(
+            "memory is expected to reach {} ({} to {}) at batch size {next}; {} may be used",
+            prediction.peak_bytes,
+            prediction.ci_lower,
+            prediction.ci_upper,
             Bytes(usable_bytes.max(0.0) as u64)
         ),
         None => format!(

@@ -3,8 +3,11 @@
 //! Planning goes in waves: a wave is planned when the one before it is complete, so the plan does
 //! not depend on the order in which probes finish. The phases: does the pipeline run ([`smoke`]);
 //! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
-//! run ([`confirmation`]). The [`budget`] is looked at before every wave.
+//! run ([`confirmation`]); what keeps its steps from being shorter ([`bottleneck`]); what gradient
+//! accumulation brings ([`accumulation`]). The [`budget`] is looked at before every wave.
 
+mod accumulation;
+mod bottleneck;
 mod budget;
 mod confirmation;
 mod memory;
@@ -15,7 +18,7 @@ mod specs;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::analysis::{Analysis, Evidence};
+use crate::analysis::{Analysis, Evidence, MemoryPrediction};
 use crate::probe::{ProbeKind, ProbeSpec};
 use crate::study::{EndedBecause, Question, StudyDefinition};
 use budget::Purse;
@@ -28,6 +31,8 @@ pub struct PlannedProbe {
     pub spec: ProbeSpec,
     /// Why it was chosen, for people.
     pub why: String,
+    /// The peak of memory that is expected, where it is a probe of memory and one can be.
+    pub prediction: Option<MemoryPrediction>,
 }
 
 /// What to do next.
@@ -107,24 +112,33 @@ fn next(
     }
     let mut cut_short = false;
     type Phase = fn(&Specs<'_>, &StudyDefinition, &Evidence, &Analysis) -> Wish;
-    let phases: [(Phase, bool); 4] = [
+    let phases: [(Phase, bool); 6] = [
         (smoke::wish, true),
         (memory::wish, true),
         // Rounds may be cut short: what was timed until then is used, and the confirmation, which
         // every recommendation needs, still has its share.
         (rounds::wish, false),
         (confirmation::wish, true),
+        (bottleneck::wish, false),
+        (accumulation::wish, false),
     ];
     for (wish, is_needed) in phases {
         match wish(&specs, definition, evidence, analysis) {
             Wish::Nothing => {}
             Wish::End(because, detail) => return (Next::Done { because, detail }, "ended".into()),
             Wish::Probes(mut wave) => {
+                // Fewer batch sizes, each with an interval, tell more than many without one.
+                let rounds = rounds::still_wanted(&wave);
                 while !is_needed
-                    && !purse.affords(&wave, definition, analysis, true)
-                    && rounds::thin_out(&mut wave)
+                    && !purse.affords(&wave, rounds, definition, evidence, analysis)
+                    && thin_out(&mut wave)
                 {}
-                if purse.affords(&wave, definition, analysis, !is_needed) {
+                let is_paid_for = if is_needed {
+                    purse.affords_needed(&wave)
+                } else {
+                    purse.affords(&wave, 1, definition, evidence, analysis)
+                };
+                if is_paid_for {
                     let first = &wave[0].spec;
                     let phase = phase(first.kind(), first.replicate);
                     return (Next::Wave(wave), phase);
@@ -139,12 +153,37 @@ fn next(
     let (because, detail) = if cut_short {
         (EndedBecause::BudgetExhausted, purse.say())
     } else {
-        (
-            EndedBecause::Answered,
-            "every question has its answer".to_owned(),
-        )
+        let thinned = analysis.throughput.as_ref().is_some_and(|throughput| {
+            let mut caveats = throughput.caveats.iter();
+            caveats.any(|caveat| caveat.code == "W_BUDGET")
+        });
+        let detail = if thinned {
+            "every question has its answer, with fewer batch sizes or rounds than a larger budget would pay for"
+        } else {
+            "every question has its answer"
+        };
+        (EndedBecause::Answered, detail.to_owned())
     };
     (Next::Done { because, detail }, "ended".into())
+}
+
+/// Leaves out what can best be done without, when the budget does not pay for a whole wave. False when there
+/// is nothing to leave out.
+fn thin_out(wave: &mut Vec<PlannedProbe>) -> bool {
+    match wave.first().map(|probe| probe.spec.kind()) {
+        Some(ProbeKind::StepTime) => rounds::thin_out(wave),
+        Some(ProbeKind::InputPipeline | ProbeKind::GradientAccumulation) => {
+            // Batch sizes but the first, then the third child.
+            let first = wave[0].spec.batch_size;
+            let before = wave.len();
+            wave.retain(|probe| probe.spec.batch_size == first);
+            if wave.len() == before && before > 2 {
+                wave.truncate(2);
+            }
+            wave.len() < before
+        }
+        _ => false,
+    }
 }
 
 fn phase(kind: ProbeKind, replicate: u32) -> String {
@@ -153,6 +192,8 @@ fn phase(kind: ProbeKind, replicate: u32) -> String {
         ProbeKind::Memory => "seeking the largest batch size that fits".into(),
         ProbeKind::StepTime => format!("timing every batch size, round {}", replicate + 1),
         ProbeKind::Confirmation => "confirming the recommendation in a longer run".into(),
+        ProbeKind::InputPipeline => "timing the parts of a step".into(),
+        ProbeKind::GradientAccumulation => "timing gradient accumulation".into(),
         ProbeKind::Training => "training to the target".into(),
     }
 }
@@ -164,7 +205,14 @@ fn asks(definition: &StudyDefinition, question: Question) -> bool {
 
 /// Whether times are needed.
 fn needs_times(definition: &StudyDefinition) -> bool {
-    asks(definition, Question::Throughput) || asks(definition, Question::BatchSize)
+    [
+        Question::Throughput,
+        Question::Bottleneck,
+        Question::GradientAccumulation,
+        Question::BatchSize,
+    ]
+    .into_iter()
+    .any(|question| asks(definition, question))
 }
 
 /// What a study would do, as far as it can be known before anything was measured.

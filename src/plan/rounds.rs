@@ -67,6 +67,16 @@ pub fn wish(
     };
     let round = done as u32;
     let mut sizes = batch_sizes(definition, analysis);
+    // What the budget did not pay for in the first round is not taken up in a later one.
+    let in_first_round = |size: &BatchSize| {
+        evidence
+            .of_kind(ProbeKind::StepTime)
+            .any(|probe| probe.spec.replicate == 0 && probe.batch_size() == *size)
+    };
+    if round > 0 {
+        let grid = definition.batch_sizes.grid_batch_sizes();
+        sizes.retain(|size| in_first_round(size) || !grid.contains(size));
+    }
     // What could not be timed once cannot be timed: knowledge is not asked for again.
     sizes.retain(|size| {
         !evidence
@@ -93,8 +103,16 @@ pub fn wish(
     )
 }
 
-/// Leaves out every other batch size of the very first round, the largest kept, when the budget does not pay for
-/// all: a coarse curve beats none. False when there is nothing to leave out.
+/// Rounds of a first wave that make an interval; of any other wave, itself.
+pub fn still_wanted(wave: &[PlannedProbe]) -> usize {
+    let is_first_round = wave
+        .iter()
+        .all(|probe| probe.spec.kind() == ProbeKind::StepTime && probe.spec.replicate == 0);
+    if is_first_round { LOOKS[0] } else { 1 }
+}
+
+/// Leaves out every other batch size of the very first round, the largest kept: a coarse curve beats none.
+/// False when there is nothing to leave out.
 pub fn thin_out(wave: &mut Vec<PlannedProbe>) -> bool {
     let mut sizes: Vec<BatchSize> = wave.iter().map(|probe| probe.spec.batch_size).collect();
     sizes.sort();

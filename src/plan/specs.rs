@@ -1,7 +1,9 @@
 //! Probe specs: everything about them that is the same throughout a study, in one place.
 
 use super::PlannedProbe;
-use crate::probe::{Limits, PROTOCOL, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task};
+use crate::probe::{
+    Limits, PROTOCOL, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task, TurnSampling,
+};
 use crate::study::{BatchSize, ResolvedDevice, StudyDefinition};
 
 /// Optimizer steps of a smoke probe: enough for every optimizer state to exist and move.
@@ -16,7 +18,9 @@ fn wall_secs(kind: ProbeKind) -> f64 {
     match kind {
         ProbeKind::Smoke | ProbeKind::Memory => 120.0,
         // The sampling cap, the canary, the warm-up, and twenty steps of a slow batch.
-        ProbeKind::StepTime => 240.0,
+        ProbeKind::StepTime => 300.0,
+        // At least three rounds of nine parts, the slowest of which gathers ahead first.
+        ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => 300.0,
         ProbeKind::Confirmation | ProbeKind::Training => 900.0,
     }
 }
@@ -35,6 +39,11 @@ pub const CONFIRMATION: Task = Task::Confirmation {
 /// How long does a step take?
 pub fn step_time() -> Task {
     Task::StepTime(StepTimeSampling::default())
+}
+
+/// What does a step's time go into?
+pub fn input_pipeline() -> Task {
+    Task::InputPipeline(TurnSampling::default())
 }
 
 /// Makes the specs of a study.
@@ -82,6 +91,10 @@ impl<'a> Specs<'a> {
                 wall_secs: wall_secs(kind),
             },
         };
-        PlannedProbe { spec, why }
+        PlannedProbe {
+            spec,
+            why,
+            prediction: None,
+        }
     }
 }

@@ -44,6 +44,14 @@ metrics! {
     TimePerStepMedian = "time_per_step_median", "s";
     /// Mean over blocks of the time per step.
     TimePerStepMean = "time_per_step_mean", "s";
+    /// Median over blocks of the time per step on one batch staged on the device before.
+    SyntheticTimePerStepMedian = "synthetic_time_per_step_median", "s";
+    /// Mean over blocks of the time per step on one batch staged on the device before.
+    SyntheticTimePerStepMean = "synthetic_time_per_step_mean", "s";
+    /// Time spent on warm-up, discarded.
+    WarmUpSecs = "warm_up_secs", "s";
+    /// Time spent on sampling.
+    SamplingSecs = "sampling_secs", "s";
     /// Relative half-width of the median's 95% interval within this run; it only stopped the sampling.
     WithinRunMedianHalfWidth = "within_run_median_half_width", "ratio";
     /// Relative half-width of the mean's 95% interval within this run; it only stopped the sampling.
@@ -64,6 +72,14 @@ metrics! {
     PeakMemory = "peak_memory", "bytes";
     /// Peak resident memory of the child (VmHWM). Explains.
     PeakResidentMemory = "peak_resident_memory", "bytes";
+    /// Peak of what the process had allocated and not freed, since before the data set was loaded. Explains.
+    PeakMemoryInUse = "peak_memory_in_use", "bytes";
+    /// Allocated by loading the data set; a mapped one takes none.
+    DatasetMemory = "dataset_memory", "bytes";
+    /// Allocated by the model's parameters.
+    ParameterMemory = "parameter_memory", "bytes";
+    /// Allocated between steps beyond data set and parameters: the optimizer's state, batches loaded ahead.
+    OptimizerStateMemory = "optimizer_state_memory", "bytes";
     /// Training loss of the first step.
     FirstLoss = "first_loss", "loss";
     /// Training loss of the last step.
@@ -98,6 +114,26 @@ metrics! {
     LoadTimePerStep = "load_time_per_step", "s";
     /// Time for which training stood still until its batch was there.
     LoadWaitPerStep = "load_wait_per_step", "s";
+    /// Time per step with batches gathered ahead by other threads.
+    PrefetchedTimePerStep = "prefetched_time_per_step", "s";
+    /// Time per step with each batch gathered when its step begins.
+    UnprefetchedTimePerStep = "unprefetched_time_per_step", "s";
+    /// Time of copying a gathered batch to the device.
+    TransferTimePerStep = "transfer_time_per_step", "s";
+    /// Time per step on one batch staged on the device before.
+    SyntheticTimePerStep = "synthetic_time_per_step", "s";
+    /// The same with the loss read back after every step.
+    ReadbackTimePerStep = "readback_time_per_step", "s";
+    /// Time of the forward pass and the loss alone.
+    ForwardTimePerStep = "forward_time_per_step", "s";
+    /// Time of the forward and the backward pass.
+    ForwardBackwardTimePerStep = "forward_backward_time_per_step", "s";
+    /// Rate of arithmetic of a plain matrix multiplication on the same device.
+    MatmulRate = "matmul_rate", "flop/s";
+    /// Time of an optimizer step on the gradients of several micro-batches.
+    AccumulatedTimePerStep = "accumulated_time_per_step", "s";
+    /// Time of a step on one batch of the same examples.
+    WholeBatchTimePerStep = "whole_batch_time_per_step", "s";
 }
 
 impl From<crate::study::EvaluationMetric> for Metric {

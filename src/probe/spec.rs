@@ -85,6 +85,10 @@ pub enum Task {
         /// Optimizer steps.
         steps: u64,
     },
+    /// What a step's time goes into: loading, transfer, readback, forward, backward, update.
+    InputPipeline(TurnSampling),
+    /// Gradient accumulation against plain steps; `batch_size` is that of a micro-batch.
+    GradientAccumulation(Accumulation),
     /// One point of hyperparameters, trained to a target, to a cap or to divergence.
     Training(TrainingRun),
 }
@@ -112,6 +116,8 @@ impl Task {
             Self::Memory { .. } => ProbeKind::Memory,
             Self::StepTime(_) => ProbeKind::StepTime,
             Self::Confirmation { .. } => ProbeKind::Confirmation,
+            Self::InputPipeline(_) => ProbeKind::InputPipeline,
+            Self::GradientAccumulation(_) => ProbeKind::GradientAccumulation,
             Self::Training(_) => ProbeKind::Training,
         }
     }
@@ -148,9 +154,66 @@ pub struct StepTimeSampling {
     pub drift: f64,
     /// Seconds spent on the canary, a fixed reference step, before the sampling; 0 for none.
     pub canary_secs: f64,
-    /// Whether one batch, staged on the device before, serves every step: the time without input pipeline.
+    /// Which batches the steps are timed on.
     #[serde(default)]
-    pub reuse_batch: bool,
+    pub batches: Batches,
+}
+
+/// Which batches steps are timed on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Batches {
+    /// Those of training, through its input pipeline.
+    Loaded,
+    /// One batch, staged on the device before (*synthetic data*): the time without input pipeline.
+    Synthetic,
+    /// First the one, then the other.
+    #[default]
+    Both,
+}
+
+/// How variants of a step are compared within one child: in turn, a block of each a round, so that what
+/// slows the host for a while slows all of them. How sure the comparison is comes from several children.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TurnSampling {
+    /// Steps discarded at least.
+    pub warm_up_steps: u64,
+    /// Seconds discarded at least.
+    pub warm_up_secs: f64,
+    /// A block lasts at least this long.
+    pub block_secs: f64,
+    /// Rounds at least, whatever they take.
+    pub min_rounds: u64,
+    /// Rounds at most.
+    pub max_rounds: u64,
+    /// Seconds of sampling after which no further round begins.
+    pub max_secs: f64,
+}
+
+impl Default for TurnSampling {
+    /// The defaults of the measurement protocol.
+    fn default() -> Self {
+        Self {
+            warm_up_steps: 5,
+            warm_up_secs: 0.5,
+            block_secs: 0.02,
+            min_rounds: 3,
+            max_rounds: 15,
+            max_secs: 10.0,
+        }
+    }
+}
+
+/// Gradient accumulation, and what it is compared with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Accumulation {
+    /// Micro-batches whose gradients are added up before the optimizer's step.
+    #[schema(minimum = 2)]
+    pub micro_batches: u64,
+    /// Whether one batch of all their examples is timed too: only where it fits.
+    pub with_whole_batch: bool,
+    /// How.
+    pub sampling: TurnSampling,
 }
 
 impl Default for StepTimeSampling {
@@ -169,7 +232,7 @@ impl Default for StepTimeSampling {
             mean_half_width: 0.05,
             drift: 0.015,
             canary_secs: 0.3,
-            reuse_batch: false,
+            batches: Batches::Both,
         }
     }
 }
@@ -188,17 +251,23 @@ pub enum ProbeKind {
     StepTime,
     /// Does a batch size survive a longer run?
     Confirmation,
+    /// What does a step's time go into?
+    InputPipeline,
+    /// What does gradient accumulation bring?
+    GradientAccumulation,
     /// How many steps to the target, and how does the loss fall?
     Training,
 }
 
 impl ProbeKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::Smoke,
         Self::Memory,
         Self::StepTime,
         Self::Confirmation,
+        Self::InputPipeline,
+        Self::GradientAccumulation,
         Self::Training,
     ];
 
@@ -209,6 +278,8 @@ impl ProbeKind {
             Self::Memory => "memory",
             Self::StepTime => "step_time",
             Self::Confirmation => "confirmation",
+            Self::InputPipeline => "input_pipeline",
+            Self::GradientAccumulation => "gradient_accumulation",
             Self::Training => "training",
         }
     }

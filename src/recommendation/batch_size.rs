@@ -5,7 +5,10 @@
 use serde_json::json;
 
 use super::throughput::{rate, time};
-use super::{Advice, Basis, Confidence, Grade, Topic, bells, is_contended, references};
+use super::{
+    Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, is_contended,
+    references,
+};
 use crate::analysis::{Analysis, Caveat, Evidence, StartChoice, ThroughputPoint};
 use crate::probe::ProbeKind;
 use crate::study::{BatchSize, StudyDefinition};
@@ -40,7 +43,13 @@ pub fn advise(
         });
     }
     caveats.extend(throughput.caveats.iter().cloned());
+    caveats.extend(bottleneck::remarks(analysis));
+    caveats.extend(accumulation::remarks(analysis));
     caveats.extend(bells::remark(definition));
+    let first = analysis
+        .bottleneck
+        .as_ref()
+        .and_then(|bottleneck| bottleneck::first_to_fix(bottleneck, analysis));
     let (grade, because) = grade(start, is_confirmed, is_contended(&throughput.caveats));
     Some(Advice {
         topic: Topic::BatchSize,
@@ -50,9 +59,17 @@ pub fn advise(
             "time_per_step_secs": point.time_per_step_secs.value,
             "mean_time_per_step_secs": point.mean_time_per_step_secs,
             "confirmed": is_confirmed,
+            "fix_bottleneck_first": first.is_some(),
             "dropped": start.dropped,
         }),
-        summary: summary(point, start, analysis),
+        summary: match first {
+            Some(finding) => format!(
+                "Mend the bottleneck first: {}. {}",
+                finding.fix,
+                summary(point, start, analysis)
+            ),
+            None => summary(point, start, analysis),
+        },
         basis: Basis::RuleOfThumb,
         confidence: Confidence {
             grade,
@@ -64,7 +81,8 @@ pub fn advise(
         evidence: references(evidence, |probe| match probe.kind() {
             ProbeKind::StepTime => true,
             ProbeKind::Confirmation | ProbeKind::Memory => probe.batch_size() == size,
-            ProbeKind::Smoke | ProbeKind::Training => false,
+            ProbeKind::InputPipeline => analysis.bottleneck.is_some(),
+            ProbeKind::Smoke | ProbeKind::GradientAccumulation | ProbeKind::Training => false,
         }),
         caveats,
         playbook: "choosing-the-batch-size-to-minimize-training-time".into(),

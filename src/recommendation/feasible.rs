@@ -87,6 +87,8 @@ fn what_fits(
         "peak_bytes_at_largest": peak,
         "confirmed": confirmed,
         "fit": memory.and_then(|memory| memory.fit.clone()),
+        "split": memory.and_then(|memory| memory.split.clone()),
+        "prediction_error_at_largest": memory.and_then(|memory| prediction_error(memory, largest)),
     });
     if feasibility.limited_by != LimitedBy::Memory {
         value["at_least"] = json!(largest);
@@ -127,6 +129,16 @@ fn memory_evidence(evidence: &Evidence) -> Vec<super::EvidenceRef> {
         matches!(probe.kind(), ProbeKind::Memory | ProbeKind::Confirmation)
             || (probe.kind() == ProbeKind::Smoke && !probe.succeeded())
     })
+}
+
+/// How far the last prediction at a batch size was off, relative.
+fn prediction_error(memory: &MemoryAnalysis, size: BatchSize) -> Option<f64> {
+    memory
+        .points
+        .iter()
+        .filter(|point| point.batch_size == size)
+        .filter_map(|point| point.prediction_error)
+        .next_back()
 }
 
 /// The highest peak measured at a batch size.

@@ -1,7 +1,9 @@
 //! What to do, why, and how sure. Pure and deterministic.
 
+mod accumulation;
 mod batch_size;
 mod bells;
+mod bottleneck;
 mod feasible;
 pub mod report;
 mod throughput;
@@ -23,15 +25,21 @@ pub enum Topic {
     FeasibleBatchSizes,
     /// The throughput of each and where it stops rising.
     TrainingThroughput,
+    /// What keeps a step from being shorter.
+    Bottleneck,
+    /// What gradient accumulation brings.
+    GradientAccumulation,
     /// The batch size to start with.
     BatchSize,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 5] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
+        Self::Bottleneck,
+        Self::GradientAccumulation,
         Self::BatchSize,
     ];
 
@@ -40,6 +48,8 @@ impl Topic {
         match self {
             Self::FeasibleBatchSizes => "feasible_batch_sizes",
             Self::TrainingThroughput => "training_throughput",
+            Self::Bottleneck => "bottleneck",
+            Self::GradientAccumulation => "gradient_accumulation",
             Self::BatchSize => "batch_size",
         }
     }
@@ -144,9 +154,11 @@ pub fn recommend(
     analysis: &Analysis,
 ) -> Vec<Advice> {
     type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
-    let topics: [(Question, Advise); 3] = [
+    let topics: [(Question, Advise); 5] = [
         (Question::FeasibleBatchSizes, feasible::advise),
         (Question::Throughput, throughput::advise),
+        (Question::Bottleneck, bottleneck::advise),
+        (Question::GradientAccumulation, accumulation::advise),
         (Question::BatchSize, batch_size::advise),
     ];
     topics

@@ -56,6 +56,7 @@ fn write_report(
     }
     write_memory(out, analysis)?;
     write_throughput(out, analysis)?;
+    write_parts(out, analysis)?;
     let device = &definition.device;
     writeln!(out, "## What was asked\n")?;
     writeln!(
@@ -83,6 +84,8 @@ fn heading(topic: Topic) -> &'static str {
     match topic {
         Topic::FeasibleBatchSizes => "Which batch sizes fit",
         Topic::TrainingThroughput => "Training throughput",
+        Topic::Bottleneck => "What keeps a step from being shorter",
+        Topic::GradientAccumulation => "Gradient accumulation",
         Topic::BatchSize => "The batch size to start with",
     }
 }
@@ -92,13 +95,23 @@ fn write_memory(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
         return Ok(());
     };
     writeln!(out, "## Memory\n")?;
-    writeln!(out, "| Batch size | Peak | |\n|---:|---:|---|")?;
+    writeln!(
+        out,
+        "| Batch size | Peak | Predicted | |\n|---:|---:|---|---|"
+    )?;
     for point in &memory.points {
         let peak = point
             .peak_bytes
             .map_or_else(|| "—".to_owned(), |peak| peak.to_string());
         let verdict = if point.fits { "ran" } else { "out of memory" };
-        writeln!(out, "| {} | {peak} | {verdict} |", point.batch_size)?;
+        let predicted = point.prediction.map_or_else(String::new, |it| {
+            format!("{} ({} to {})", it.peak_bytes, it.ci_lower, it.ci_upper)
+        });
+        writeln!(
+            out,
+            "| {} | {peak} | {predicted} | {verdict} |",
+            point.batch_size
+        )?;
     }
     if let Some(fit) = &memory.fit {
         writeln!(
@@ -107,6 +120,19 @@ fn write_memory(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
             Bytes(fit.fixed_bytes.max(0.0) as u64),
             Bytes(fit.bytes_per_example.max(0.0) as u64),
             fit.max_relative_residual * 100.0
+        )?;
+    }
+    if let Some(split) = &memory.split {
+        writeln!(
+            out,
+            "\nOf what does not grow: data set {}, parameters {}, between steps {} (the optimizer's state, batches loaded ahead), the rest {}.",
+            split.dataset_bytes,
+            split.parameter_bytes,
+            split.optimizer_state_bytes,
+            split.other_fixed_bytes.map_or_else(
+                || "not known".to_owned(),
+                |bytes| Bytes(bytes.max(0.0) as u64).to_string()
+            )
         )?;
     }
     writeln!(out)
@@ -153,6 +179,35 @@ fn write_throughput(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
         throughput.rounds,
         if throughput.rounds == 1 { "" } else { "s" }
     )
+}
+
+fn write_parts(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
+    let Some(bottleneck) = &analysis.bottleneck else {
+        return Ok(());
+    };
+    writeln!(out, "## Where a step's time goes\n")?;
+    writeln!(
+        out,
+        "| Batch size | Gathering ahead | Gathering first | Load | Transfer | Synthetic | With readback | Forward | Forward and backward | Optimizer |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    )?;
+    for point in &bottleneck.points {
+        let parts = &point.parts;
+        writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            point.batch_size,
+            time(parts.prefetched.value),
+            time(parts.unprefetched.value),
+            time(parts.load.value),
+            time(parts.transfer.value),
+            time(parts.synthetic.value),
+            time(parts.readback.value),
+            time(parts.forward.value),
+            time(parts.forward_backward.value),
+            time(parts.optimizer_secs),
+        )?;
+    }
+    writeln!(out)
 }
 
 fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {

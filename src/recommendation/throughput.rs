@@ -82,6 +82,7 @@ fn point(point: &ThroughputPoint) -> serde_json::Value {
         "ci_lower": point.examples_per_sec.ci_lower,
         "ci_upper": point.examples_per_sec.ci_upper,
         "time_per_step_secs": point.time_per_step_secs.value,
+        "synthetic_time_per_step_secs": point.synthetic_time_per_step_secs.map(|time| time.value),
     })
 }
 

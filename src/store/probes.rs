@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::error::StoreError;
 use super::schema::{measurements, probes, study_probes};
 use super::studies::StudyRow;
-use crate::analysis::{Evidence, ProbeRecord};
+use crate::analysis::{Evidence, MemoryPrediction, ProbeRecord};
 use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
-use crate::study::{ProbeId, StudyId};
+use crate::study::{Bytes, ProbeId, StudyId};
 
 type SqlUuid = diesel::sql_types::Uuid;
 
@@ -23,6 +23,7 @@ pub struct NewProbe {
     pub identity: String,
     pub spec: ProbeSpec,
     pub why: String,
+    pub prediction: Option<MemoryPrediction>,
 }
 
 /// Where a wave belongs.
@@ -90,6 +91,10 @@ pub async fn link_wave(
         .await?;
         let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
         ended += usize::from(has_ended);
+        let predicted = |of: fn(&MemoryPrediction) -> Bytes| {
+            let bytes = new.prediction.as_ref().map(|it| of(it).0);
+            bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
+        };
         diesel::insert_into(study_probes::table)
             .values((
                 study_probes::study.eq(place.study.0),
@@ -100,6 +105,9 @@ pub async fn link_wave(
                 study_probes::reused.eq(linked.existed && has_ended),
                 study_probes::open.eq(!has_ended),
                 study_probes::why.eq(&new.why),
+                study_probes::predicted_bytes.eq(predicted(|it| it.peak_bytes)),
+                study_probes::predicted_lower_bytes.eq(predicted(|it| it.ci_lower)),
+                study_probes::predicted_upper_bytes.eq(predicted(|it| it.ci_upper)),
             ))
             .execute(conn)
             .await?;
@@ -179,6 +187,21 @@ pub struct PlaceRow {
     pub position: i32,
     pub reused: bool,
     pub why: String,
+    pub predicted_bytes: Option<i64>,
+    pub predicted_lower_bytes: Option<i64>,
+    pub predicted_upper_bytes: Option<i64>,
+}
+
+impl PlaceRow {
+    /// The peak of memory that was predicted when the probe was planned.
+    pub fn prediction(&self) -> Option<MemoryPrediction> {
+        let bytes = |bytes: i64| Bytes(u64::try_from(bytes).unwrap_or(0));
+        Some(MemoryPrediction {
+            peak_bytes: bytes(self.predicted_bytes?),
+            ci_lower: bytes(self.predicted_lower_bytes?),
+            ci_upper: bytes(self.predicted_upper_bytes?),
+        })
+    }
 }
 
 /// What a list of probes is narrowed to.
@@ -309,6 +332,7 @@ pub async fn evidence(
             wave: u32::try_from(place.wave).unwrap_or(0),
             position: u32::try_from(place.position).unwrap_or(0),
             reused: place.reused,
+            prediction: place.prediction(),
             device_secs: row.device_secs,
             figures: by_probe.remove(&row.id).unwrap_or_default(),
         });

@@ -98,6 +98,9 @@ diesel::table! {
         reused -> Bool,
         why -> Text,
         open -> Bool,
+        predicted_bytes -> Nullable<BigInt>,
+        predicted_lower_bytes -> Nullable<BigInt>,
+        predicted_upper_bytes -> Nullable<BigInt>,
     }
 }
 

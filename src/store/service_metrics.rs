@@ -42,7 +42,18 @@ pub struct ServiceCounts {
     /// (topic, grade)
     pub recommendations: Vec<LabelledCount>,
     pub queue: Vec<QueueDepth>,
+    /// |predicted/measured − 1| of the peaks of memory that the last day predicted and measured.
+    pub memory_prediction_errors: Vec<f64>,
 }
+
+#[derive(QueryableByName)]
+struct PredictionError {
+    #[diesel(sql_type = Double)]
+    error: f64,
+}
+
+/// Predictions that one reading looks at, at most: the latest.
+const MOST_PREDICTIONS: i64 = 100_000;
 
 /// Reads all counts.
 pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreError> {
@@ -76,5 +87,20 @@ pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreEr
         )
         .load(conn)
         .await?,
+        memory_prediction_errors: diesel::sql_query(
+            "SELECT abs(sp.predicted_bytes / m.value - 1) AS error FROM probes p \
+             JOIN study_probes sp ON sp.probe = p.id AND sp.predicted_bytes IS NOT NULL AND NOT sp.reused \
+             JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \
+                AND m.metric = 'peak_memory' AND m.value > 0 \
+             WHERE p.state = 'succeeded' AND p.kind IN ('memory', 'confirmation') \
+                AND p.ended_at > now() - interval '1 day' \
+             ORDER BY p.ended_at DESC LIMIT $1",
+        )
+        .bind::<BigInt, _>(MOST_PREDICTIONS)
+        .load::<PredictionError>(conn)
+        .await?
+        .into_iter()
+        .map(|row| row.error)
+        .collect(),
     })
 }

@@ -72,6 +72,7 @@ pub fn resolve(
             dtype: workload.dtype,
             validation_examples: workload.validation_examples,
             input_pipeline: workload.input_pipeline,
+            read_loss_every_step: workload.read_loss_every_step,
         },
         device: DeviceChoice {
             backend: asked.backend,

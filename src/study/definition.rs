@@ -156,6 +156,10 @@ pub struct WorkloadRequest {
     /// How batches come to the training.
     #[serde(default)]
     pub input_pipeline: InputPipeline,
+    /// Whether training reads the loss back after every step, as a loop that logs it each time does:
+    /// the host then waits for the device in every step.
+    #[serde(default)]
+    pub read_loss_every_step: bool,
 }
 
 /// How batches come to the training.
@@ -207,6 +211,10 @@ pub struct Workload {
     /// How batches come to the training.
     #[serde(default)]
     pub input_pipeline: InputPipeline,
+    /// Whether training reads the loss back after every step, as a loop that logs it each time does:
+    /// the host then waits for the device in every step.
+    #[serde(default)]
+    pub read_loss_every_step: bool,
 }
 
 impl Workload {
@@ -220,6 +228,7 @@ impl Workload {
             dtype: DType::Float32,
             validation_examples: None,
             input_pipeline: InputPipeline::default(),
+            read_loss_every_step: false,
         }
     }
 
@@ -470,6 +479,10 @@ pub enum Question {
     FeasibleBatchSizes,
     /// What training throughput does each give, and where does it stop rising?
     Throughput,
+    /// What keeps a step from being shorter?
+    Bottleneck,
+    /// What does gradient accumulation bring?
+    GradientAccumulation,
     /// Which batch size should training start with?
     BatchSize,
 }
@@ -477,6 +490,12 @@ pub enum Question {
 impl Question {
     /// Every question.
     pub fn all() -> Vec<Self> {
-        vec![Self::FeasibleBatchSizes, Self::Throughput, Self::BatchSize]
+        vec![
+            Self::FeasibleBatchSizes,
+            Self::Throughput,
+            Self::Bottleneck,
+            Self::GradientAccumulation,
+            Self::BatchSize,
+        ]
     }
 }

@@ -23,30 +23,50 @@ pub(super) struct LoadTimes {
     pub waiting: Duration,
 }
 
+/// Where batches come from.
+#[derive(Debug, Clone)]
+struct Source {
+    examples: Arc<Examples>,
+    delay: Duration,
+}
+
+impl Source {
+    fn gather(&self, indices: &[u32]) -> Batch {
+        if !self.delay.is_zero() {
+            std::thread::sleep(self.delay);
+        }
+        self.examples.gather(indices)
+    }
+}
+
 /// Hands out the batches of training, one after the other.
 #[derive(Debug)]
 pub(super) struct Loader {
-    examples: Arc<Examples>,
+    source: Source,
     order: BatchOrder,
     threads: Option<Threads>,
     times: LoadTimes,
 }
 
 impl Loader {
+    /// `delay` is a fault: what each batch takes longer.
+    ///
     /// # Errors
     /// When a thread cannot be started.
     pub(super) fn new(
         examples: Arc<Examples>,
         order: BatchOrder,
         pipeline: &InputPipeline,
+        delay: Duration,
     ) -> io::Result<Self> {
+        let source = Source { examples, delay };
         let threads = if pipeline.threads == 0 {
             None
         } else {
-            Some(Threads::start(&examples, pipeline)?)
+            Some(Threads::start(&source, pipeline)?)
         };
         Ok(Self {
-            examples,
+            source,
             order,
             threads,
             times: LoadTimes::default(),
@@ -60,7 +80,7 @@ impl Loader {
     pub(super) fn next_batch(&mut self) -> io::Result<Batch> {
         let before = Instant::now();
         let (batch, gathering) = match &mut self.threads {
-            None => (self.examples.gather(self.order.next_batch()), None),
+            None => (self.source.gather(self.order.next_batch()), None),
             Some(threads) => {
                 let (batch, gathering) = threads.next_batch(&mut self.order)?;
                 (batch, Some(gathering))
@@ -98,7 +118,7 @@ struct Threads {
 }
 
 impl Threads {
-    fn start(examples: &Arc<Examples>, pipeline: &InputPipeline) -> io::Result<Self> {
+    fn start(source: &Source, pipeline: &InputPipeline) -> io::Result<Self> {
         let ahead = u64::from(pipeline.prefetch_batches.max(1));
         let room = usize::try_from(ahead).unwrap_or(usize::MAX);
         // Both channels have room for everything that is ever under way: nobody waits to send.
@@ -107,11 +127,10 @@ impl Threads {
         let to_do = Arc::new(Mutex::new(to_do));
         let handles = (0..pipeline.threads)
             .map(|number| {
-                let (examples, to_do, done) =
-                    (Arc::clone(examples), Arc::clone(&to_do), done.clone());
+                let (source, to_do, done) = (source.clone(), Arc::clone(&to_do), done.clone());
                 std::thread::Builder::new()
                     .name(format!("loader-{number}"))
-                    .spawn(move || gather_all(&examples, &to_do, &done))
+                    .spawn(move || gather_all(&source, &to_do, &done))
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
@@ -145,7 +164,7 @@ impl Threads {
     }
 }
 
-fn gather_all(examples: &Examples, to_do: &Mutex<Receiver<Job>>, done: &SyncSender<Gathered>) {
+fn gather_all(source: &Source, to_do: &Mutex<Receiver<Job>>, done: &SyncSender<Gathered>) {
     loop {
         // The lock is held while waiting: the others wait for it instead, which is the same.
         let job = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -153,7 +172,7 @@ fn gather_all(examples: &Examples, to_do: &Mutex<Receiver<Job>>, done: &SyncSend
             return;
         };
         let before = Instant::now();
-        let batch = examples.gather(&indices);
+        let batch = source.gather(&indices);
         if done.send((number, batch, before.elapsed())).is_err() {
             return;
         }
@@ -179,7 +198,8 @@ mod tests {
     fn batches(pipeline: &InputPipeline, count: usize) -> Vec<Batch> {
         let split = datasets::generate(&BuiltinDataset::Digits {}).expect("loads");
         let order = BatchOrder::new(split.training.len(), 100, 5);
-        let mut loader = Loader::new(Arc::new(split.training), order, pipeline).expect("starts");
+        let mut loader =
+            Loader::new(Arc::new(split.training), order, pipeline, Duration::ZERO).expect("starts");
         (0..count)
             .map(|_| loader.next_batch().expect("a batch"))
             .collect()
@@ -206,7 +226,8 @@ mod tests {
             prefetch_batches: 8,
         };
         let order = BatchOrder::new(examples.len(), 10, 0);
-        let mut loader = Loader::new(Arc::clone(&examples), order, &pipeline).expect("starts");
+        let mut loader =
+            Loader::new(Arc::clone(&examples), order, &pipeline, Duration::ZERO).expect("starts");
         loader.next_batch().expect("a batch");
         assert!(Arc::strong_count(&examples) > 3);
         drop(loader);
@@ -218,7 +239,8 @@ mod tests {
         let split = datasets::generate(&BuiltinDataset::Digits {}).expect("loads");
         let order = BatchOrder::new(split.training.len(), 1000, 0);
         let examples = Arc::new(split.training);
-        let mut loader = Loader::new(examples, order, &InputPipeline::default()).expect("starts");
+        let mut loader = Loader::new(examples, order, &InputPipeline::default(), Duration::ZERO)
+            .expect("starts");
         loader.next_batch().expect("a batch");
         let times = loader.times();
         assert!(times.gathering > Duration::ZERO && times.waiting >= times.gathering);

@@ -16,7 +16,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::File;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 /// Allocations of at least this size are followed by a look at `VmData`; smaller ones by a look
 /// each time they add up to it. It is below glibc's smallest step of growth (128 KiB).
@@ -26,6 +26,9 @@ static WATCHING: AtomicBool = AtomicBool::new(false);
 static UNSEEN_BYTES: AtomicUsize = AtomicUsize::new(0);
 static PEAK_PAGES: AtomicU64 = AtomicU64::new(0);
 static LOOKS: AtomicU64 = AtomicU64::new(0);
+/// Allocated and not freed since the watch began. Below 0 when what was freed is older than that.
+static IN_USE_BYTES: AtomicI64 = AtomicI64::new(0);
+static PEAK_IN_USE_BYTES: AtomicI64 = AtomicI64::new(0);
 static COUNTERS: OnceLock<File> = OnceLock::new();
 
 /// The system's allocator, watched while a probe measures memory. Off, it costs one load of a flag.
@@ -45,6 +48,7 @@ unsafe impl GlobalAlloc for WatchedAllocator {
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(memory, layout) }
+        note_freed(layout.size());
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -57,6 +61,7 @@ unsafe impl GlobalAlloc for WatchedAllocator {
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: as above.
         let memory = unsafe { System.realloc(memory, layout, new_size) };
+        note_freed(layout.size());
         note(new_size);
         memory
     }
@@ -69,8 +74,18 @@ fn note(bytes: usize) {
     }
 }
 
+#[inline]
+fn note_freed(bytes: usize) {
+    if WATCHING.load(Ordering::Relaxed) {
+        IN_USE_BYTES.fetch_sub(bytes as i64, Ordering::Relaxed);
+    }
+}
+
 #[cold]
 fn note_watched(bytes: usize) {
+    // No allocation is larger than an i64 holds.
+    let in_use = IN_USE_BYTES.fetch_add(bytes as i64, Ordering::Relaxed) + bytes as i64;
+    PEAK_IN_USE_BYTES.fetch_max(in_use, Ordering::Relaxed);
     let unseen = UNSEEN_BYTES
         .fetch_add(bytes, Ordering::Relaxed)
         .saturating_add(bytes);
@@ -154,6 +169,11 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// What the process has allocated and not freed since [`start_watching`], bytes.
+pub fn in_use() -> i64 {
+    IN_USE_BYTES.load(Ordering::Relaxed)
+}
+
 /// Peaks of the process so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeakMemory {
@@ -161,6 +181,9 @@ pub struct PeakMemory {
     pub data_bytes: u64,
     /// Of resident memory (`VmHWM`) since the program was loaded: explains.
     pub resident_bytes: u64,
+    /// Of what was allocated and not freed, since [`start_watching`]: explains. The data segments
+    /// are larger by what the heap keeps and by the threads' stacks.
+    pub in_use_bytes: u64,
 }
 
 /// The peaks, or `None` where the kernel does not tell or nothing was watched.
@@ -177,6 +200,7 @@ pub fn peak() -> Option<PeakMemory> {
     (pages > 0).then_some(PeakMemory {
         data_bytes: (pages * page).saturating_sub(stack_bytes),
         resident_bytes: status.vmhwm? * 1024,
+        in_use_bytes: u64::try_from(PEAK_IN_USE_BYTES.load(Ordering::Relaxed)).unwrap_or(0),
     })
 }
 

@@ -4,17 +4,22 @@
 //! writes events; see [`crate::probe`] for the contract. One process runs one probe, so the number
 //! of threads, the random seed and the allocator's watch can be set once, before burn is first used.
 
+mod accumulation;
 mod events;
+mod faults;
 mod loader;
 pub mod memory;
 mod network;
 mod objective;
 mod optimizer;
+mod parts;
 mod process;
 mod run_queue;
 mod session;
 mod step_time;
 mod tasks;
 mod training;
+mod turns;
 
-pub use process::run_probe;
+pub use faults::Faults;
+pub use process::{run_probe, run_probe_with};

@@ -7,6 +7,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::events::EventLog;
+use super::faults::Faults;
 use super::memory;
 use super::tasks::{self, TaskEnd, TaskError};
 use crate::probe::{InfeasibleReason, PROTOCOL, ProbeSpec, Task};
@@ -28,6 +29,11 @@ const EXIT_NO_EVENTS: u8 = 3;
 /// can be run, 1 when training failed, 3 when events cannot be written. Out of memory is met by the
 /// allocator, which aborts the process.
 pub fn run_probe() -> ExitCode {
+    run_probe_with(Faults::default())
+}
+
+/// The same with slowness on purpose: for programs that test what finds it.
+pub fn run_probe_with(faults: Faults) -> ExitCode {
     let started = Instant::now();
     memory::keep_freed_memory();
     let mut log = match EventLog::open(started) {
@@ -37,14 +43,14 @@ pub fn run_probe() -> ExitCode {
     let end = log
         .started()
         .map_err(TaskError::Events)
-        .and_then(|()| supervise(&mut log));
+        .and_then(|()| supervise(faults, &mut log));
     match end {
         Ok(code) => code,
         Err(error) => no_events(&error),
     }
 }
 
-fn supervise(log: &mut EventLog) -> Result<ExitCode, TaskError> {
+fn supervise(faults: Faults, log: &mut EventLog) -> Result<ExitCode, TaskError> {
     let spec = match read_spec(std::io::stdin().lock()) {
         Ok(spec) => spec,
         Err(error) => {
@@ -55,7 +61,7 @@ fn supervise(log: &mut EventLog) -> Result<ExitCode, TaskError> {
     let end = match start_threads(spec.device.threads) {
         // On a thread of the pool, so that as many are awake as the spec names: a main thread beside
         // them would be one more than the processors, and they would wait for each other.
-        Ok(()) => rayon::scope(|_| tasks::run(&spec, log)),
+        Ok(()) => rayon::scope(|_| tasks::run(&spec, faults, log)),
         Err(error) => Ok(TaskEnd::Infeasible {
             // The only thing that starting a thread needs is room for its stack.
             reason: InfeasibleReason::OutOfMemory,
@@ -208,6 +214,13 @@ fn check(spec: &ProbeSpec) -> Result<(), SpecError> {
         "workload.model",
         "one whose layers have at least 1 unit, a dropout below 1 and an epsilon above 0",
     )?;
+    if let Task::GradientAccumulation(run) = &spec.task {
+        require(
+            (2..=1 << 20).contains(&run.micro_batches),
+            "task.micro_batches",
+            "between 2 and 2^20",
+        )?;
+    }
     if let Task::Training(run) = &spec.task {
         require(
             spec.batch_size.0 <= facts.training_examples,

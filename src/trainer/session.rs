@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, FloatDType, IntDType, Tensor, TensorData};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
 
+use super::faults::Faults;
 use super::loader::{LoadTimes, Loader};
+use super::memory;
 use super::network::{Net, Value};
 use super::objective::{Evaluation, Evaluator, Objective, Targets};
 use super::optimizer;
 use crate::datasets::{self, Batch, BatchInputs, BatchOrder, DatasetError, Examples};
 use crate::probe::ProbeSpec;
-use crate::study::{Backend, DType, GradientClipping, Network, NetworkError, Schedule, Shape};
+use crate::study::{
+    Backend, DType, GradientClipping, InputPipeline, Network, NetworkError, Schedule, Shape,
+};
 
 /// Why training cannot go on, or not even start.
 #[derive(Debug, Error)]
@@ -60,13 +64,34 @@ pub(super) struct Session {
     objective: Objective,
     input: Shape,
     loader: Loader,
+    training: Arc<Examples>,
     validation: Examples,
     /// The validation examples that are evaluated on, always the same.
     validated: Vec<u32>,
     batch_size: usize,
+    seed: u64,
     steps: u64,
-    /// The one batch of every step, where it is not the input pipeline that is measured.
-    staged: Option<(Value, Targets)>,
+    reads_loss_every_step: bool,
+    /// Layers, each of which is launched.
+    layers: u32,
+    faults: Faults,
+    loaded: LoadedBytes,
+}
+
+/// A batch on the device.
+#[derive(Debug, Clone)]
+pub(super) struct StagedBatch {
+    input: Value,
+    targets: Targets,
+}
+
+/// What loading allocated, where memory was watched meanwhile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct LoadedBytes {
+    /// By the data set.
+    pub dataset: i64,
+    /// By the model's parameters.
+    pub parameters: i64,
 }
 
 const MODEL_IS_PRESENT: &str = "the model is put back before a step returns";
@@ -85,16 +110,23 @@ impl<T> std::fmt::Debug for Opaque<T> {
 
 impl Session {
     /// Loads the examples and initialises the model, from the spec's seed.
-    pub(super) fn new(spec: &ProbeSpec) -> Result<Self, SessionError> {
+    pub(super) fn new(spec: &ProbeSpec, faults: Faults) -> Result<Self, SessionError> {
         let workload = &spec.workload;
         let network = workload.network()?;
         check_addressable(&network, spec.batch_size.0)?;
+        let before = memory::in_use();
         let split = datasets::load(&workload.dataset, uploaded_content)?;
+        let with_dataset = memory::in_use();
         let device = training_device(spec.device.backend, workload.dtype)?;
         device.seed(spec.seed);
         let model = Net::new(&network, &device);
+        let loaded = LoadedBytes {
+            dataset: with_dataset - before,
+            parameters: memory::in_use() - with_dataset,
+        };
+        let training = Arc::new(split.training);
         let batch_size = addressable(spec.batch_size.0, "the batch")?;
-        let order = BatchOrder::new(split.training.len(), batch_size, spec.seed);
+        let order = BatchOrder::new(training.len(), batch_size, spec.seed);
         Ok(Self {
             model: Some(model),
             optimizer: Opaque(optimizer::init(&spec.optimizer)),
@@ -103,44 +135,138 @@ impl Session {
             clipping: spec.gradient_clipping.clone(),
             objective: Objective::new(workload, &device),
             input: Net::input(&network),
-            loader: Loader::new(Arc::new(split.training), order, &workload.input_pipeline)?,
+            loader: Loader::new(
+                Arc::clone(&training),
+                order,
+                &workload.input_pipeline,
+                faults.load,
+            )?,
+            training,
             validated: validated(split.validation.len(), workload.validation_examples),
             validation: split.validation,
             device,
             batch_size,
+            seed: spec.seed,
             steps: 0,
-            staged: None,
+            reads_loss_every_step: workload.read_loss_every_step,
+            layers: u32::try_from(network.depth()).unwrap_or(u32::MAX),
+            faults,
+            loaded,
         })
     }
 
-    /// Takes one batch to the device and trains on it from now on: what a step costs when its data costs
-    /// nothing.
-    pub(super) fn stage_one_batch(&mut self) -> Result<(), SessionError> {
-        let batch = self.loader.next_batch()?;
-        self.staged = Some(to_device(batch, self.input, &self.device));
-        Ok(())
+    /// A batch of so many examples on the device: what a step on it costs is without its input pipeline.
+    pub(super) fn stage(&self, examples: usize) -> StagedBatch {
+        let mut order = BatchOrder::new(self.training.len(), examples, self.seed);
+        self.to_device(self.training.gather(order.next_batch()))
     }
 
-    /// One optimizer step on the next batch. Returns the training loss, still on the device: reading
-    /// it waits for the device.
+    /// A batch of this session's size on the device.
+    pub(super) fn stage_one_batch(&self) -> StagedBatch {
+        self.stage(self.batch_size)
+    }
+
+    /// Copies a gathered batch to the device.
+    pub(super) fn to_device(&self, batch: Batch) -> StagedBatch {
+        let (input, targets) = to_device(batch, self.input, &self.device);
+        StagedBatch { input, targets }
+    }
+
+    /// Another input pipeline over the same examples in the same order, from their beginning.
+    pub(super) fn open_loader(&self, pipeline: &InputPipeline) -> Result<Loader, SessionError> {
+        let order = BatchOrder::new(self.training.len(), self.batch_size, self.seed);
+        let examples = Arc::clone(&self.training);
+        Ok(Loader::new(examples, order, pipeline, self.faults.load)?)
+    }
+
+    /// One optimizer step on the next batch, as the study trains. Returns the training loss, still on
+    /// the device: reading it waits for the device.
     pub(super) fn step(&mut self) -> Result<Tensor<1>, SessionError> {
-        let (input, targets) = match &self.staged {
-            Some((input, targets)) => (input.clone(), targets.clone()),
-            None => {
-                let batch = self.loader.next_batch()?;
-                to_device(batch, self.input, &self.device)
-            }
-        };
+        let batch = self.loader.next_batch()?;
+        let loss = self.step_on(self.to_device(batch));
+        if self.reads_loss_every_step {
+            self.read_back(loss.clone());
+        }
+        Ok(loss)
+    }
+
+    /// One optimizer step on the next batch of another input pipeline. The loss is not read.
+    pub(super) fn step_from(&mut self, loader: &mut Loader) -> Result<Tensor<1>, SessionError> {
+        let batch = loader.next_batch()?;
+        Ok(self.step_on(self.to_device(batch)))
+    }
+
+    /// One optimizer step on a batch. The loss is not read.
+    pub(super) fn step_on(&mut self, batch: StagedBatch) -> Tensor<1> {
         // The optimizer gets the only reference to the parameters, so that it may update in place.
         let model = self.model.take().expect(MODEL_IS_PRESENT);
-        let loss = self.objective.training(model.forward(input), targets);
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let loss = self.loss(&model, batch);
+        let gradients = self.backward(&model, &loss);
+        self.update(model, gradients);
+        loss
+    }
+
+    /// The forward pass and the loss.
+    pub(super) fn forward(&self, batch: StagedBatch) -> Tensor<1> {
+        self.loss(self.model(), batch)
+    }
+
+    /// The backward pass; the gradients are dropped.
+    pub(super) fn backward_of(&self, loss: &Tensor<1>) {
+        drop(self.backward(self.model(), loss));
+    }
+
+    /// One optimizer step on the gradients of `micro_batches` batches, added up.
+    pub(super) fn accumulated_step(&mut self, batch: &StagedBatch, micro_batches: u64) {
+        let model = self.model.take().expect(MODEL_IS_PRESENT);
+        let mut accumulator = GradientsAccumulator::new();
+        for _ in 0..micro_batches {
+            let loss = self.loss(&model, batch.clone()) / micro_batches as f64;
+            accumulator.accumulate(&model, self.backward(&model, &loss));
+        }
+        self.update(model, accumulator.grads());
+    }
+
+    fn loss(&self, model: &Net, batch: StagedBatch) -> Tensor<1> {
+        self.faults.launch(self.layers);
+        self.objective
+            .training(model.forward(batch.input), batch.targets)
+    }
+
+    fn backward(&self, model: &Net, loss: &Tensor<1>) -> GradientsParams {
+        self.faults.launch(self.layers.saturating_mul(2));
+        GradientsParams::from_grads(loss.backward(), model)
+    }
+
+    fn update(&mut self, model: Net, gradients: GradientsParams) {
+        self.faults.launch(self.layers);
         let gradients = optimizer::clip(&self.clipping, &model, gradients);
         self.steps += 1;
         let learning_rate = self.learning_rate * self.schedule.factor(self.steps);
-        let model = self.optimizer.0.step(learning_rate, model, gradients);
-        self.model = Some(model);
-        Ok(loss)
+        self.model = Some(self.optimizer.0.step(learning_rate, model, gradients));
+    }
+
+    /// Waits for a loss.
+    pub(super) fn read_back(&self, loss: Tensor<1>) -> f64 {
+        self.faults.read_back();
+        f64::from(loss.into_scalar::<f32>())
+    }
+
+    /// What loading the examples and the model allocated.
+    pub(super) fn loaded_bytes(&self) -> LoadedBytes {
+        self.loaded
+    }
+
+    /// The device that training runs on, without gradients.
+    pub(super) fn plain_device(&self) -> Device {
+        self.device.clone().inner()
+    }
+
+    /// Waits until the device has finished everything.
+    pub(super) fn synchronise(&self) -> Result<(), SessionError> {
+        self.device
+            .sync()
+            .map_err(|error| SessionError::Device(error.to_string()))
     }
 
     fn model(&self) -> &Net {
@@ -162,9 +288,7 @@ impl Session {
     /// is synchronised: so one number of the updated parameters is read, and then it is synchronised.
     pub(super) fn finish_steps(&self) -> Result<bool, SessionError> {
         let finite = self.model().one_parameter().is_finite();
-        self.device
-            .sync()
-            .map_err(|error| SessionError::Device(error.to_string()))?;
+        self.synchronise()?;
         Ok(finite)
     }
 
@@ -172,7 +296,7 @@ impl Session {
     /// evaluation never needs more memory than training.
     pub(super) fn evaluate(&self) -> Evaluation {
         let model = self.model().valid();
-        let device = self.device.clone().inner();
+        let device = self.plain_device();
         let mut evaluator = Evaluator::new(&self.objective);
         for chunk in self.validated.chunks(self.batch_size) {
             let (input, targets) = to_device(self.validation.gather(chunk), self.input, &device);

@@ -6,11 +6,14 @@
 
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
+
 use super::events::EventLog;
+use super::faults::Faults;
 use super::run_queue;
-use super::session::Session;
+use super::session::{Session, SessionError};
 use super::tasks::{TaskEnd, TaskError, read};
-use crate::probe::{Limits, Metric, ProbeDevice, ProbeSpec, StepTimeSampling, Task};
+use crate::probe::{Batches, Limits, Metric, ProbeDevice, ProbeSpec, StepTimeSampling, Task};
 use crate::statistics::stopping::{BlockSampler, Decision, SampleSummary, StoppingRule};
 use crate::study::{
     BatchSize, BuiltinDataset, GradientClipping, Model, Optimizer, Schedule, Workload,
@@ -31,6 +34,7 @@ struct Block {
 pub(super) fn run(
     spec: &ProbeSpec,
     sampling: &StepTimeSampling,
+    faults: Faults,
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
     if sampling.canary_secs > 0.0 {
@@ -38,14 +42,22 @@ pub(super) fn run(
         let canary = canary_time_per_step(spec, sampling.canary_secs)?;
         log.measurement(Metric::CanaryTimePerStep, canary)?;
     }
-    let mut session = Session::new(spec)?;
-    if sampling.reuse_batch {
-        session.stage_one_batch()?;
-    }
+    let mut session = Session::new(spec, faults)?;
+    let staged = (sampling.batches != Batches::Loaded).then(|| session.stage_one_batch());
 
     log.progress("warming up", 0.1)?;
     let start = Instant::now();
-    let first_loss = read(session.step()?);
+    let loaded: Step<'_> = &mut |session| session.step();
+    let synthetic = &mut |session: &mut Session| {
+        let staged = staged.clone();
+        let batch = staged.unwrap_or_else(|| session.stage_one_batch());
+        Ok(session.step_on(batch))
+    };
+    let first: Step<'_> = match sampling.batches {
+        Batches::Loaded | Batches::Both => loaded,
+        Batches::Synthetic => synthetic,
+    };
+    let first_loss = read(first(&mut session)?);
     let finite = session.finish_steps()?;
     let compile_secs = start.elapsed().as_secs_f64();
     if !(finite && first_loss.is_finite()) {
@@ -54,19 +66,21 @@ pub(super) fn run(
     log.measurement(Metric::CompileSecs, compile_secs)?;
     log.measurement(Metric::FirstLoss, first_loss)?;
 
-    let Some(rough) = warm_up(&mut session, sampling)? else {
+    let start = Instant::now();
+    let Some(rough) = warm_up(&mut session, first, sampling)? else {
         return Ok(TaskEnd::diverged(session.steps()));
     };
+    log.measurement(Metric::WarmUpSecs, start.elapsed().as_secs_f64())?;
 
     log.progress("sampling", 0.2)?;
-    let Some(sample) = sample(&mut session, sampling, rough, log)? else {
+    let Some(sample) = sample(&mut session, first, sampling, rough, log)? else {
         return Ok(TaskEnd::diverged(session.steps()));
     };
-    let last_loss = read(session.step()?);
+    let mut sampling_secs = sample.wall_secs;
+    let last_loss = read(first(&mut session)?);
     if !last_loss.is_finite() {
         return Ok(TaskEnd::diverged(session.steps()));
     }
-
     for (index, block) in (0_u64..).zip(&sample.blocks) {
         log.measurement_at(
             Metric::BlockTimePerStep,
@@ -77,16 +91,45 @@ pub(super) fn run(
     }
     if let Some(summary) = sample.summary {
         summarise(&summary, log)?;
+        if sampling.batches == Batches::Synthetic {
+            synthetic_times(&summary, log)?;
+        }
     }
     log.measurement(Metric::StepsPerBlock, sample.steps_per_block as f64)?;
-    if let Some(delay) = sample.run_queue_delay_nanos {
+    let mut delay = sample.run_queue_delay_nanos;
+
+    if sampling.batches == Batches::Both {
+        log.progress("sampling synthetic data", 0.6)?;
+        // One batch over and over may diverge where training does not: then its time stays unknown.
+        let rough = sample.summary.map_or(rough, |summary| summary.median);
+        if let Some(second) = self::sample(&mut session, synthetic, sampling, rough, log)? {
+            sampling_secs += second.wall_secs;
+            delay = delay
+                .zip(second.run_queue_delay_nanos)
+                .map(|(first, second)| first + second);
+            if let Some(summary) = second.summary {
+                synthetic_times(&summary, log)?;
+            }
+        }
+    }
+    log.measurement(Metric::SamplingSecs, sampling_secs)?;
+    if let Some(delay) = delay {
         let threads = f64::from(spec.device.threads.max(1));
-        let ratio = delay as f64 * 1e-9 / (sample.wall_secs * threads);
+        let ratio = delay as f64 * 1e-9 / (sampling_secs * threads);
         log.measurement(Metric::RunQueueDelayRatio, ratio)?;
     }
     log.measurement(Metric::LastLoss, last_loss)?;
     log.measurement(Metric::Steps, session.steps() as f64)?;
     Ok(TaskEnd::Finished)
+}
+
+/// One step, on whatever batch.
+type Step<'a> = &'a mut dyn FnMut(&mut Session) -> Result<Tensor<1>, SessionError>;
+
+fn synthetic_times(summary: &SampleSummary, log: &mut EventLog) -> Result<(), TaskError> {
+    log.measurement(Metric::SyntheticTimePerStepMedian, summary.median)?;
+    log.measurement(Metric::SyntheticTimePerStepMean, summary.mean)?;
+    Ok(())
 }
 
 fn summarise(summary: &SampleSummary, log: &mut EventLog) -> Result<(), TaskError> {
@@ -105,14 +148,18 @@ fn summarise(summary: &SampleSummary, log: &mut EventLog) -> Result<(), TaskErro
 
 /// Discards steps until enough have passed in number and in time. Returns a rough time per step, or
 /// `None` when the loss diverged.
-fn warm_up(session: &mut Session, sampling: &StepTimeSampling) -> Result<Option<f64>, TaskError> {
+fn warm_up(
+    session: &mut Session,
+    step: Step<'_>,
+    sampling: &StepTimeSampling,
+) -> Result<Option<f64>, TaskError> {
     let start = Instant::now();
     let mut times = Vec::new();
     while (times.len() as u64) < sampling.warm_up_steps.max(1)
         || start.elapsed().as_secs_f64() < sampling.warm_up_secs
     {
         let before = Instant::now();
-        session.step()?;
+        step(session)?;
         if !session.finish_steps()? {
             return Ok(None);
         }
@@ -136,6 +183,7 @@ struct Sample {
 /// Times blocks until the stopping rule is content or a cap is hit; `None` when the loss diverged.
 fn sample(
     session: &mut Session,
+    step: Step<'_>,
     sampling: &StepTimeSampling,
     rough_time_per_step: f64,
     log: &EventLog,
@@ -164,7 +212,7 @@ fn sample(
     loop {
         let before = Instant::now();
         for _ in 0..steps_per_block {
-            session.step()?;
+            step(session)?;
         }
         let finite = session.finish_steps()?;
         let time_per_step = before.elapsed().as_secs_f64() / steps_per_block as f64;
@@ -198,12 +246,12 @@ fn sample(
 }
 
 /// Steps that last `block_secs`, at least one.
-fn steps_in(block_secs: f64, time_per_step: f64) -> u64 {
+pub(super) fn steps_in(block_secs: f64, time_per_step: f64) -> u64 {
     // A float beyond the range of u64 saturates.
     ((block_secs / time_per_step).ceil() as u64).max(1)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
@@ -240,7 +288,7 @@ fn canary_time_per_step(spec: &ProbeSpec, canary_secs: f64) -> Result<f64, TaskE
             wall_secs: spec.limits.wall_secs,
         },
     };
-    let mut session = Session::new(&reference)?;
+    let mut session = Session::new(&reference, Faults::default())?;
     session.step()?;
     session.finish_steps()?;
     let budget = Duration::try_from_secs_f64(canary_secs).unwrap_or(Duration::from_secs(1));

@@ -5,8 +5,11 @@ use std::io;
 use burn::tensor::Tensor;
 use thiserror::Error;
 
+use super::accumulation;
 use super::events::EventLog;
+use super::faults::Faults;
 use super::memory;
+use super::parts;
 use super::session::{Session, SessionError};
 use super::step_time;
 use super::training;
@@ -46,12 +49,18 @@ pub(super) enum TaskError {
 }
 
 /// Does what the spec says.
-pub(super) fn run(spec: &ProbeSpec, log: &mut EventLog) -> Result<TaskEnd, TaskError> {
+pub(super) fn run(
+    spec: &ProbeSpec,
+    faults: Faults,
+    log: &mut EventLog,
+) -> Result<TaskEnd, TaskError> {
     let result = match &spec.task {
-        Task::Smoke { steps } => smoke(spec, *steps, log),
-        Task::Memory { steps } | Task::Confirmation { steps } => watched(spec, *steps, log),
-        Task::StepTime(sampling) => step_time::run(spec, sampling, log),
-        Task::Training(run) => training::run(spec, run, log),
+        Task::Smoke { steps } => smoke(spec, *steps, faults, log),
+        Task::Memory { steps } | Task::Confirmation { steps } => watched(spec, *steps, faults, log),
+        Task::StepTime(sampling) => step_time::run(spec, sampling, faults, log),
+        Task::Training(run) => training::run(spec, run, faults, log),
+        Task::InputPipeline(sampling) => parts::run(spec, sampling, faults, log),
+        Task::GradientAccumulation(run) => accumulation::run(spec, run, faults, log),
     };
     match result {
         Err(TaskError::Session(SessionError::NotAddressable(what))) => Ok(TaskEnd::Infeasible {
@@ -64,8 +73,13 @@ pub(super) fn run(spec: &ProbeSpec, log: &mut EventLog) -> Result<TaskEnd, TaskE
 
 /// A few steps, and the evaluation twice: a pipeline that trains must give a finite loss, and the
 /// same loss for the same parameters.
-fn smoke(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, TaskError> {
-    let mut session = Session::new(spec)?;
+fn smoke(
+    spec: &ProbeSpec,
+    steps: u64,
+    faults: Faults,
+    log: &mut EventLog,
+) -> Result<TaskEnd, TaskError> {
+    let mut session = Session::new(spec, faults)?;
     if let Some(diverged) = train(&mut session, steps, log)? {
         return Ok(diverged);
     }
@@ -94,7 +108,12 @@ fn smoke(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, Ta
 }
 
 /// Training steps and one evaluation, with the memory watched from before the data set is loaded.
-fn watched(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, TaskError> {
+fn watched(
+    spec: &ProbeSpec,
+    steps: u64,
+    faults: Faults,
+    log: &mut EventLog,
+) -> Result<TaskEnd, TaskError> {
     if !memory::start_watching() {
         return Ok(TaskEnd::Infeasible {
             reason: InfeasibleReason::DeviceUnsupported,
@@ -103,15 +122,23 @@ fn watched(spec: &ProbeSpec, steps: u64, log: &mut EventLog) -> Result<TaskEnd, 
                 .into(),
         });
     }
-    let mut session = Session::new(spec)?;
+    let held_before = memory::in_use();
+    let mut session = Session::new(spec, faults)?;
     if let Some(diverged) = train(&mut session, steps, log)? {
         return Ok(diverged);
     }
+    let loaded = session.loaded_bytes();
+    let between_steps = memory::in_use() - held_before - loaded.dataset - loaded.parameters;
     let validation_loss = session.evaluate().loss;
     if !validation_loss.is_finite() {
         return Ok(TaskEnd::diverged(session.steps()));
     }
+    let bytes = |bytes: i64| bytes.max(0) as f64;
+    log.measurement(Metric::DatasetMemory, bytes(loaded.dataset))?;
+    log.measurement(Metric::ParameterMemory, bytes(loaded.parameters))?;
+    log.measurement(Metric::OptimizerStateMemory, bytes(between_steps))?;
     if let Some(peak) = memory::peak() {
+        log.measurement(Metric::PeakMemoryInUse, peak.in_use_bytes as f64)?;
         log.measurement(Metric::PeakMemory, peak.data_bytes as f64)?;
         log.measurement(Metric::PeakResidentMemory, peak.resident_bytes as f64)?;
     }

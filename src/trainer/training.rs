@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::events::EventLog;
+use super::faults::Faults;
 use super::session::{Session, SessionError};
 use super::tasks::{TaskEnd, TaskError, read};
 use crate::datasets;
@@ -21,10 +22,11 @@ const PROGRESS_SECS: u64 = 2;
 pub(super) fn run(
     spec: &ProbeSpec,
     run: &TrainingRun,
+    faults: Faults,
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
     let start = Instant::now();
-    let mut session = Session::new(spec)?;
+    let mut session = Session::new(spec, faults)?;
     let mut crossing = run
         .target
         .as_ref()

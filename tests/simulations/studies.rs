@@ -28,6 +28,8 @@ struct World {
     noise: f64,
     /// Batch sizes above this die in a confirmation although they ran in a memory probe.
     confirmation_limit: u64,
+    /// Gathering an example takes so long.
+    loading: f64,
     /// Rounds in which the whole host is slower.
     slow_round: Option<u32>,
 }
@@ -41,6 +43,7 @@ impl Default for World {
             beta: 1e-5,
             noise: 0.01,
             confirmation_limit: u64::MAX,
+            loading: 0.0,
             slow_round: None,
         }
     }
@@ -86,12 +89,41 @@ impl World {
                         1.0
                     };
                     let noise = (self.noise * (random.random::<f64>() - 0.5) * 3.4).exp();
-                    let t = (self.alpha + self.beta * size) * noise * slow;
+                    let synthetic = (self.alpha + self.beta * size) * noise * slow;
+                    let t = synthetic + self.loading * size;
+                    figures.insert(Metric::SyntheticTimePerStepMedian, synthetic);
                     figures.insert(Metric::TimePerStepMedian, t);
                     figures.insert(Metric::TimePerStepMean, t * 1.01);
                     figures.insert(Metric::CanaryTimePerStep, 1e-4 * slow);
                     figures.insert(Metric::RunQueueDelayRatio, 0.0);
                     figures.insert(Metric::Converged, 1.0);
+                }
+                ProbeKind::InputPipeline => {
+                    let mut t = |share: f64| {
+                        let noise = (0.01 * (random.random::<f64>() - 0.5)).exp();
+                        (self.alpha + self.beta * size) * share * noise
+                    };
+                    let load = self.loading * size + 1e-7;
+                    figures.extend([
+                        (Metric::SyntheticTimePerStep, t(1.0)),
+                        (Metric::PrefetchedTimePerStep, t(1.0).max(load)),
+                        (Metric::UnprefetchedTimePerStep, t(1.0) + load),
+                        (Metric::LoadTimePerStep, load),
+                        (Metric::TransferTimePerStep, 1e-7),
+                        (Metric::ReadbackTimePerStep, t(1.0)),
+                        (Metric::ForwardTimePerStep, t(0.3)),
+                        (Metric::ForwardBackwardTimePerStep, t(0.8)),
+                        (Metric::MatmulRate, 1e11),
+                        (Metric::RunQueueDelayRatio, 0.0),
+                    ]);
+                }
+                ProbeKind::GradientAccumulation => {
+                    let t = self.alpha + self.beta * size;
+                    figures.extend([
+                        (Metric::SyntheticTimePerStep, t),
+                        (Metric::ForwardBackwardTimePerStep, 0.8 * t),
+                        (Metric::AccumulatedTimePerStep, (4.0 * 0.8 + 0.2) * t),
+                    ]);
                 }
                 _ => {
                     figures.insert(Metric::PeakMemory, peak);
@@ -113,6 +145,7 @@ impl World {
             position,
             reused: false,
             device_secs: 1.0,
+            prediction: None,
             figures,
         }
     }
@@ -248,16 +281,73 @@ fn the_order_in_which_probes_finish_changes_nothing() {
 
 #[test]
 fn a_small_budget_of_time_ends_early_and_still_confirms() {
-    let definition = definition(json!({"budget": {"device_secs": 40.0}}));
+    let definition = definition(json!({"budget": {"device_secs": 20.0}}));
     let run = run(&definition, &World::default(), 1);
     assert_eq!(run.because, EndedBecause::BudgetExhausted);
-    assert!(run.evidence.device_secs() <= 40.0);
+    assert!(run.evidence.device_secs() <= 20.0);
     assert!(run.count(ProbeKind::StepTime) > 0, "one round at least");
     assert!(
         run.count(ProbeKind::Confirmation) > 0,
         "what is recommended is confirmed"
     );
     run.advice(&definition, Topic::BatchSize);
+}
+
+#[test]
+fn a_budget_bends_the_plan_and_the_answer_says_so() {
+    let full = run(&definition(json!({})), &World::default(), 1);
+    let definition = definition(json!({"budget": {"device_secs": 40.0}}));
+    let run = run(&definition, &World::default(), 1);
+    assert!(full.evidence.device_secs() > 60.0);
+    assert!(run.evidence.device_secs() <= 40.0);
+    // Fewer batch sizes, each in three rounds: an interval for every figure.
+    let advice = run.advice(&definition, Topic::TrainingThroughput);
+    assert_eq!(advice.value["rounds"], 3);
+    let remark = advice
+        .caveats
+        .iter()
+        .find(|caveat| caveat.code == "W_BUDGET")
+        .expect("it says so");
+    assert!(remark.detail.contains("batch sizes"), "{remark:?}");
+    let start = run.advice(&definition, Topic::BatchSize);
+    assert_eq!(start.value["confirmed"], true);
+    assert!(start.caveats.iter().any(|caveat| caveat.code == "W_BUDGET"));
+    let quiet = full.advice(&super::studies::definition(json!({})), Topic::BatchSize);
+    assert!(quiet.caveats.iter().all(|caveat| caveat.code != "W_BUDGET"));
+}
+
+#[test]
+fn a_slow_loader_is_named_and_does_not_hide_where_the_device_saturates() {
+    let definition = definition(json!({"batch_sizes": {"min": 1, "max": 4096}}));
+    let sound = run(&definition, &World::default(), 1);
+    // Loading takes ten times as long as an example's arithmetic: throughput as trained stops rising at once.
+    let world = World {
+        loading: 1e-4,
+        ..World::default()
+    };
+    let run = run(&definition, &world, 1);
+    let start = run.advice(&definition, Topic::BatchSize);
+    let without = sound.advice(&definition, Topic::BatchSize);
+    assert_eq!(start.value["batch_size"], without.value["batch_size"]);
+    assert_eq!(start.value["fix_bottleneck_first"], true);
+    assert_eq!(without.value["fix_bottleneck_first"], false);
+    assert!(start.summary.starts_with("Mend the bottleneck first"));
+    let bottleneck = run.advice(&definition, Topic::Bottleneck);
+    assert_eq!(bottleneck.value["bottleneck"], "input_bound");
+    let size = start.value["batch_size"].as_f64().expect("a size");
+    let ceiling = bottleneck.value["findings"][0]["ceiling_examples_per_sec"]
+        .as_f64()
+        .expect("a ceiling");
+    let truth = size / (1e-3 + 1e-5 * size);
+    assert!((ceiling / truth - 1.0).abs() < 0.05, "{ceiling} of {truth}");
+    let accumulation = run.advice(&definition, Topic::GradientAccumulation);
+    let ratio = accumulation.value["throughput_ratio"]["value"]
+        .as_f64()
+        .expect("a ratio");
+    let expected = accumulation.value["expected_ratio"]
+        .as_f64()
+        .expect("a ratio");
+    assert!((ratio / expected - 1.0).abs() < 0.05);
 }
 
 #[test]

@@ -153,6 +153,7 @@ pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
         position: 0,
         reused: false,
         device_secs: 1.0,
+        prediction: None,
         figures: BTreeMap::from([
             (Metric::TimePerStepMedian, secs),
             (Metric::TimePerStepMean, secs),

@@ -91,6 +91,7 @@ pub async fn study(
                 identity: fingerprint::identity("default", Some(id), &spec).expect("hashes"),
                 spec,
                 why: "a test wants it".into(),
+                prediction: None,
             }
         })
         .collect();

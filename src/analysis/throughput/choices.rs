@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{ChiSquared, Distribution, StandardNormal};
 
-use super::ThroughputAnalysis;
+use super::Curve;
 use crate::study::BatchSize;
 
 /// Draws that a probability is estimated from: its standard error is at most 0.8%.
@@ -21,14 +21,12 @@ const AS_GOOD_AS_THE_BEST: f64 = 0.95;
 /// candidates', and that it is within 5% of the highest. Empty with fewer than two complete rounds:
 /// single runs do not tell how far single runs are off.
 pub fn best_throughput_probabilities(
-    throughput: &ThroughputAnalysis,
+    curve: &Curve,
     candidates: &[BatchSize],
     seed: u64,
 ) -> Vec<(BatchSize, f64, f64)> {
-    let mut among = throughput.clone();
-    among
-        .points
-        .retain(|point| candidates.contains(&point.batch_size));
+    let mut among = curve.clone();
+    among.rates.retain(|(size, _)| candidates.contains(size));
     draw_choices(&among, seed, |rates| {
         rates
             .iter()
@@ -41,31 +39,30 @@ pub fn best_throughput_probabilities(
 /// and how often each is within 5% of the highest throughput drawn: (batch size, share picked, share
 /// within 5%). Empty with fewer than two complete rounds.
 pub fn draw_choices(
-    throughput: &ThroughputAnalysis,
+    curve: &Curve,
     seed: u64,
     pick: impl Fn(&[(BatchSize, f64)]) -> Option<BatchSize>,
 ) -> Vec<(BatchSize, f64, f64)> {
-    let Some(sd) = throughput.between_child_sd.filter(|sd| sd.is_finite()) else {
+    let Some(sd) = curve.design.residual_sd.filter(|sd| sd.is_finite()) else {
         return Vec::new();
     };
-    let error = sd / (throughput.rounds as f64).sqrt();
-    let freedom = throughput.degrees_of_freedom as f64;
+    let error = sd / (curve.design.blocks as f64).sqrt();
+    let freedom = curve.design.degrees_of_freedom as f64;
     let Ok(chi_squared) = ChiSquared::new(freedom) else {
         return Vec::new();
     };
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut picked = vec![0_u32; throughput.points.len()];
-    let mut within = vec![0_u32; throughput.points.len()];
+    let mut picked = vec![0_u32; curve.rates.len()];
+    let mut within = vec![0_u32; curve.rates.len()];
     for _ in 0..DRAWS {
         let spread: f64 = chi_squared.sample(&mut random);
         let scatter = error * (freedom / spread).sqrt();
-        let rates: Vec<(BatchSize, f64)> = throughput
-            .points
+        let rates: Vec<(BatchSize, f64)> = curve
+            .rates
             .iter()
-            .map(|point| {
-                let rate = point.examples_per_sec.value;
+            .map(|(size, rate)| {
                 let z: f64 = StandardNormal.sample(&mut random);
-                (point.batch_size, rate * (scatter * z).exp())
+                (*size, rate * (scatter * z).exp())
             })
             .collect();
         let best = rates.iter().map(|(_, rate)| *rate).fold(0.0, f64::max);
@@ -76,10 +73,10 @@ pub fn draw_choices(
         }
     }
     let share = |count: u32| f64::from(count) / f64::from(DRAWS);
-    throughput
-        .points
+    curve
+        .rates
         .iter()
         .zip(picked.iter().zip(&within))
-        .map(|(point, (picked, within))| (point.batch_size, share(*picked), share(*within)))
+        .map(|((size, _), (picked, within))| (*size, share(*picked), share(*within)))
         .collect()
 }

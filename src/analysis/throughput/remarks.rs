@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::ThroughputPoint;
-use super::rounds::Table;
-use crate::analysis::{Caveat, Evidence, ProbeRecord};
+use super::rounds::{MIN_ROUNDS, Table};
+use super::{ThroughputAnalysis, ThroughputPoint};
+use crate::analysis::{Caveat, Evidence, Feasibility, ProbeRecord};
 use crate::probe::{Metric, ProbeKind, ProbeState};
 use crate::statistics::blocked::BlockedDesign;
-use crate::study::BatchSize;
+use crate::study::{BatchSize, StudyDefinition};
 
 /// A mean above the median by more than this factor means stalls.
 const STALLS: f64 = 1.05;
@@ -135,6 +135,13 @@ pub(super) fn children(probes: &[&ProbeRecord]) -> Vec<Caveat> {
             ),
         ));
     }
+    caveats.extend(contention(probes));
+    caveats
+}
+
+/// Whether something else wanted the processors, or nobody can tell.
+pub(in crate::analysis) fn contention(probes: &[&ProbeRecord]) -> Option<Caveat> {
+    let total = probes.len();
     let delays: Vec<f64> = probes
         .iter()
         .filter_map(|probe| probe.figure(Metric::RunQueueDelayRatio))
@@ -145,19 +152,49 @@ pub(super) fn children(probes: &[&ProbeRecord]) -> Vec<Caveat> {
         .filter(|delay| *delay > CONTENTION)
         .collect();
     if let Some(worst) = contended.iter().copied().reduce(f64::max) {
-        caveats.push(caveat(
+        Some(caveat(
             "W_HOST_CONTENDED",
             format!(
                 "threads waited for a processor up to {} of the time in {} of {total} probes: something else ran on the host",
                 percent(worst),
                 contended.len()
             ),
-        ));
+        ))
     } else if delays.is_empty() {
-        caveats.push(caveat(
+        Some(caveat(
             "W_CONTENTION_UNKNOWN",
             "this kernel does not tell whether threads waited for a processor".to_owned(),
-        ));
+        ))
+    } else {
+        None
     }
-    caveats
+}
+
+/// Batch sizes that fit and were not timed, and rounds that were not made: the budget did not pay for them.
+pub(in crate::analysis) fn not_paid_for(
+    definition: &StudyDefinition,
+    feasibility: Option<&Feasibility>,
+    throughput: &ThroughputAnalysis,
+) -> Option<Caveat> {
+    let largest = feasibility?.largest_feasible?;
+    let grid = definition.batch_sizes.grid_batch_sizes();
+    let fitting: Vec<BatchSize> = grid.into_iter().filter(|size| *size <= largest).collect();
+    let is_timed = |size: &&BatchSize| {
+        throughput
+            .points
+            .iter()
+            .any(|point| point.batch_size == **size)
+    };
+    let timed = fitting.iter().filter(is_timed).count();
+    let rounds = throughput.rounds;
+    if timed == fitting.len() && rounds >= MIN_ROUNDS as u64 {
+        return None;
+    }
+    Some(caveat(
+        "W_BUDGET",
+        format!(
+            "{timed} of {} batch sizes were timed, in {rounds} of at least {MIN_ROUNDS} rounds so far: the curve is coarser or its intervals wider than a larger budget would make them",
+            fitting.len()
+        ),
+    ))
 }

@@ -21,6 +21,8 @@ pub(super) struct Cell<'a> {
     pub median: f64,
     /// Within-run mean of the time per step, seconds.
     pub mean: f64,
+    /// Within-run median of the time per step on synthetic data, seconds; none where it was not timed.
+    pub synthetic: Option<f64>,
 }
 
 impl<'a> Cell<'a> {
@@ -35,6 +37,7 @@ impl<'a> Cell<'a> {
             probe,
             median,
             mean: time(Metric::TimePerStepMean).unwrap_or(median),
+            synthetic: time(Metric::SyntheticTimePerStepMedian),
         })
     }
 }

@@ -243,7 +243,7 @@ fn probabilities(
 ) -> std::collections::BTreeMap<u64, (f64, f64)> {
     let candidates: Vec<BatchSize> = candidates.iter().copied().map(BatchSize).collect();
     let analysis = analyze(evidence).expect("an analysis");
-    best_throughput_probabilities(&analysis, &candidates, 7)
+    best_throughput_probabilities(&analysis.curve().expect("a curve"), &candidates, 7)
         .into_iter()
         .map(|(size, best, within)| (size.0, (best, within)))
         .collect()

@@ -123,6 +123,14 @@ impl Network {
         })
     }
 
+    /// Multiply-accumulate operations of the forward pass of one example, those of convolutions, matrix
+    /// products and recurrences; element-wise work is not counted. Saturates.
+    pub fn multiplications(&self) -> u64 {
+        self.fold(0, &mut |total: u64, placed| {
+            total.saturating_add(placed.multiplications())
+        })
+    }
+
     /// Layers, those inside residual blocks included.
     pub fn depth(&self) -> u64 {
         self.fold(0, &mut |count: u64, _| count + 1)
@@ -234,6 +242,48 @@ impl Placed {
             (Layer::Output {}, input) => dense(last_axis(input), last_axis(self.output), true),
             _ => 0,
         }
+    }
+}
+
+impl Placed {
+    /// See [`Network::multiplications`]; of this layer alone.
+    fn multiplications(&self) -> u64 {
+        // A weight is used once for each position; a bias is only added.
+        let positions = |shape: Shape| match shape {
+            Shape::Features { .. } => 1,
+            Shape::Sequence { length, .. } | Shape::Tokens { length, .. } => length,
+            Shape::Image { height, width, .. } => height.saturating_mul(width),
+        };
+        let product = |inputs: u64, outputs: u64| inputs.saturating_mul(outputs);
+        let (inputs, outputs) = (last_axis(self.input), last_axis(self.output));
+        let each = match &self.layer {
+            Layer::Linear { .. } | Layer::Output {} | Layer::Unembedding {} => {
+                product(inputs, outputs)
+            }
+            Layer::Conv2d { kernel, .. } => {
+                product(inputs, outputs).saturating_mul(kernel.saturating_mul(*kernel))
+            }
+            Layer::Patches { size, .. } => {
+                product(inputs, outputs).saturating_mul(size.saturating_mul(*size))
+            }
+            // Four projections, and for each position the scores and the mixture over all positions.
+            Layer::SelfAttention { .. } => {
+                product(inputs, inputs).saturating_mul(4).saturating_add(
+                    positions(self.input)
+                        .saturating_mul(inputs)
+                        .saturating_mul(2),
+                )
+            }
+            Layer::Recurrent { cell, units } => {
+                let gates = match cell {
+                    Cell::Lstm => 4,
+                    Cell::Gru => 3,
+                };
+                product(inputs.saturating_add(*units), *units).saturating_mul(gates)
+            }
+            _ => 0,
+        };
+        each.saturating_mul(positions(self.output))
     }
 }
 

@@ -253,3 +253,39 @@ fn the_variance_of_weights_follows_what_comes_after() {
     assert!((Initialisation::He.deviation(50, 7, false) - 0.2).abs() < 1e-12);
     assert_eq!(Initialisation::SmallNormal.deviation(5, 7, true), 0.02);
 }
+
+#[test]
+fn multiplications_are_those_of_the_papers() {
+    let count = |model: &Model, facts: &Facts| {
+        let network = Network::new(model, facts).expect("fits");
+        network.multiplications() as f64
+    };
+    let images = |side: u64, classes: u64| Facts {
+        input: Shape::Image {
+            channels: 3,
+            height: side,
+            width: side,
+        },
+        target: Target::Classes { count: classes },
+        training_examples: 100,
+        validation_examples: 10,
+    };
+    let digits = Facts {
+        input: Shape::Features { width: 64 },
+        ..images(8, 10)
+    };
+    assert_eq!(
+        count(&Model::mlp(vec![64]), &digits),
+        64.0 * 64.0 + 64.0 * 10.0
+    );
+    // He et al. 2016, table 1: 1.8, 3.6 and 3.8 billion at 224×224; with the stride in the 3×3 convolution of the
+    // bottleneck, as here, 4.1.
+    for (depth, billions) in [(18, 1.82), (34, 3.67), (50, 4.09)] {
+        let model = serde_json::from_value(
+            json!({"family": "resnet", "style": "imagenet", "depth": depth}),
+        )
+        .expect("a model");
+        let found = count(&model, &images(224, 1000)) / 1e9;
+        assert!((found / billions - 1.0).abs() < 0.01, "{depth}: {found}");
+    }
+}
