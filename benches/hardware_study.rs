@@ -206,7 +206,7 @@ async fn run(service: &TestService) -> Study {
             .filter_map(|caveat| caveat["code"].as_str())
             .map(str::to_owned)
             .collect(),
-        intervals: analysis["throughput"]["points"]
+        intervals: analysis["analysis"]["throughput"]["points"]
             .as_array()
             .expect("points")
             .iter()
