@@ -1,7 +1,7 @@
 //! Injected bottlenecks: does the analysis name the right one every time, and none where there is none? Real
-//! children, slow on purpose; and gradient accumulation against what saving optimizer steps can bring.
+//! children, slow on purpose.
 //!
-//! `cargo bench --profile release --bench bottlenecks [-- TIMES]`
+//! `cargo bench --profile release --bench bottlenecks [-- TIMES [NAME]]`
 
 #![expect(
     clippy::print_stdout,
@@ -26,7 +26,16 @@ async fn main() {
         .unwrap_or(20);
     let runner = fake::example("faulty_runner");
     println!("{times} times each; the goal is the right label every time, at both batch sizes");
-    for injected in bottlenecks::ALL {
+    let only = std::env::args().skip(1).find(|it| {
+        let mut all = bottlenecks::ALL.iter();
+        all.any(|injected| format!("{injected:?}").eq_ignore_ascii_case(it))
+    });
+    let chosen = |injected: &bottlenecks::Injected| {
+        let name = format!("{injected:?}");
+        only.as_ref()
+            .is_none_or(|only| only.eq_ignore_ascii_case(&name))
+    };
+    for injected in bottlenecks::ALL.into_iter().filter(chosen) {
         let expected: Vec<_> = injected.label().into_iter().collect();
         let mut right = 0;
         for _ in 0..times {

@@ -34,7 +34,7 @@ impl Injected {
             Self::Nothing => ["0", "0", "0"],
             Self::Load => ["1500", "0", "0"],
             Self::Readback => ["0", "1500", "0"],
-            Self::Launch => ["0", "0", "400"],
+            Self::Launch => ["0", "0", "1000"],
         }
     }
 
