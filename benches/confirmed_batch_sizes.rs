@@ -2,7 +2,7 @@
 //! steps at the batch size that was confirmed. The goals: none runs out of memory, and the memory predicted
 //! for the final batch size is off by at most 5% (median).
 //!
-//! `cargo bench --profile release --bench confirmed_batch_sizes [-- MODELS]`
+//! `cargo bench --profile release --bench confirmed_batch_sizes [-- MODELS [FIRST]]`
 
 #![expect(
     clippy::print_stdout,
@@ -26,14 +26,15 @@ const LONGER_RUN: u64 = 500;
 
 #[tokio::main]
 async fn main() {
-    let models = std::env::args()
+    let mut numbers = std::env::args()
         .skip(1)
-        .find_map(|argument| argument.parse().ok())
-        .unwrap_or(50);
+        .filter_map(|argument| argument.parse().ok());
+    let models: u64 = numbers.next().unwrap_or(50);
+    let first: u64 = numbers.next().unwrap_or(0);
     let program = fake::reachable(env!("CARGO_BIN_EXE_trialhead").as_ref(), "program");
     let mut errors = Vec::new();
     let mut died = 0;
-    for seed in 0..models {
+    for seed in first..first + models {
         let study = random_studies::confirm(&program, seed, LONGER_RUN).await;
         println!(
             "{:>3} {:>10} of {:>9}, {} probes, prediction {}{}  {}",

@@ -222,13 +222,18 @@ fn is_out_of_memory(message: &str) -> bool {
             .any(|known| message.contains(known))
 }
 
-/// Rust's "memory allocation of N bytes failed", which comes before an abort.
+/// Rust's "memory allocation of N bytes failed", which comes before an abort. It is written in pieces, so
+/// when several threads run out at once the pieces of one stand between those of another.
 fn allocation_failed(line: &str) -> bool {
-    line.split_once("memory allocation of ")
-        .and_then(|(_, rest)| rest.split_once(" bytes failed"))
-        .is_some_and(|(count, _)| {
-            !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit())
-        })
+    const BEGINNING: &str = "memory allocation of ";
+    const END: &str = " bytes failed";
+    let Some((_, rest)) = line.split_once(BEGINNING) else {
+        return false;
+    };
+    let counts = rest.replace(BEGINNING, "").replace(END, "");
+    rest.contains(END)
+        && !counts.is_empty()
+        && counts.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl Exit {
@@ -392,6 +397,15 @@ mod tests {
                 Exit::Signal(SIGABRT),
             ),
             ("memory allocation of 8 bytes failed", Exit::Code(134)),
+            // Two threads at once.
+            (
+                "memory allocation of memory allocation of 15805440 bytes failed",
+                Exit::Signal(SIGABRT),
+            ),
+            (
+                "memory allocation of 1234memory allocation of 5678 bytes failed bytes failed",
+                Exit::Signal(SIGABRT),
+            ),
             (
                 "thread 'main' (7) panicked at pool.rs:1:2: No pool handles allocation of size 9",
                 Exit::Code(101),
