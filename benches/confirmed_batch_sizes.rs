@@ -46,7 +46,11 @@ async fn main() {
                 || "none".to_owned(),
                 |error| format!("{:+.1}%", error * 100.0)
             ),
-            if study.survived { "" } else { ", DIED LATER" },
+            if study.survived {
+                String::new()
+            } else {
+                format!(", DIED LATER: {}", study.ended)
+            },
             study.model,
         );
         errors.extend(study.prediction_error.map(f64::abs));

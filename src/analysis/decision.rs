@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::memory_search::{LimitedBy, Search, SearchEnd, SearchStep, Seen};
 use super::saturation::SATURATED_GAIN;
 use super::throughput::{CONFIDENCE_PER_LOOK, draw_choices};
-use super::{Evidence, ThroughputAnalysis, memory};
+use super::{Evidence, ProbeRecord, ThroughputAnalysis, memory};
 use crate::probe::{InfeasibleReason, Metric, ProbeKind, ProbeState};
 use crate::study::{BatchSize, StudyDefinition};
 
@@ -49,6 +49,7 @@ pub fn sights(evidence: &Evidence) -> Vec<(BatchSize, Seen)> {
             // These hold more than one batch, and so say nothing of what training needs.
             ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => false,
             ProbeKind::StepTime | ProbeKind::Training => false,
+            ProbeKind::LearningRateRange | ProbeKind::NoiseScale => false,
         })
         .filter_map(|probe| {
             let seen = match (probe.state, probe.infeasible) {
@@ -72,15 +73,22 @@ pub fn feasibility(definition: &StudyDefinition, evidence: &Evidence) -> Option<
     if seen.is_empty() {
         return None;
     }
+    let survived = |probe: &ProbeRecord| {
+        let peak = probe.figure(Metric::PeakMemory);
+        probe.succeeded() && peak.is_some_and(|peak| peak <= search.usable_bytes)
+    };
+    // Of several processes at one batch size every one must survive.
+    let all_survived = |size: BatchSize| {
+        evidence
+            .of_kind(ProbeKind::Confirmation)
+            .filter(|probe| probe.batch_size() == size && probe.state.has_ended())
+            .all(survived)
+    };
     let mut confirmed: Vec<BatchSize> = evidence
         .of_kind(ProbeKind::Confirmation)
-        .filter(|probe| {
-            probe.succeeded()
-                && probe
-                    .figure(Metric::PeakMemory)
-                    .is_some_and(|peak| peak <= search.usable_bytes)
-        })
-        .map(|probe| probe.batch_size())
+        .filter(|probe| survived(probe))
+        .map(ProbeRecord::batch_size)
+        .filter(|size| all_survived(*size))
         .collect();
     confirmed.sort();
     confirmed.dedup();

@@ -1,5 +1,5 @@
 //! What the measurements mean, as numbers with units: memory, throughput, saturation,
-//! bottlenecks, gradient accumulation.
+//! bottlenecks, gradient accumulation, steps to target, training time.
 //! Pure and deterministic: the same evidence gives the same analysis.
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,9 @@ mod fixtures;
 pub mod memory;
 pub mod memory_search;
 pub mod saturation;
+pub mod steps;
 pub mod throughput;
+pub mod training_time;
 
 pub use accumulation::AccumulationPoint;
 pub use bottleneck::{Bottleneck, BottleneckAnalysis, BottleneckPoint, Finding, StepParts};
@@ -22,7 +24,10 @@ pub use decision::{Feasibility, StartChoice};
 pub use evidence::{Evidence, ProbeRecord};
 pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint, MemoryPrediction, MemorySplit};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
+pub use steps::{StepsAnalysis, StepsPoint};
 pub use throughput::{Curve, ThroughputAnalysis, ThroughputPoint};
+
+pub use training_time::{TrainingTimeAnalysis, TrainingTimePoint};
 
 use crate::study::StudyDefinition;
 
@@ -76,6 +81,12 @@ pub struct Analysis {
     pub feasibility: Option<Feasibility>,
     /// The batch size to start with; null before throughput was measured.
     pub start: Option<StartChoice>,
+    /// Steps to target against batch size; null before training to a target has begun.
+    #[serde(default)]
+    pub steps: Option<StepsAnalysis>,
+    /// Training time and resource consumption against batch size; null before both times and steps are known.
+    #[serde(default)]
+    pub training_time: Option<TrainingTimeAnalysis>,
     /// Remarks on the whole study.
     pub caveats: Vec<Caveat>,
 }
@@ -97,6 +108,12 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         .as_ref()
         .map(|throughput| throughput.caveats.clone())
         .unwrap_or_default();
+    let steps = steps::read(definition, evidence, feasibility.as_ref())
+        .and_then(|training| steps::analyze(definition, &training));
+    let training_time = throughput
+        .as_ref()
+        .zip(steps.as_ref())
+        .and_then(|(throughput, steps)| training_time::analyze(definition, throughput, steps));
     let bottleneck = bottleneck::analyze(&definition.workload, evidence, saturation.as_ref());
     Analysis {
         memory,
@@ -106,6 +123,8 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         gradient_accumulation: accumulation::analyze(evidence),
         feasibility,
         start,
+        steps,
+        training_time,
         caveats,
     }
 }

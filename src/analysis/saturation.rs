@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::throughput::CONFIDENCE_PER_LOOK;
 use super::{Estimate, ThroughputAnalysis};
-use crate::statistics::regression::fit_two_parameters;
+use crate::statistics::regression::{Loss, least_squares};
 use crate::study::BatchSize;
 
 /// What one doubling of the batch size brings.
@@ -136,8 +136,11 @@ pub fn fit_time_model(points: &[(BatchSize, f64)]) -> Option<TimeModel> {
     let (sharpness, fit) = SHARPNESSES
         .iter()
         .filter_map(|&sharpness| {
-            fit_two_parameters(&logs, start, FIT_SCALE, |parameters, ln_batch| {
-                ln_time(sharpness, parameters, ln_batch)
+            least_squares(start, Loss::SoftL1(FIT_SCALE), |parameters, push| {
+                for (ln_batch, ln_t) in &logs {
+                    let (value, slope) = ln_time(sharpness, parameters, *ln_batch);
+                    push(value - ln_t, slope);
+                }
             })
             .map(|fit| (sharpness, fit))
         })

@@ -95,7 +95,7 @@ pub(super) fn datasets() -> Vec<DatasetEntry> {
         DatasetEntry {
             name: "noisy_quadratic",
             summary: "The noisy quadratic model as a regression: with a network of the layer \"scale\" alone the \
-                      expected loss is 1 + Σ hᵢθᵢ²/dimensions with hᵢ = 1/i, from θ = 1.",
+                      expected loss is dimensions/2 + ½Σhᵢθᵢ² with hᵢ = 1/i, from θ = 1.",
             task: "regression",
             parameters: vec![
                 examples(10_000),

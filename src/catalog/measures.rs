@@ -106,6 +106,14 @@ pub(super) fn evaluation_metrics() -> Vec<EvaluationEntry> {
             &["language modelling"],
             "Exponential of the cross-entropy of a token.",
         ),
+        entry(
+            "expected_excess_loss",
+            "loss",
+            true,
+            &["regression"],
+            "Of the noisy quadratic alone: ½Σhᵢθᵢ², its expected loss beyond what no parameters change, from \
+             the exact recursion of SGD, with momentum or without.",
+        ),
     ]
 }
 
@@ -328,6 +336,41 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "s",
             "Time of a step on one batch of the same examples.",
         ),
+        entry(
+            "expected_excess_loss",
+            "loss",
+            "½Σhᵢθᵢ² of the noisy quadratic, its expectation.",
+        ),
+        entry(
+            "best_evaluation",
+            "metric",
+            "The best value of the target's metric, or of the loss, over all evaluations.",
+        ),
+        entry(
+            "chance_loss",
+            "loss",
+            "Validation loss of the best predictor that does not look at its input.",
+        ),
+        entry(
+            "divergent_learning_rate",
+            "ratio",
+            "The learning rate at which a range test diverged; absent when it never did.",
+        ),
+        entry(
+            "gradient_square",
+            "loss_squared",
+            "|G|², the squared norm of the gradient over all examples, estimated at a step.",
+        ),
+        entry(
+            "gradient_variance",
+            "loss_squared",
+            "tr Σ, the trace of the covariance of one example's gradient, estimated at a step.",
+        ),
+        entry(
+            "noise_scale",
+            "count",
+            "The simple noise scale tr Σ/|G|² along the run, in examples.",
+        ),
     ]
 }
 
@@ -379,6 +422,19 @@ pub(super) fn probe_kinds() -> Vec<ProbeKindEntry> {
             question: "How many steps does training take to its target?",
             summary: "Training of one point of hyperparameters to a target, a cap or divergence, evaluated \
                       ever more rarely; the curve is kept.",
+            exclusive: false,
+        },
+        ProbeKindEntry {
+            name: "learning_rate_range",
+            question: "From which learning rate does training diverge?",
+            summary: "The learning rate rises by the same factor in every step until the smoothed loss is a \
+                      multiple of its least value.",
+            exclusive: false,
+        },
+        ProbeKindEntry {
+            name: "noise_scale",
+            question: "How noisy is the gradient of a batch?",
+            summary: "Along a training run, the squared norms of gradients of small batches and of their mean.",
             exclusive: false,
         },
     ]

@@ -286,6 +286,20 @@ pub struct ProbeKindEntry {
     pub exclusive: bool,
 }
 
+/// The optimizers.
+pub fn optimizer_families() -> Vec<OptimizerFamily> {
+    optimizers::optimizers()
+}
+
+/// The range over which a hyperparameter of an optimizer is searched, where it is known.
+pub fn search_range(optimizer: &str, hyperparameter: &str) -> Option<SearchRange> {
+    let families = optimizers::optimizers();
+    let family = families.iter().find(|family| family.name == optimizer)?;
+    let mut all = family.hyperparameters.iter();
+    all.find(|it| it.name == hyperparameter)
+        .map(|it| it.search_space.clone())
+}
+
 /// Everything that a study may name.
 pub fn catalog() -> Catalog {
     Catalog {

@@ -6,6 +6,7 @@
 //! memory and therefore of every measured peak: nothing is stored twice.
 
 mod batches;
+mod chance;
 pub mod content;
 mod digits;
 mod examples;
@@ -17,6 +18,7 @@ mod synthetic;
 mod teacher;
 
 pub use batches::BatchOrder;
+pub use chance::chance_loss;
 pub use examples::{Batch, BatchInputs, BatchTargets, Examples, Inputs, Targets};
 
 pub use content::Content;
@@ -180,7 +182,7 @@ pub fn truth(dataset: &Dataset) -> Result<Option<Truth>, DatasetError> {
             noise_deviation, ..
         } => Some(exact(noise_deviation * noise_deviation)),
         // The variance of the targets, which nothing explains.
-        BuiltinDataset::NoisyQuadratic { .. } => Some(exact(1.0)),
+        BuiltinDataset::NoisyQuadratic { dimensions, .. } => Some(exact(dimensions as f64 / 2.0)),
         BuiltinDataset::MarkovText { .. } => match chain(dataset) {
             Some(chain) => Some(exact(markov::entropy_rate(&chain)?)),
             None => None,

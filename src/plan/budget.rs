@@ -1,6 +1,8 @@
 //! What probes cost, what is left, and what is still to come.
 
-use super::{PlannedProbe, accumulation, asks, bottleneck, confirmation, needs_times, rounds};
+use super::{
+    PlannedProbe, accumulation, asks, bottleneck, confirmation, needs_times, rounds, training,
+};
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
 use crate::statistics::intervals::mean;
@@ -13,7 +15,8 @@ fn usual_secs(kind: ProbeKind) -> f64 {
         ProbeKind::Memory => 1.0,
         ProbeKind::StepTime | ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => 4.0,
         ProbeKind::Confirmation => 2.0,
-        ProbeKind::Training => 5.0,
+        ProbeKind::Training | ProbeKind::LearningRateRange => 0.5,
+        ProbeKind::NoiseScale => 1.0,
     }
 }
 
@@ -166,6 +169,14 @@ impl Purse {
                     let known = bottleneck::batch_sizes(definition, analysis).len() as u64;
                     let sizes = if known == 0 { USUAL_PARTS } else { known };
                     sizes * u64::from(bottleneck::REPLICATES)
+                } else {
+                    0
+                },
+            ),
+            (
+                ProbeKind::Training,
+                if training::is_needed(definition) {
+                    training::usual_probes(definition)
                 } else {
                     0
                 },

@@ -4,7 +4,8 @@
 //! not depend on the order in which probes finish. The phases: does the pipeline run ([`smoke`]);
 //! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
 //! run ([`confirmation`]); what keeps its steps from being shorter ([`bottleneck`]); what gradient
-//! accumulation brings ([`accumulation`]). The [`budget`] is looked at before every wave.
+//! accumulation brings ([`accumulation`]); how many steps training takes to its target
+//! ([`training`]). The [`budget`] is looked at before every wave.
 
 mod accumulation;
 mod bottleneck;
@@ -14,6 +15,7 @@ mod memory;
 mod rounds;
 mod smoke;
 mod specs;
+mod training;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -112,7 +114,7 @@ fn next(
     }
     let mut cut_short = false;
     type Phase = fn(&Specs<'_>, &StudyDefinition, &Evidence, &Analysis) -> Wish;
-    let phases: [(Phase, bool); 6] = [
+    let phases: [(Phase, bool); 8] = [
         (smoke::wish, true),
         (memory::wish, true),
         // Rounds may be cut short: what was timed until then is used, and the confirmation, which
@@ -121,6 +123,9 @@ fn next(
         (confirmation::wish, true),
         (bottleneck::wish, false),
         (accumulation::wish, false),
+        (training::wish, false),
+        // Training may recommend another batch size than throughput alone.
+        (confirmation::wish, true),
     ];
     for (wish, is_needed) in phases {
         match wish(&specs, definition, evidence, analysis) {
@@ -195,6 +200,10 @@ fn phase(kind: ProbeKind, replicate: u32) -> String {
         ProbeKind::InputPipeline => "timing the parts of a step".into(),
         ProbeKind::GradientAccumulation => "timing gradient accumulation".into(),
         ProbeKind::Training => "training to the target".into(),
+        ProbeKind::LearningRateRange => {
+            "seeking the learning rate at which training diverges".into()
+        }
+        ProbeKind::NoiseScale => "measuring the noise of the gradient".into(),
     }
 }
 

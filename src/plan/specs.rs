@@ -4,7 +4,7 @@ use super::PlannedProbe;
 use crate::probe::{
     Limits, PROTOCOL, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task, TurnSampling,
 };
-use crate::study::{BatchSize, ResolvedDevice, StudyDefinition};
+use crate::study::{BatchSize, ResolvedDevice, StudyDefinition, Workload};
 
 /// Optimizer steps of a smoke probe: enough for every optimizer state to exist and move.
 const SMOKE_STEPS: u64 = 20;
@@ -22,6 +22,7 @@ fn wall_secs(kind: ProbeKind) -> f64 {
         // At least three rounds of nine parts, the slowest of which gathers ahead first.
         ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => 300.0,
         ProbeKind::Confirmation | ProbeKind::Training => 900.0,
+        ProbeKind::LearningRateRange | ProbeKind::NoiseScale => 300.0,
     }
 }
 
@@ -74,7 +75,11 @@ impl<'a> Specs<'a> {
         let spec = ProbeSpec {
             protocol: PROTOCOL,
             task,
-            workload: self.definition.workload.clone(),
+            // The target is not part of what is trained: only those that need it name it.
+            workload: Workload {
+                target: None,
+                ..self.definition.workload.clone()
+            },
             optimizer: self.definition.optimizer.clone(),
             schedule: self.definition.schedule.clone(),
             gradient_clipping: self.definition.gradient_clipping.clone(),

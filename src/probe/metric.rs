@@ -134,6 +134,20 @@ metrics! {
     AccumulatedTimePerStep = "accumulated_time_per_step", "s";
     /// Time of a step on one batch of the same examples.
     WholeBatchTimePerStep = "whole_batch_time_per_step", "s";
+    /// ½Σhᵢθᵢ² of the noisy quadratic, its expectation; `step` is that of the evaluation.
+    ExpectedExcessLoss = "expected_excess_loss", "loss";
+    /// The best value of the target's metric, or of the loss, over all evaluations.
+    BestEvaluation = "best_evaluation", "metric";
+    /// Validation loss of the best predictor that does not look at its input, fitted on the training targets.
+    ChanceLoss = "chance_loss", "loss";
+    /// The learning rate at which a range test diverged; absent when it never did.
+    DivergentLearningRate = "divergent_learning_rate", "ratio";
+    /// Squared norm of the gradient over all examples, |G|², estimated at a step.
+    GradientSquare = "gradient_square", "loss_squared";
+    /// Trace of the covariance of one example's gradient, tr Σ, estimated at a step.
+    GradientVariance = "gradient_variance", "loss_squared";
+    /// The simple noise scale tr Σ/|G|² along the run, examples; absent where |G|² is not above 0.
+    NoiseScale = "noise_scale", "count";
 }
 
 impl From<crate::study::EvaluationMetric> for Metric {
@@ -146,6 +160,7 @@ impl From<crate::study::EvaluationMetric> for Metric {
             Evaluated::ValidationErrorRate => Self::ValidationErrorRate,
             Evaluated::ValidationAuc => Self::ValidationAuc,
             Evaluated::ValidationPerplexity => Self::ValidationPerplexity,
+            Evaluated::ExpectedExcessLoss => Self::ExpectedExcessLoss,
         }
     }
 }

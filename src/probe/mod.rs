@@ -17,8 +17,8 @@ pub use outcome::{
     ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify, names_an_error,
 };
 pub use spec::{
-    Accumulation, Batches, EVALUATION_RATIO, Limits, ProbeDevice, ProbeKind, ProbeSpec,
-    StepTimeSampling, Task, TrainingRun, TurnSampling,
+    Accumulation, Batches, EVALUATION_RATIO, Limits, NoiseScaleRun, ProbeDevice, ProbeKind,
+    ProbeSpec, RangeTest, StepTimeSampling, Task, TrainingRun, TurnSampling,
 };
 pub use state::ProbeState;
 

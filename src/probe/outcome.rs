@@ -231,9 +231,7 @@ fn allocation_failed(line: &str) -> bool {
         return false;
     };
     let counts = rest.replace(BEGINNING, "").replace(END, "");
-    rest.contains(END)
-        && !counts.is_empty()
-        && counts.bytes().all(|byte| byte.is_ascii_digit())
+    rest.contains(END) && !counts.is_empty() && counts.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl Exit {

@@ -91,6 +91,54 @@ pub enum Task {
     GradientAccumulation(Accumulation),
     /// One point of hyperparameters, trained to a target, to a cap or to divergence.
     Training(TrainingRun),
+    /// From which learning rate does training diverge?
+    LearningRateRange(RangeTest),
+    /// How noisy is the gradient of a batch along a training run?
+    NoiseScale(NoiseScaleRun),
+}
+
+/// A learning-rate range test (Smith 2017, arXiv:1506.01186): the learning rate rises by the same factor in
+/// every step, until the smoothed loss says that training diverges. The optimizer's own is not used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RangeTest {
+    /// Optimizer steps from the lower to the upper end.
+    pub steps: u64,
+    /// The first learning rate.
+    pub lower: f64,
+    /// The last.
+    pub upper: f64,
+    /// Diverged when the smoothed loss is above this multiple of its least value.
+    pub divergence_ratio: f64,
+    /// Follow the expectation instead of a sample, where it is known (the noisy quadratic).
+    #[serde(default)]
+    pub is_expected: bool,
+}
+
+impl RangeTest {
+    /// The defaults of the measurement protocol.
+    pub fn usual(is_expected: bool) -> Self {
+        Self {
+            steps: 200,
+            lower: 1e-6,
+            upper: 10.0,
+            divergence_ratio: 4.0,
+            is_expected,
+        }
+    }
+}
+
+/// The gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1) along a training run:
+/// now and then the squared norms of gradients of small batches and of their mean are compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NoiseScaleRun {
+    /// Optimizer steps of the run.
+    pub steps: u64,
+    /// Examples of a small batch.
+    pub small_batch: u64,
+    /// Small batches that make the big one.
+    pub small_batches: u64,
+    /// Times that it is measured, spaced evenly in the logarithm of the step.
+    pub points: u64,
 }
 
 /// How long a training probe trains, and how often it looks.
@@ -119,6 +167,8 @@ impl Task {
             Self::InputPipeline(_) => ProbeKind::InputPipeline,
             Self::GradientAccumulation(_) => ProbeKind::GradientAccumulation,
             Self::Training(_) => ProbeKind::Training,
+            Self::LearningRateRange(_) => ProbeKind::LearningRateRange,
+            Self::NoiseScale(_) => ProbeKind::NoiseScale,
         }
     }
 }
@@ -257,11 +307,15 @@ pub enum ProbeKind {
     GradientAccumulation,
     /// How many steps to the target, and how does the loss fall?
     Training,
+    /// From which learning rate does training diverge?
+    LearningRateRange,
+    /// How noisy is the gradient of a batch?
+    NoiseScale,
 }
 
 impl ProbeKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Smoke,
         Self::Memory,
         Self::StepTime,
@@ -269,6 +323,8 @@ impl ProbeKind {
         Self::InputPipeline,
         Self::GradientAccumulation,
         Self::Training,
+        Self::LearningRateRange,
+        Self::NoiseScale,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -281,6 +337,8 @@ impl ProbeKind {
             Self::InputPipeline => "input_pipeline",
             Self::GradientAccumulation => "gradient_accumulation",
             Self::Training => "training",
+            Self::LearningRateRange => "learning_rate_range",
+            Self::NoiseScale => "noise_scale",
         }
     }
 
@@ -291,6 +349,9 @@ impl ProbeKind {
 
     /// Whether the probe must have its device alone: timing and memory are disturbed by company.
     pub fn is_exclusive(self) -> bool {
-        !matches!(self, Self::Smoke | Self::Training)
+        !matches!(
+            self,
+            Self::Smoke | Self::Training | Self::LearningRateRange | Self::NoiseScale
+        )
     }
 }

@@ -1,4 +1,5 @@
-//! The batch size to start with, when only memory and throughput are known: the largest feasible one
+//! The batch size to start with: where training to a target was measured, the one that minimises training
+//! time or resource consumption ([`training_time`]); when only memory and throughput are known: the largest feasible one
 //! whose last doubling still gained more than 10%. A rule of thumb of the field: it assumes that
 //! the batch is below the critical batch size, which nobody has measured here.
 
@@ -7,7 +8,7 @@ use serde_json::json;
 use super::throughput::{rate, time};
 use super::{
     Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, is_contended,
-    references,
+    probability, references, sizes, training_time,
 };
 use crate::analysis::{Analysis, Caveat, Evidence, StartChoice, ThroughputPoint};
 use crate::probe::ProbeKind;
@@ -23,6 +24,9 @@ pub fn advise(
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Option<Advice> {
+    if let Some(measured) = training_time::batch_size(definition, evidence, analysis) {
+        return Some(measured);
+    }
     let throughput = analysis.throughput.as_ref()?;
     let start = analysis.start.as_ref()?;
     let feasibility = analysis.feasibility.as_ref()?;
@@ -82,7 +86,8 @@ pub fn advise(
             ProbeKind::StepTime => true,
             ProbeKind::Confirmation | ProbeKind::Memory => probe.batch_size() == size,
             ProbeKind::InputPipeline => analysis.bottleneck.is_some(),
-            ProbeKind::Smoke | ProbeKind::GradientAccumulation | ProbeKind::Training => false,
+            ProbeKind::Smoke | ProbeKind::GradientAccumulation => false,
+            ProbeKind::Training | ProbeKind::LearningRateRange | ProbeKind::NoiseScale => false,
         }),
         caveats,
         playbook: "choosing-the-batch-size-to-minimize-training-time".into(),
@@ -109,16 +114,11 @@ fn grade(start: &StartChoice, is_confirmed: bool, is_contended: bool) -> (Grade,
     } else {
         Grade::Low
     };
-    // What was drawn a few thousand times is never certain.
-    let probability = if p_best > 0.99 {
-        "more than 0.99".to_owned()
-    } else {
-        format!("{p_best:.2}")
-    };
     (
         grade,
         format!(
-            "the rule chooses it with a probability of {probability}, given how well the times are known"
+            "the rule chooses it with a probability of {}, given how well the times are known",
+            probability(p_best)
         ),
     )
 }
@@ -152,10 +152,9 @@ fn summary(point: &ThroughputPoint, start: &StartChoice, analysis: &Analysis) ->
         None => text.push_str(" it is the largest that fits and was timed."),
     }
     if !start.near_ties.is_empty() {
-        let ties: Vec<String> = start.near_ties.iter().map(BatchSize::to_string).collect();
         text.push_str(&format!(
             " {} cannot be told apart from it by this rule.",
-            ties.join(" and ")
+            sizes(&start.near_ties)
         ));
     }
     text

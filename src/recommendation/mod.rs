@@ -4,16 +4,18 @@ mod accumulation;
 mod batch_size;
 mod bells;
 mod bottleneck;
+mod critical_batch_size;
 mod feasible;
 pub mod report;
 mod throughput;
+mod training_time;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::analysis::{Analysis, Caveat, Evidence, ProbeRecord};
 use crate::probe::ProbeKind;
-use crate::study::{BatchSize, ProbeId, Question, StudyDefinition};
+use crate::study::{BatchSize, Hyperparameter, Optimizer, ProbeId, Question, StudyDefinition};
 
 /// What a recommendation is about.
 #[derive(
@@ -31,16 +33,25 @@ pub enum Topic {
     GradientAccumulation,
     /// The batch size to start with.
     BatchSize,
+    /// Up to where larger batches save steps.
+    CriticalBatchSize,
+    /// What training uses up at each batch size.
+    ResourceConsumption,
+    /// Whether what has to be paid for larger batch sizes pays.
+    UpfrontCost,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
         Self::GradientAccumulation,
         Self::BatchSize,
+        Self::CriticalBatchSize,
+        Self::ResourceConsumption,
+        Self::UpfrontCost,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -51,6 +62,9 @@ impl Topic {
             Self::Bottleneck => "bottleneck",
             Self::GradientAccumulation => "gradient_accumulation",
             Self::BatchSize => "batch_size",
+            Self::CriticalBatchSize => "critical_batch_size",
+            Self::ResourceConsumption => "resource_consumption",
+            Self::UpfrontCost => "upfront_cost",
         }
     }
 
@@ -154,12 +168,15 @@ pub fn recommend(
     analysis: &Analysis,
 ) -> Vec<Advice> {
     type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
-    let topics: [(Question, Advise); 5] = [
+    let topics: [(Question, Advise); 8] = [
         (Question::FeasibleBatchSizes, feasible::advise),
         (Question::Throughput, throughput::advise),
         (Question::Bottleneck, bottleneck::advise),
         (Question::GradientAccumulation, accumulation::advise),
         (Question::BatchSize, batch_size::advise),
+        (Question::CriticalBatchSize, critical_batch_size::advise),
+        (Question::BatchSize, training_time::resource_consumption),
+        (Question::BatchSize, training_time::upfront_cost),
     ];
     topics
         .into_iter()
@@ -181,6 +198,62 @@ fn references(evidence: &Evidence, matches: impl Fn(&ProbeRecord) -> bool) -> Ve
             reused: probe.reused,
         })
         .collect()
+}
+
+/// What was drawn a few thousand times is never certain.
+fn probability(value: f64) -> String {
+    if value > 0.99 {
+        "more than 0.99".to_owned()
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+/// Batch sizes in a sentence: `32, 64 and 128`.
+fn sizes(sizes: &[BatchSize]) -> String {
+    match sizes {
+        [] => String::new(),
+        [one] => one.to_string(),
+        [first @ .., last] => {
+            let first: Vec<String> = first.iter().map(BatchSize::to_string).collect();
+            format!("{} and {last}", first.join(", "))
+        }
+    }
+}
+
+/// An optimizer with the hyperparameters that are usually tuned.
+fn optimizer_text(optimizer: &Optimizer) -> String {
+    let mut text = optimizer.family().to_owned();
+    for (index, hyperparameter) in Hyperparameter::ALL.into_iter().enumerate() {
+        if let Some(value) = optimizer.get(hyperparameter)
+            && (index < 3 || value != 0.0)
+        {
+            text.push_str(&format!(
+                ", {} {}",
+                hyperparameter.as_str().replace('_', " "),
+                three_figures(value)
+            ));
+        }
+    }
+    text
+}
+
+/// A number with three significant figures, without needless zeros.
+fn three_figures(value: f64) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
+    let exponent = value.abs().log10().floor();
+    if !(-4.0..6.0).contains(&exponent) {
+        return format!("{value:.2e}");
+    }
+    let decimals = (2.0 - exponent).max(0.0) as usize;
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
 }
 
 /// Whether something else ran on the host while times were taken: no grade above low then.

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use super::throughput::{rate, time};
-use super::{Advice, Basis, Topic};
+use super::training_time::count;
+use super::{Advice, Basis, Topic, optimizer_text};
+use crate::analysis::steps::Regime;
 use crate::analysis::{Analysis, Estimate};
 use crate::study::{Bytes, StudyDefinition};
 
@@ -57,6 +59,7 @@ fn write_report(
     write_memory(out, analysis)?;
     write_throughput(out, analysis)?;
     write_parts(out, analysis)?;
+    write_steps(out, analysis)?;
     let device = &definition.device;
     writeln!(out, "## What was asked\n")?;
     writeln!(
@@ -87,6 +90,9 @@ fn heading(topic: Topic) -> &'static str {
         Topic::Bottleneck => "What keeps a step from being shorter",
         Topic::GradientAccumulation => "Gradient accumulation",
         Topic::BatchSize => "The batch size to start with",
+        Topic::CriticalBatchSize => "The critical batch size",
+        Topic::ResourceConsumption => "What training uses up",
+        Topic::UpfrontCost => "What has to be paid before",
     }
 }
 
@@ -205,6 +211,67 @@ fn write_parts(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
             time(parts.forward.value),
             time(parts.forward_backward.value),
             time(parts.optimizer_secs),
+        )?;
+    }
+    writeln!(out)
+}
+
+fn write_steps(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
+    let Some(steps) = analysis.steps.as_ref().filter(|it| !it.points.is_empty()) else {
+        return Ok(());
+    };
+    writeln!(out, "## Steps to target\n")?;
+    writeln!(
+        out,
+        "| Batch size | Steps | On the curve | Regime | Training time | P(within 5%) | Optimizer |\n|---:|---|---|---|---|---:|---|"
+    )?;
+    for point in &steps.points {
+        let measured = match (&point.steps, point.more_than_steps) {
+            (Some(steps), _) => {
+                format!("{}{}", count(steps.value), range(steps, count))
+            }
+            (None, Some(cap)) => format!("more than {cap}"),
+            (None, None) => "—".to_owned(),
+        };
+        let fitted = point.fitted_steps.map_or_else(String::new, |it| {
+            format!("{}{}", count(it.value), range(&it, count))
+        });
+        let regime = steps
+            .regimes
+            .iter()
+            .find(|it| it.batch_size == point.batch_size)
+            .map_or("", |it| match it.regime {
+                Regime::PerfectScaling => "perfect scaling",
+                Regime::DiminishingReturns => "diminishing returns",
+                Regime::NoGain => "no gain",
+                Regime::Undetermined => "undetermined",
+            });
+        let decided = analysis.training_time.as_ref().and_then(|decision| {
+            let mut points = decision.points.iter();
+            points.find(|it| it.batch_size == point.batch_size)
+        });
+        writeln!(
+            out,
+            "| {} | {measured} | {fitted} | {regime} | {} | {} | {} |",
+            point.batch_size,
+            decided.map_or_else(String::new, |it| {
+                format!(
+                    "{}{}",
+                    time(it.training_time_secs.value),
+                    range(&it.training_time_secs, time)
+                )
+            }),
+            decided.map_or_else(String::new, |it| format!("{:.2}", it.p_within_5pct)),
+            optimizer_text(&point.optimizer),
+        )?;
+    }
+    if let Some(curve) = &steps.curve {
+        writeln!(
+            out,
+            "\nS(B) = (S_min^k + (E_min/B)^k)^(1/k) with S_min = {} steps, E_min = {} examples, k = {:.2}.",
+            count(curve.min_steps.value),
+            count(curve.min_examples.value),
+            curve.sharpness.value
         )?;
     }
     writeln!(out)

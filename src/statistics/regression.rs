@@ -1,4 +1,4 @@
-//! Two small fits: a weighted straight line, and a curve of two parameters that outliers do not pull.
+//! Two small fits: a weighted straight line, and a curve of a few parameters.
 
 /// y = intercept + slope·x.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,64 +38,80 @@ pub fn weighted_line(points: &[(f64, f64, f64)]) -> Option<Line> {
     })
 }
 
-/// What a two-parameter fit found.
+/// What a fit of `N` parameters found.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TwoParameterFit {
+pub struct Fit<const N: usize> {
     /// The parameters.
-    pub parameters: [f64; 2],
-    /// Σ 2s²(√(1 + (r/s)²) − 1), the soft-L1 loss.
+    pub parameters: [f64; N],
+    /// The sum that was minimised.
     pub loss: f64,
+}
+
+/// What is summed over the residuals.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Loss {
+    /// r².
+    Squares,
+    /// 2s²(√(1 + (r/s)²) − 1) with this s (soft-L1): residuals beyond it count linearly.
+    SoftL1(f64),
+}
+
+impl Loss {
+    fn of(self, residual: f64) -> f64 {
+        match self {
+            Self::Squares => residual * residual,
+            Self::SoftL1(s) => 2.0 * s * s * ((1.0 + (residual / s).powi(2)).sqrt() - 1.0),
+        }
+    }
+
+    /// The weight of a residual in the next linear step.
+    fn weight(self, residual: f64) -> f64 {
+        match self {
+            Self::Squares => 1.0,
+            Self::SoftL1(s) => 1.0 / (1.0 + (residual / s).powi(2)).sqrt(),
+        }
+    }
 }
 
 /// Levenberg–Marquardt steps tried at most.
 const MAX_STEPS: usize = 200;
 
-/// Fits `model(parameters, x) -> (value, gradient)` to (x, y) by Levenberg–Marquardt, the squares
-/// replaced by soft-L1 with scale `s`: residuals beyond it count linearly. Nocedal & Wright,
-/// *Numerical Optimization*, §10.3; Triggs et al. 1999 for the reweighting.
-pub fn fit_two_parameters(
-    points: &[(f64, f64)],
-    start: [f64; 2],
-    s: f64,
-    model: impl Fn([f64; 2], f64) -> (f64, [f64; 2]),
-) -> Option<TwoParameterFit> {
-    let loss = |parameters: [f64; 2]| -> f64 {
-        points
-            .iter()
-            .map(|(x, y)| {
-                let residual = (y - model(parameters, *x).0) / s;
-                2.0 * s * s * ((1.0 + residual * residual).sqrt() - 1.0)
-            })
-            .sum()
+/// Minimises the summed loss of residuals by Levenberg–Marquardt. `residuals(parameters, push)` pushes every
+/// residual with its gradient. Nocedal & Wright, *Numerical Optimization*, §10.3; Triggs et al. 1999 for
+/// the reweighting.
+pub fn least_squares<const N: usize>(
+    start: [f64; N],
+    loss: Loss,
+    residuals: impl Fn([f64; N], &mut dyn FnMut(f64, [f64; N])),
+) -> Option<Fit<N>> {
+    let total = |parameters: [f64; N]| -> f64 {
+        let mut sum = 0.0;
+        residuals(parameters, &mut |residual, _| sum += loss.of(residual));
+        sum
     };
     let mut parameters = start;
-    let mut best = loss(parameters);
+    let mut best = total(parameters);
     let mut damping = 1e-3;
     for _ in 0..MAX_STEPS {
-        let (mut normal, mut gradient) = ([[0.0; 2]; 2], [0.0; 2]);
-        for (x, y) in points {
-            let (value, slope) = model(parameters, *x);
-            let residual = y - value;
-            let weight = 1.0 / (1.0 + (residual / s).powi(2)).sqrt();
-            for i in 0..2 {
-                gradient[i] += weight * slope[i] * residual;
-                for j in 0..2 {
+        let (mut normal, mut gradient) = ([[0.0; N]; N], [0.0; N]);
+        residuals(parameters, &mut |residual, slope| {
+            let weight = loss.weight(residual);
+            for i in 0..N {
+                gradient[i] -= weight * slope[i] * residual;
+                for j in 0..N {
                     normal[i][j] += weight * slope[i] * slope[j];
                 }
             }
+        });
+        for (i, row) in normal.iter_mut().enumerate() {
+            row[i] = row[i] * (1.0 + damping) + 1e-12;
         }
-        let (a, d) = (
-            normal[0][0] * (1.0 + damping) + 1e-12,
-            normal[1][1] * (1.0 + damping) + 1e-12,
-        );
-        let b = normal[0][1];
-        let determinant = a * d - b * b;
-        let step = [
-            (d * gradient[0] - b * gradient[1]) / determinant,
-            (a * gradient[1] - b * gradient[0]) / determinant,
-        ];
-        let next = [parameters[0] + step[0], parameters[1] + step[1]];
-        let next_loss = loss(next);
+        let step = solve(normal, gradient);
+        let mut next = parameters;
+        for (value, change) in next.iter_mut().zip(step) {
+            *value += change;
+        }
+        let next_loss = total(next);
         if next_loss.is_finite() && next_loss <= best {
             let gained = best - next_loss;
             (parameters, best) = (next, next_loss);
@@ -110,12 +126,29 @@ pub fn fit_two_parameters(
             }
         }
     }
-    (best.is_finite() && parameters.iter().all(|value| value.is_finite())).then_some(
-        TwoParameterFit {
-            parameters,
-            loss: best,
-        },
-    )
+    (best.is_finite() && parameters.iter().all(|value| value.is_finite())).then_some(Fit {
+        parameters,
+        loss: best,
+    })
+}
+
+/// Solves a system with a positive definite matrix: elimination needs no pivots then.
+fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N]) -> [f64; N] {
+    for pivot in 0..N {
+        let above = matrix[pivot];
+        for row in pivot + 1..N {
+            let factor = matrix[row][pivot] / above[pivot];
+            for (value, over) in matrix[row].iter_mut().zip(above) {
+                *value -= factor * over;
+            }
+            right[row] -= factor * right[pivot];
+        }
+    }
+    for row in (0..N).rev() {
+        let known: f64 = (row + 1..N).map(|it| matrix[row][it] * right[it]).sum();
+        right[row] = (right[row] - known) / matrix[row][row];
+    }
+    right
 }
 
 #[cfg(test)]
@@ -136,13 +169,33 @@ mod tests {
         }
 
         #[test]
+        fn three_parameters_are_found_again(a in -2.0..2.0_f64, b in -1.0..1.0_f64, c in 0.2..2.0_f64) {
+            let x = |i: i32| f64::from(i) / 4.0;
+            let fit = least_squares([0.0, 0.0, 1.0], Loss::Squares, |[p, q, r], push| {
+                for i in -8..8 {
+                    let value = p + q * x(i) + (r * x(i)).exp();
+                    let truth = a + b * x(i) + (c * x(i)).exp();
+                    push(value - truth, [1.0, x(i), x(i) * (r * x(i)).exp()]);
+                }
+            })
+            .expect("a fit");
+            for (found, true_value) in fit.parameters.iter().zip([a, b, c]) {
+                prop_assert!((found - true_value).abs() < 1e-4, "{fit:?}");
+            }
+        }
+
+        #[test]
         fn an_exponential_is_found_again_despite_an_outlier(a in -2.0..2.0_f64, b in -1.0..1.0_f64) {
             let mut points: Vec<_> = (0..12)
                 .map(|i| (f64::from(i) / 4.0, a + b * f64::from(i) / 4.0))
                 .collect();
             points[5].1 += 3.0;
-            let fit = fit_two_parameters(&points, [0.0, 0.0], 0.01, |[a, b], x| (a + b * x, [1.0, x]))
-                .expect("a fit");
+            let fit = least_squares([0.0, 0.0], Loss::SoftL1(0.01), |[a, b], push| {
+                for (x, y) in &points {
+                    push(a + b * x - y, [1.0, *x]);
+                }
+            })
+            .expect("a fit");
             prop_assert!((fit.parameters[0] - a).abs() < 0.02, "{fit:?}");
             prop_assert!((fit.parameters[1] - b).abs() < 0.02, "{fit:?}");
         }

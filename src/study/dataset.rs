@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::model::{Layer, Model};
 use super::shape::{Facts, Shape, Target};
 use super::units::DatasetId;
 
@@ -129,6 +130,12 @@ impl Contents {
             }
         }
     }
+}
+
+/// Whether a model on a data set is the noisy quadratic, whose expected loss follows an exact recursion.
+pub fn is_noisy_quadratic(dataset: &BuiltinDataset, model: &Model) -> bool {
+    matches!(dataset, BuiltinDataset::NoisyQuadratic { .. })
+        && matches!(model, Model::Sequential { layers, .. } if matches!(layers[..], [Layer::Scale {}]))
 }
 
 impl DatasetRequest {
@@ -291,8 +298,8 @@ pub enum BuiltinDataset {
         seed: u64,
     },
     /// The noisy quadratic model (Zhang et al. 2019) as a regression: with the network `[{"layer": "scale"}]`
-    /// the expected loss is 1 + Σ hᵢθᵢ²/dimensions with curvatures hᵢ = 1/i, from θ = 1, and the covariance
-    /// of the gradient's noise is proportional to the curvature.
+    /// the expected loss is dimensions/2 + ½Σhᵢθᵢ² with curvatures hᵢ = 1/i, from θ = 1, and the covariance of
+    /// one example's gradient is the curvature. Its `expected_excess_loss` ½Σhᵢθᵢ² follows an exact recursion.
     NoisyQuadratic {
         /// Training examples.
         #[serde(default = "default_examples")]

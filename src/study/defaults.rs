@@ -2,7 +2,8 @@
 
 use super::{
     Backend, BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Facts, GradientClipping, Grid,
-    Loss, MaxFrom, Model, Optimizer, Shape, StudyDefinition, StudyRequest, Target, Workload,
+    Loss, MaxFrom, Model, Optimizer, Question, Shape, StudyDefinition, StudyRequest, Target,
+    TargetRequest, Workload,
 };
 
 /// The part of the memory free on a host that a study uses when it names no budget.
@@ -36,7 +37,11 @@ pub fn resolve(
         batch_sizes,
         device: asked,
         objective,
+        costs,
+        project_phase,
         budget,
+        search,
+        design,
         questions,
         reuse,
         priority,
@@ -49,10 +54,14 @@ pub fn resolve(
         Some(_) => MaxFrom::Range,
         None => MaxFrom::Dataset,
     };
+    let optimizer = optimizer.unwrap_or_else(|| Optimizer::first_for(&model));
+    let target = workload.target.map(TargetRequest::resolve);
     let mut definition = StudyDefinition {
         name: name.unwrap_or_else(|| default_name(&dataset, &model)),
         labels,
-        optimizer: optimizer.unwrap_or_else(|| Optimizer::first_for(&model)),
+        search: search.resolve(&optimizer),
+        questions: questions.unwrap_or_else(|| Question::usual(target.is_some())),
+        optimizer,
         schedule,
         gradient_clipping: gradient_clipping.unwrap_or_else(|| GradientClipping::first_for(&model)),
         batch_sizes: BatchSizes {
@@ -73,6 +82,7 @@ pub fn resolve(
             validation_examples: workload.validation_examples,
             input_pipeline: workload.input_pipeline,
             read_loss_every_step: workload.read_loss_every_step,
+            target,
         },
         device: DeviceChoice {
             backend: asked.backend,
@@ -81,8 +91,10 @@ pub fn resolve(
             threads: asked.threads,
         },
         objective,
+        costs,
+        project_phase,
         budget,
-        questions,
+        design,
         reuse,
         priority,
         seed,

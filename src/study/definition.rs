@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::costs::{Costs, Design, Objective, ProjectPhase};
 use super::dataset::{Dataset, DatasetRequest};
+use super::evaluation::{EvaluationTarget, TargetRequest};
 use super::model::Model;
 use super::network::{Network, NetworkError};
 use super::optimizer::{GradientClipping, Optimizer, Schedule};
+use super::search_space::{Search, SearchRequest};
 use super::shape::Target;
 use super::units::{BatchSize, Bytes};
 
@@ -23,14 +26,16 @@ use super::units::{BatchSize, Bytes};
     "workload": {
         "dataset": {"builtin": "digits"},
         "model": {"family": "mlp", "hidden": [64], "activation": "relu"},
-        "loss": "cross_entropy"
+        "loss": "cross_entropy",
+        "target": {"metric": "validation_cross_entropy", "goal": "minimize", "value": 0.2}
     },
     "optimizer": {"family": "sgd_nesterov"},
     "batch_sizes": {"min": 4, "max": 1024, "grid": "powers_of_two"},
     "device": {"backend": "cpu", "memory_budget_bytes": 2147483648u64},
     "objective": "minimize_training_time",
+    "costs": {"device_hour": 2.5, "planned_runs": 200},
     "budget": {"device_secs": 900, "probes": 1000},
-    "questions": ["feasible_batch_sizes", "throughput", "batch_size"],
+    "questions": ["feasible_batch_sizes", "throughput", "batch_size", "critical_batch_size"],
     "seed": 7
 }))]
 pub struct StudyRequest {
@@ -61,13 +66,26 @@ pub struct StudyRequest {
     /// What the recommendation minimises.
     #[serde(default)]
     pub objective: Objective,
+    /// What training costs.
+    #[serde(default)]
+    pub costs: Costs,
+    /// How far the project is.
+    #[serde(default)]
+    pub project_phase: ProjectPhase,
     /// What the study may spend.
     #[serde(default)]
     pub budget: Budget,
-    /// Which questions are answered. Default: all.
-    #[serde(default = "Question::all")]
+    /// What is tuned at every batch size that is trained to the target.
+    #[serde(default)]
+    pub search: SearchRequest,
+    /// Which batch sizes are trained to the target.
+    #[serde(default)]
+    pub design: Design,
+    /// Which questions are answered. Default: those about the hardware; with a target, also the critical
+    /// batch size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_items = 1)]
-    pub questions: Vec<Question>,
+    pub questions: Option<Vec<Question>>,
     /// Whether measurements that another study of the project has already made may serve.
     #[serde(default = "yes")]
     pub reuse: bool,
@@ -104,8 +122,20 @@ pub struct StudyDefinition {
     pub device: DeviceChoice,
     /// What the recommendation minimises.
     pub objective: Objective,
+    /// What training costs.
+    #[serde(default)]
+    pub costs: Costs,
+    /// How far the project is.
+    #[serde(default)]
+    pub project_phase: ProjectPhase,
     /// What the study may spend.
     pub budget: Budget,
+    /// What is tuned at every batch size that is trained to the target.
+    #[serde(default)]
+    pub search: Search,
+    /// Which batch sizes are trained to the target.
+    #[serde(default)]
+    pub design: Design,
     /// Which questions are answered.
     pub questions: Vec<Question>,
     /// Whether measurements of other studies may serve.
@@ -160,6 +190,10 @@ pub struct WorkloadRequest {
     /// the host then waits for the device in every step.
     #[serde(default)]
     pub read_loss_every_step: bool,
+    /// What training is to reach. Steps to target, training time and the critical batch size are for this
+    /// target. Default: none; a question that needs one takes it from a pilot run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetRequest>,
 }
 
 /// How batches come to the training.
@@ -215,6 +249,9 @@ pub struct Workload {
     /// the host then waits for the device in every step.
     #[serde(default)]
     pub read_loss_every_step: bool,
+    /// What training is to reach. Not part of a probe's workload: those that need it name it themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<EvaluationTarget>,
 }
 
 impl Workload {
@@ -229,6 +266,7 @@ impl Workload {
             validation_examples: None,
             input_pipeline: InputPipeline::default(),
             read_loss_every_step: false,
+            target: None,
         }
     }
 
@@ -430,15 +468,6 @@ impl Backend {
     }
 }
 
-/// What the recommendation minimises.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Objective {
-    /// Time from start to finish.
-    #[default]
-    MinimizeTrainingTime,
-}
-
 /// What the study may spend.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -483,19 +512,26 @@ pub enum Question {
     Bottleneck,
     /// What does gradient accumulation bring?
     GradientAccumulation,
+    /// Up to which batch size does doubling it halve the steps to the target, and from where does it save
+    /// none?
+    CriticalBatchSize,
     /// Which batch size should training start with?
     BatchSize,
 }
 
 impl Question {
-    /// Every question.
-    pub fn all() -> Vec<Self> {
-        vec![
+    /// Those that are asked unless the study says otherwise.
+    pub fn usual(has_target: bool) -> Vec<Self> {
+        let mut questions = vec![
             Self::FeasibleBatchSizes,
             Self::Throughput,
             Self::Bottleneck,
             Self::GradientAccumulation,
             Self::BatchSize,
-        ]
+        ];
+        if has_target {
+            questions.push(Self::CriticalBatchSize);
+        }
+        questions
     }
 }

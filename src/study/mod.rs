@@ -1,5 +1,6 @@
 //! What is asked: the study definition, its parts, ids and states. Pure: no clock, no I/O.
 
+pub mod costs;
 pub mod dataset;
 pub mod defaults;
 pub mod definition;
@@ -7,24 +8,27 @@ pub mod evaluation;
 pub mod model;
 pub mod network;
 pub mod optimizer;
+pub mod search_space;
 pub mod shape;
 pub mod states;
 pub mod units;
 pub mod upload;
 pub mod validation;
 
+pub use costs::{Costs, Design, Objective, ProjectPhase, UpfrontCost};
 pub use dataset::{
     BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,
-    UploadedRequest,
+    UploadedRequest, is_noisy_quadratic,
 };
 pub use defaults::{DeviceFactsForDefaults, fill_device, resolve};
 pub use definition::*;
-pub use evaluation::{EvaluationMetric, EvaluationTarget};
+pub use evaluation::{EvaluationMetric, EvaluationTarget, Goal, TargetRequest};
 pub use model::{Activation, Cell, Initialisation, Layer, Model, Normalization, ResnetStyle};
 pub use network::{Network, NetworkError, Placed};
 pub use optimizer::{
     AdamEpsilon, GradientClipping, InitialSquare, Optimizer, RmsPropEpsilon, Schedule,
 };
+pub use search_space::{Axis, Hyperparameter, Range, Search, SearchRequest, SearchSpace};
 pub use shape::{Facts, Shape, Target};
 pub use states::{EndedBecause, StudyState};
 pub use units::{

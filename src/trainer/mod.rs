@@ -7,13 +7,17 @@
 mod accumulation;
 mod events;
 mod faults;
+mod learner;
 mod loader;
 pub mod memory;
 mod network;
+mod noise_scale;
 mod objective;
 mod optimizer;
 mod parts;
 mod process;
+mod quadratic;
+mod range_test;
 mod run_queue;
 mod session;
 mod step_time;

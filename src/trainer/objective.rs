@@ -63,6 +63,11 @@ pub(super) struct Evaluation {
 }
 
 impl Evaluation {
+    /// From a loss and everything that was evaluated, the loss under its own name included.
+    pub(super) fn new(loss: f64, metrics: Vec<(EvaluationMetric, f64)>) -> Self {
+        Self { loss, metrics }
+    }
+
     /// Everything that the task has, the loss under its own name included.
     pub(super) fn metrics(&self) -> &[(EvaluationMetric, f64)] {
         &self.metrics

@@ -37,6 +37,11 @@ pub(super) enum SessionError {
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// Only a sample of this training can be had, not its expectation.
+    #[error(
+        "the expected loss is known of the noisy quadratic under sgd and sgd_momentum without gradient clipping only"
+    )]
+    NoExpectation,
     /// The input pipeline failed.
     #[error("the input pipeline failed: {0}")]
     Loader(#[from] std::io::Error),
@@ -276,6 +281,42 @@ impl Session {
     /// Optimizer steps made so far.
     pub(super) fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// Changes the learning rate of the steps to come.
+    pub(super) fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.learning_rate = learning_rate;
+    }
+
+    /// Validation loss of the best predictor that does not look at its input.
+    pub(super) fn chance_loss(&self) -> Option<f64> {
+        datasets::chance_loss(&self.training, &self.validation, &self.validated)
+    }
+
+    /// Training examples.
+    pub(super) fn training_examples(&self) -> usize {
+        self.training.len()
+    }
+
+    /// Mean squared norm of the gradients of small batches, and the squared norm of their mean, at the
+    /// parameters as they are. Each of `batches` is the examples of a small one.
+    pub(super) fn gradient_squares<'a>(
+        &self,
+        batches: impl ExactSizeIterator<Item = &'a [u32]>,
+    ) -> (f64, f64) {
+        let model = self.model();
+        let count = batches.len() as f64;
+        let mut accumulator = GradientsAccumulator::new();
+        let mut small = 0.0;
+        for examples in batches {
+            let loss = self.loss(model, self.to_device(self.training.gather(examples)));
+            let gradients = self.backward(model, &loss);
+            small += optimizer::square_norm(model, &gradients);
+            accumulator.accumulate(model, gradients);
+        }
+        // The accumulator adds up: the norm of the mean is that of the sum over the count.
+        let sum = optimizer::square_norm(model, &accumulator.grads());
+        (small / count, sum / (count * count))
     }
 
     /// What loading took so far.

@@ -9,7 +9,9 @@ use super::accumulation;
 use super::events::EventLog;
 use super::faults::Faults;
 use super::memory;
+use super::noise_scale;
 use super::parts;
+use super::range_test;
 use super::session::{Session, SessionError};
 use super::step_time;
 use super::training;
@@ -59,6 +61,8 @@ pub(super) fn run(
         Task::Memory { steps } | Task::Confirmation { steps } => watched(spec, *steps, faults, log),
         Task::StepTime(sampling) => step_time::run(spec, sampling, faults, log),
         Task::Training(run) => training::run(spec, run, faults, log),
+        Task::LearningRateRange(test) => range_test::run(spec, test, faults, log),
+        Task::NoiseScale(run) => noise_scale::run(spec, run, faults, log),
         Task::InputPipeline(sampling) => parts::run(spec, sampling, faults, log),
         Task::GradientAccumulation(run) => accumulation::run(spec, run, faults, log),
     };

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::events::EventLog;
 use super::faults::Faults;
-use super::session::{Session, SessionError};
-use super::tasks::{TaskEnd, TaskError, read};
+use super::learner;
+use super::session::SessionError;
+use super::tasks::{TaskEnd, TaskError};
 use crate::datasets;
 use crate::probe::{Metric, ProbeSpec, TrainingRun};
 use crate::study::EvaluationMetric;
@@ -26,7 +27,16 @@ pub(super) fn run(
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
     let start = Instant::now();
-    let mut session = Session::new(spec, faults)?;
+    let is_expected = run
+        .target
+        .as_ref()
+        .is_some_and(|target| target.metric == EvaluationMetric::ExpectedExcessLoss);
+    let mut session = learner::open(spec, is_expected, faults)?;
+    let watched = run.target.as_ref().map_or_else(
+        || EvaluationMetric::of_loss(spec.workload.loss),
+        |target| target.metric,
+    );
+    let mut best: Option<f64> = None;
     let mut crossing = run
         .target
         .as_ref()
@@ -36,7 +46,7 @@ pub(super) fn run(
     let mut reported = Instant::now();
     let mut losses = Mean::default();
     let mut last_loss = None;
-    let reached = loop {
+    let (reached, validation_loss) = loop {
         let step = session.steps();
         if step >= next_evaluation || step >= run.max_steps {
             let before = Instant::now();
@@ -53,26 +63,33 @@ pub(super) fn run(
                     at_step(log, Metric::from(*metric), step, *value)?;
                 }
             }
+            if let Some(value) = evaluation.metric(watched)
+                && best.is_none_or(|best| watched.score(value) < watched.score(best))
+            {
+                best = Some(value);
+            }
+            let loss = evaluation.loss;
             if let Some(crossing) = &mut crossing
                 && let Some(value) = evaluation.metric(crossing.metric)
                 && let Some(steps) = crossing.push(step, value)
             {
-                break Some((steps, evaluation));
+                break (Some(steps), loss);
             }
             if step >= run.max_steps {
-                break None;
+                break (None, loss);
             }
             next_evaluation = next_step(step, run.evaluation_ratio);
         }
-        let loss = read(session.step()?);
-        if !loss.is_finite() {
-            return Ok(TaskEnd::diverged(session.steps()));
+        if let Some(loss) = session.step()? {
+            if !loss.is_finite() {
+                return Ok(TaskEnd::diverged(session.steps()));
+            }
+            if session.steps() == 1 {
+                log.measurement(Metric::FirstLoss, loss)?;
+            }
+            losses.push(loss);
+            last_loss = Some(loss);
         }
-        if session.steps() == 1 {
-            log.measurement(Metric::FirstLoss, loss)?;
-        }
-        losses.push(loss);
-        last_loss = Some(loss);
         if reported.elapsed().as_secs() >= PROGRESS_SECS {
             reported = Instant::now();
             log.progress(
@@ -82,8 +99,18 @@ pub(super) fn run(
         }
     };
     let total = start.elapsed().as_secs_f64();
-    if let Some((steps, _)) = &reached {
-        log.measurement(Metric::StepsToTarget, *steps)?;
+    if let Some(steps) = reached {
+        log.measurement(Metric::StepsToTarget, steps)?;
+    }
+    log.measurement(Metric::ValidationLoss, validation_loss)?;
+    if let Some(best) = best {
+        log.measurement(Metric::BestEvaluation, best)?;
+    }
+    // Without a target the run is to set one, and for that it must be known what learning is worth.
+    if run.target.is_none()
+        && let Some(loss) = session.chance_loss()
+    {
+        log.measurement(Metric::ChanceLoss, loss)?;
     }
     if let Some(loss) = last_loss {
         log.measurement(Metric::LastLoss, loss)?;
@@ -95,10 +122,11 @@ pub(super) fn run(
     log.measurement(Metric::Steps, steps as f64)?;
     log.measurement(Metric::EvaluationShare, evaluating.as_secs_f64() / total)?;
     if steps > 0 {
-        let load = session.load_times();
         let a_step = |time: Duration| time.as_secs_f64() / steps as f64;
-        log.measurement(Metric::LoadTimePerStep, a_step(load.gathering))?;
-        log.measurement(Metric::LoadWaitPerStep, a_step(load.waiting))?;
+        if let Some(load) = session.load_times() {
+            log.measurement(Metric::LoadTimePerStep, a_step(load.gathering))?;
+            log.measurement(Metric::LoadWaitPerStep, a_step(load.waiting))?;
+        }
     }
     Ok(TaskEnd::Finished)
 }

@@ -12,4 +12,5 @@ mod knees;
 mod memory_search;
 mod studies;
 mod time_per_step;
+mod training;
 mod worlds;

@@ -26,6 +26,8 @@ pub struct Confirmed {
     /// Predicted over measured at the final batch size, less 1; none when it was not predicted.
     pub prediction_error: Option<f64>,
     pub survived: bool,
+    /// How the longer run ended, for people.
+    pub ended: String,
 }
 
 /// A study of what fits.
@@ -108,5 +110,9 @@ pub async fn confirm(program: &Path, seed: u64, steps: u64) -> Confirmed {
         probes: evidence.probes.len(),
         prediction_error,
         survived: ended.succeeded(),
+        ended: format!(
+            "{:?} {:?} {:?}",
+            ended.state, ended.infeasible, ended.detail
+        ),
     }
 }

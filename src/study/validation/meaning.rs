@@ -3,8 +3,8 @@
 use super::json::{child, shortened};
 use super::{DefinitionLimits, Violation};
 use crate::study::{
-    BatchSize, Bytes, Contents, DatasetRequest, Facts, Grid, Loss, Network, StudyRequest,
-    UploadedRequest,
+    BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, Facts, Goal, Grid,
+    Hyperparameter, Loss, Network, Optimizer, StudyRequest, UploadedRequest, is_noisy_quadratic,
 };
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
@@ -21,6 +21,8 @@ pub(super) fn violations(
     name_and_labels(request, limits, &mut check);
     batch_sizes(request, &mut check);
     workload(request, limits, &mut check);
+    target(request, &mut check);
+    search(request, &mut check);
     questions(request, &mut check);
     check.found
 }
@@ -284,9 +286,180 @@ fn uploaded(dataset: &UploadedRequest, check: &mut Check<'_>) -> Option<Facts> {
     Some(facts)
 }
 
+fn target(request: &StudyRequest, check: &mut Check<'_>) {
+    const TARGET: &str = "/workload/target";
+    const RESTS_ON: [&str; 3] = ["/workload/dataset", "/workload/model", "/optimizer"];
+    let (Some(target), Some(facts)) = (&request.workload.target, request.workload.dataset.facts())
+    else {
+        return;
+    };
+    let metric = target.metric;
+    let is_quadratic = matches!(
+        (&request.workload.dataset, &request.workload.model),
+        (DatasetRequest::Builtin(dataset), Some(model)) if is_noisy_quadratic(dataset, model)
+    );
+    if metric == EvaluationMetric::ExpectedExcessLoss {
+        if !is_quadratic {
+            check.refuse(
+                &format!("{TARGET}/metric"),
+                &RESTS_ON,
+                "expected_excess_loss is known of the noisy_quadratic with the model {\"family\": \"sequential\", \"layers\": [{\"layer\": \"scale\"}]} only".into(),
+            );
+        } else if !matches!(
+            request.optimizer,
+            Some(Optimizer::Sgd { .. } | Optimizer::SgdMomentum { .. })
+        ) {
+            check.refuse(
+                "/optimizer",
+                &RESTS_ON,
+                "expected_excess_loss has a recursion for sgd and sgd_momentum only; name one of them".into(),
+            );
+        }
+    } else if !metric.fits(&facts.target) {
+        let fitting: Vec<&str> = EvaluationMetric::ALL
+            .into_iter()
+            .filter(|it| it.fits(&facts.target))
+            .filter(|it| *it != EvaluationMetric::ExpectedExcessLoss || is_quadratic)
+            .map(EvaluationMetric::as_str)
+            .collect();
+        check.refuse(
+            &format!("{TARGET}/metric"),
+            &RESTS_ON,
+            format!(
+                "{} has no {}; it has {}",
+                facts.target.task(),
+                metric.as_str(),
+                fitting.join(", ")
+            ),
+        );
+    }
+    let own = if metric.is_minimized() {
+        Goal::Minimize
+    } else {
+        Goal::Maximize
+    };
+    if target.goal.is_some_and(|goal| goal != own) {
+        check.refuse(
+            &format!("{TARGET}/goal"),
+            &[],
+            format!(
+                "{} is to be {}; leave the goal out or say so",
+                metric.as_str(),
+                match own {
+                    Goal::Minimize => "minimized",
+                    Goal::Maximize => "maximized",
+                }
+            ),
+        );
+    }
+    let (lowest, highest) = match metric {
+        EvaluationMetric::ValidationAccuracy
+        | EvaluationMetric::ValidationAuc
+        | EvaluationMetric::ValidationErrorRate => (0.0, 1.0),
+        EvaluationMetric::ValidationPerplexity => (1.0, f64::MAX),
+        _ => (0.0, f64::MAX),
+    };
+    if !(lowest..=highest).contains(&target.value) {
+        check.refuse(
+            &format!("{TARGET}/value"),
+            &[],
+            if highest == f64::MAX {
+                format!("must be at least {lowest}, is {}", target.value)
+            } else {
+                format!("must be from {lowest} to {highest}, is {}", target.value)
+            },
+        );
+    }
+}
+
+fn search(request: &StudyRequest, check: &mut Check<'_>) {
+    const NAMES: &str = "/search/hyperparameters";
+    let optimizer = match (&request.optimizer, &request.workload.model) {
+        (Some(optimizer), _) => optimizer.clone(),
+        (None, Some(model)) => Optimizer::first_for(model),
+        // Whatever the default model is, its optimizer is of the Adam family.
+        (None, None) => Optimizer::adamw(),
+    };
+    let known = || {
+        Hyperparameter::ALL
+            .into_iter()
+            .filter(|it| optimizer.get(*it).is_some())
+            .map(Hyperparameter::as_str)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let names = request.search.hyperparameters.as_deref();
+    for (index, name) in names.unwrap_or_default().iter().enumerate() {
+        let pointer = format!("{NAMES}/{index}");
+        if optimizer.get(*name).is_none() {
+            check.refuse(
+                &pointer,
+                &["/optimizer", "/workload/model"],
+                format!(
+                    "{} has no {}; it has {}",
+                    optimizer.family(),
+                    name.as_str(),
+                    known()
+                ),
+            );
+        }
+        if names.unwrap_or_default()[..index].contains(name) {
+            check.refuse(
+                &pointer,
+                &[],
+                format!("{} is already in the list", name.as_str()),
+            );
+        }
+    }
+    if names.is_some_and(|names| !names.contains(&Hyperparameter::LearningRate)) {
+        check.refuse(
+            NAMES,
+            &[],
+            "must have learning_rate in it: no comparison is fair without".into(),
+        );
+    }
+    for (name, range) in &request.search.ranges {
+        let pointer = format!("/search/ranges/{}", name.as_str());
+        if optimizer.get(*name).is_none() {
+            check.refuse(
+                &pointer,
+                &["/optimizer", "/workload/model"],
+                format!(
+                    "{} has no {}; it has {}",
+                    optimizer.family(),
+                    name.as_str(),
+                    known()
+                ),
+            );
+        }
+        if range.lower >= range.upper {
+            check.refuse(
+                &format!("{pointer}/lower"),
+                &[],
+                format!("must be below upper, {}; is {}", range.upper, range.lower),
+            );
+        }
+        let is_complement = matches!(
+            name,
+            Hyperparameter::Momentum | Hyperparameter::Beta1 | Hyperparameter::Beta2
+        );
+        if is_complement && range.upper > 1.0 {
+            check.refuse(
+                &format!("{pointer}/upper"),
+                &[],
+                format!(
+                    "is one minus the hyperparameter and at most 1; is {}",
+                    range.upper
+                ),
+            );
+        }
+    }
+}
+
 fn questions(request: &StudyRequest, check: &mut Check<'_>) {
-    for (index, question) in request.questions.iter().enumerate() {
-        if request.questions[..index].contains(question) {
+    let asked = request.questions.as_deref().unwrap_or_default();
+    for (index, question) in asked.iter().enumerate() {
+        if asked[..index].contains(question) {
             check.refuse(
                 &format!("/questions/{index}"),
                 &[],

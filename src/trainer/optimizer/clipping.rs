@@ -38,6 +38,18 @@ pub(crate) fn clip<M: Module>(
     gradients
 }
 
+/// The squared norm of all gradients together, read back from the device.
+pub(crate) fn square_norm<M: Module>(module: &M, gradients: &GradientsParams) -> f64 {
+    let mut squares = Squares {
+        gradients,
+        sum: None,
+    };
+    module.visit(&mut squares);
+    squares
+        .sum
+        .map_or(0.0, |sum| f64::from(sum.into_scalar::<f32>()))
+}
+
 struct Squares<'a> {
     gradients: &'a GradientsParams,
     sum: Option<Tensor<1>>,

@@ -12,7 +12,7 @@ use crate::study::{AdamEpsilon, InitialSquare, Optimizer, RmsPropEpsilon};
 use adaptive::Adaptive;
 use rmsprop::RmsProp;
 
-pub(super) use clipping::clip;
+pub(super) use clipping::{clip, square_norm};
 
 /// The optimizer, to be stepped with a learning rate of its own each time.
 pub(super) fn init(optimizer: &Optimizer) -> ModuleOptimizer {

@@ -1,0 +1,400 @@
+//! Training time and resource consumption against batch size, and the batch size that minimises them.
+//!
+//! T(B) = t(B)·S(B), with t as it was timed and S on the fitted curve, both drawn together as often as their
+//! uncertainty is counted. What is recommended is what is most probably within 5% of the best: the most
+//! probable best one would change with every seed where several are as good.
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{ChiSquared, Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::steps::limits::{interval, quantile};
+use super::steps::{SearchState, StepsAnalysis, StepsFit};
+use super::{Estimate, ThroughputAnalysis};
+use crate::statistics::blocked::BlockedDesign;
+use crate::study::{BatchSize, Objective, ProjectPhase, StudyDefinition};
+
+/// Within this factor of the best counts as good as the best.
+const AS_GOOD: f64 = 1.05;
+/// Candidates whose probability of being within 5% is this near to the highest go to the smaller batch.
+const TIED: f64 = 0.02;
+/// A candidate that is within 5% of the best with at least this probability is a near tie.
+const NEAR_TIE: f64 = 0.2;
+/// Draws of t for each draw of S.
+const TIMES_PER_CURVE: usize = 5;
+/// Change of resource consumption from one batch size to the next that counts as none.
+const SAME: f64 = 0.05;
+
+/// Training to the target at one batch size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrainingTimePoint {
+    /// Examples per step.
+    pub batch_size: BatchSize,
+    /// Whether its steps to target were measured; else they are read off the curve.
+    pub is_measured: bool,
+    /// S(B) on the curve.
+    pub steps: Estimate,
+    /// t(B), the mean, seconds.
+    pub time_per_step_secs: f64,
+    /// T(B) = t·S, seconds.
+    pub training_time_secs: Estimate,
+    /// R(B): devices × T, device-seconds. One device is used.
+    pub device_secs: Estimate,
+    /// What that costs in the study's currency; null without a price of a device-hour.
+    pub money: Option<Estimate>,
+    /// Training runs to the target in a device-hour: how fast tuning goes.
+    pub runs_per_device_hour: f64,
+    /// How resource consumption changes from this batch size to the next larger one.
+    pub resources_to_next: Option<ResourceChange>,
+    /// Probability that it is the best by the study's objective.
+    pub p_best: f64,
+    /// Probability that it is within 5% of the best.
+    pub p_within_5pct: f64,
+    /// Standard deviation of ln T.
+    pub ln_sd: f64,
+}
+
+/// How resource consumption changes with the batch size.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ResourceChange {
+    /// The next larger batch size.
+    pub to: BatchSize,
+    /// R of it over R of this one.
+    pub ratio: Estimate,
+    /// What that says: `same` when the interval lies within 5% of 1.
+    pub direction: Direction,
+}
+
+/// The direction of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// The interval lies below 1.
+    Decrease,
+    /// It lies within 5% of 1.
+    Same,
+    /// It lies above 1.
+    Increase,
+    /// None of these.
+    Undetermined,
+}
+
+/// Whether an upfront cost pays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct UpfrontDecision {
+    /// The best batch size that needs the cost to be paid.
+    pub batch_size: BatchSize,
+    /// The best one that does not.
+    pub instead_of: BatchSize,
+    /// What has to be paid once.
+    pub amount: f64,
+    /// Money saved by each training run, the value of the time included.
+    pub saved_per_run: f64,
+    /// Training runs after which it is earned; null when nothing is saved.
+    pub break_even_runs: Option<f64>,
+    /// Runs that the project plans.
+    pub planned_runs: Option<u64>,
+    /// Whether it is better put off: nothing is saved, or the project is early and plans fewer runs.
+    pub defer: bool,
+}
+
+/// The decision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TrainingTimeAnalysis {
+    /// What was minimised.
+    pub objective: Objective,
+    /// By batch size: every one that was timed and can be trained to the target.
+    pub points: Vec<TrainingTimePoint>,
+    /// The one that is most probably within 5% of the best; of nearly equal ones the smallest. One that needs an
+    /// upfront cost that is better put off is not chosen.
+    pub batch_size: BatchSize,
+    /// The best of those whose steps were measured.
+    pub measured_batch_size: Option<BatchSize>,
+    /// Others that are within 5% of the best with a probability of at least 0.2.
+    pub near_ties: Vec<BatchSize>,
+    /// The batch sizes that no other beats in both time and resource consumption.
+    pub pareto: Vec<BatchSize>,
+    /// Upfront costs and whether they pay.
+    pub upfront: Vec<UpfrontDecision>,
+}
+
+/// One row for each candidate, one column for each draw, of ln T.
+struct Draws {
+    candidates: Vec<Candidate>,
+    ln_times: Vec<Vec<f64>>,
+}
+
+#[derive(Clone, Copy)]
+struct Candidate {
+    batch_size: BatchSize,
+    ln_time_per_step: f64,
+}
+
+/// Decides. `None` without times, or without a fit.
+pub fn analyze(
+    definition: &StudyDefinition,
+    throughput: &ThroughputAnalysis,
+    steps: &StepsAnalysis,
+) -> Option<TrainingTimeAnalysis> {
+    let fit = steps.fit.as_ref().filter(|fit| !fit.draws.is_empty())?;
+    let examples = definition.workload.dataset.facts().training_examples;
+    let cannot = |size: BatchSize| {
+        let mut points = steps.points.iter();
+        points.any(|point| {
+            let failed = matches!(point.state, SearchState::NotReached | SearchState::Diverged);
+            point.batch_size == size && failed
+        })
+    };
+    let candidates: Vec<Candidate> = throughput
+        .points
+        .iter()
+        .filter(|point| point.batch_size.0 <= examples && !cannot(point.batch_size))
+        .map(|point| Candidate {
+            batch_size: point.batch_size,
+            ln_time_per_step: point.mean_time_per_step_secs.ln(),
+        })
+        .collect();
+    if candidates.is_empty() {
+        return None;
+    }
+    let draws = draw(candidates, throughput, fit, definition.seed);
+    let (best, within) = shares(&draws.ln_times);
+    let is_measured = |size: BatchSize| {
+        let mut points = steps.points.iter();
+        points.any(|point| point.batch_size == size && point.state == SearchState::Measured)
+    };
+    let price = definition.costs.device_hour;
+    let points: Vec<TrainingTimePoint> = draws
+        .candidates
+        .iter()
+        .enumerate()
+        .map(|(index, candidate)| {
+            let ln_batch = candidate.batch_size.as_f64().ln();
+            let ln_steps = fit.curve.ln_steps(ln_batch);
+            let ln_time = ln_steps + candidate.ln_time_per_step;
+            let row = &draws.ln_times[index];
+            let time = interval(ln_time.exp(), row.iter().map(|ln| ln.exp()));
+            TrainingTimePoint {
+                batch_size: candidate.batch_size,
+                is_measured: is_measured(candidate.batch_size),
+                steps: interval(
+                    ln_steps.exp(),
+                    fit.draws.iter().map(|it| it.ln_steps(ln_batch).exp()),
+                ),
+                time_per_step_secs: candidate.ln_time_per_step.exp(),
+                training_time_secs: time,
+                device_secs: time,
+                money: price.map(|price| scaled(time, price / 3600.0)),
+                runs_per_device_hour: 3600.0 / time.value,
+                resources_to_next: draws
+                    .candidates
+                    .get(index + 1)
+                    .map(|next| change(next.batch_size, row, &draws.ln_times[index + 1])),
+                p_best: best[index],
+                p_within_5pct: within[index],
+                ln_sd: sd(row),
+            }
+        })
+        .collect();
+    let upfront = upfront(definition, &points);
+    let put_off: Vec<BatchSize> = points
+        .iter()
+        .map(|point| point.batch_size)
+        .filter(|size| {
+            definition.costs.upfront_for(*size) > 0.0 && upfront.iter().any(|it| it.defer)
+        })
+        .collect();
+    let choose = |only_measured: bool| {
+        let allowed = points.iter().filter(|point| {
+            !put_off.contains(&point.batch_size) && (point.is_measured || !only_measured)
+        });
+        let highest = allowed
+            .clone()
+            .map(|point| point.p_within_5pct)
+            .reduce(f64::max)?;
+        allowed
+            .filter(|point| point.p_within_5pct >= highest - TIED)
+            .map(|point| point.batch_size)
+            .min()
+    };
+    let batch_size = choose(false)?;
+    let near_ties = points
+        .iter()
+        .filter(|point| point.batch_size != batch_size && point.p_within_5pct >= NEAR_TIE)
+        .map(|point| point.batch_size)
+        .collect();
+    Some(TrainingTimeAnalysis {
+        objective: definition.objective,
+        batch_size,
+        measured_batch_size: choose(true),
+        near_ties,
+        pareto: pareto(&points),
+        upfront,
+        points,
+    })
+}
+
+/// Draws ln T of every candidate. A draw takes one scatter between children for all (it is pooled), a normal
+/// error of each mean, and one curve of steps.
+fn draw(
+    candidates: Vec<Candidate>,
+    throughput: &ThroughputAnalysis,
+    fit: &StepsFit,
+    seed: u64,
+) -> Draws {
+    let design = BlockedDesign::fit(&throughput.ln_time_per_step);
+    let error = design
+        .as_ref()
+        .and_then(|design| Some(design.residual_sd? / (design.blocks as f64).sqrt()))
+        .filter(|error| error.is_finite())
+        .unwrap_or(0.0);
+    let freedom = design.map_or(1.0, |design| design.degrees_of_freedom.max(1) as f64);
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let chi_squared = ChiSquared::new(freedom).ok();
+    let mut ln_times =
+        vec![Vec::with_capacity(fit.draws.len() * TIMES_PER_CURVE); candidates.len()];
+    for curve in &fit.draws {
+        for _ in 0..TIMES_PER_CURVE {
+            let scatter = chi_squared.map_or(error, |chi_squared| {
+                let spread: f64 = chi_squared.sample(&mut random);
+                error * (freedom / spread).sqrt()
+            });
+            for (candidate, row) in candidates.iter().zip(&mut ln_times) {
+                let z: f64 = StandardNormal.sample(&mut random);
+                let steps = curve.ln_steps(candidate.batch_size.as_f64().ln());
+                row.push(steps + candidate.ln_time_per_step + scatter * z);
+            }
+        }
+    }
+    Draws {
+        candidates,
+        ln_times,
+    }
+}
+
+/// How often each is the best, and within 5% of it.
+fn shares(rows: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+    let draws = rows.first().map_or(0, Vec::len);
+    let (mut best, mut within) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
+    for draw in 0..draws {
+        let least = rows
+            .iter()
+            .map(|row| row[draw])
+            .fold(f64::INFINITY, f64::min);
+        for (index, row) in rows.iter().enumerate() {
+            if row[draw] == least {
+                best[index] += 1.0 / draws as f64;
+            }
+            if row[draw] <= least + AS_GOOD.ln() {
+                within[index] += 1.0 / draws as f64;
+            }
+        }
+    }
+    (best, within)
+}
+
+fn sd(row: &[f64]) -> f64 {
+    crate::statistics::intervals::standard_deviation(row).unwrap_or(0.0)
+}
+
+fn scaled(estimate: Estimate, factor: f64) -> Estimate {
+    Estimate {
+        value: estimate.value * factor,
+        ci_lower: estimate.ci_lower.map(|it| it * factor),
+        ci_upper: estimate.ci_upper.map(|it| it * factor),
+    }
+}
+
+fn change(to: BatchSize, from: &[f64], next: &[f64]) -> ResourceChange {
+    let mut ratios: Vec<f64> = next.iter().zip(from).map(|(a, b)| a - b).collect();
+    ratios.sort_by(f64::total_cmp);
+    let end = |share| quantile(&ratios, share).unwrap_or(0.0);
+    let (lower, upper) = (end(0.025), end(0.975));
+    ResourceChange {
+        to,
+        ratio: Estimate {
+            value: end(0.5).exp(),
+            ci_lower: Some(lower.exp()),
+            ci_upper: Some(upper.exp()),
+        },
+        direction: if lower > -SAME && upper < SAME {
+            Direction::Same
+        } else if upper < 0.0 {
+            Direction::Decrease
+        } else if lower > 0.0 {
+            Direction::Increase
+        } else {
+            Direction::Undetermined
+        },
+    }
+}
+
+/// Those that no other beats in both time and resource consumption, money where there is a price. With one
+/// device the two rise and fall together, so it is the best and what ties with it.
+fn pareto(points: &[TrainingTimePoint]) -> Vec<BatchSize> {
+    let pair =
+        |point: &TrainingTimePoint| (point.training_time_secs.value, point.device_secs.value);
+    points
+        .iter()
+        .filter(|point| {
+            let (time, resources) = pair(point);
+            !points.iter().any(|other| {
+                let (its_time, its_resources) = pair(other);
+                its_time <= time
+                    && its_resources <= resources
+                    && (its_time < time || its_resources < resources)
+            })
+        })
+        .map(|point| point.batch_size)
+        .collect()
+}
+
+/// For every level of upfront cost: the best batch size that needs it against the best that does not.
+fn upfront(definition: &StudyDefinition, points: &[TrainingTimePoint]) -> Vec<UpfrontDecision> {
+    let costs = &definition.costs;
+    let quickest = |allowed: &dyn Fn(f64) -> bool| {
+        points
+            .iter()
+            .filter(|point| allowed(costs.upfront_for(point.batch_size)))
+            .min_by(|a, b| {
+                let time = |point: &TrainingTimePoint| point.training_time_secs.value;
+                time(a).total_cmp(&time(b))
+            })
+    };
+    let mut levels: Vec<f64> = points
+        .iter()
+        .map(|point| costs.upfront_for(point.batch_size))
+        .filter(|amount| *amount > 0.0)
+        .collect();
+    levels.sort_by(f64::total_cmp);
+    levels.dedup();
+    levels
+        .into_iter()
+        .filter_map(|amount| {
+            let new = quickest(&|cost| cost == amount)?;
+            let old = quickest(&|cost| cost < amount)?;
+            let money = |point: &TrainingTimePoint| point.money.map_or(0.0, |it| it.value);
+            let hours = (old.training_time_secs.value - new.training_time_secs.value) / 3600.0;
+            let saved_per_run = money(old) - money(new) + costs.value_of_time_per_hour * hours;
+            let break_even_runs = (saved_per_run > 0.0).then(|| amount / saved_per_run);
+            let is_early = definition.project_phase == ProjectPhase::Early;
+            let defer = break_even_runs.is_none_or(|runs| {
+                is_early
+                    && costs
+                        .planned_runs
+                        .is_some_and(|planned| runs > planned as f64)
+            });
+            Some(UpfrontDecision {
+                batch_size: new.batch_size,
+                instead_of: old.batch_size,
+                amount,
+                saved_per_run,
+                break_even_runs,
+                planned_runs: costs.planned_runs,
+                defer,
+            })
+        })
+        .collect()
+}

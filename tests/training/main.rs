@@ -1,0 +1,14 @@
+//! Training to a target, through the API, with real children: is what is found the truth where it is known?
+
+#[path = "../support/fake.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod fake;
+#[path = "../support/postgres.rs"]
+mod postgres;
+#[path = "../support/service.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod service;
+
+mod digits;
+mod noisy_quadratic;
+mod targets;

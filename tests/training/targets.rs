@@ -1,0 +1,151 @@
+//! Targets that cannot be reached, that are reached at once, that do not fit: each has its answer.
+
+use serde_json::{Value, json};
+
+use super::service::TestService;
+
+fn study(change: &Value) -> Value {
+    let mut body = json!({
+        "workload": {
+            "dataset": {"builtin": "synthetic", "examples": 512, "features": 8, "classes": 3},
+            "model": {"family": "mlp", "hidden": [8]},
+            "target": {"metric": "validation_cross_entropy", "value": 0.7}
+        },
+        "optimizer": {"family": "sgd"},
+        "batch_sizes": {"min": 16, "max": 64},
+        "device": {"memory_budget_bytes": 1_073_741_824_u64, "threads": 1},
+        "questions": ["critical_batch_size"]
+    });
+    for (pointer, value) in change.as_object().expect("changes") {
+        *body.pointer_mut(pointer).expect("a place") = value.clone();
+    }
+    body
+}
+
+async fn advice(service: &TestService, path: &str, topic: &str) -> Value {
+    let advice = service.get(&format!("{path}/recommendations")).await.json();
+    let mut items = advice["items"].as_array().expect("a list").iter();
+    items
+        .find(|it| it["topic"] == topic)
+        .unwrap_or_else(|| panic!("no {topic} in {advice}"))
+        .clone()
+}
+
+fn codes(advice: &Value) -> Vec<&str> {
+    let caveats = advice["caveats"].as_array().expect("a list");
+    caveats
+        .iter()
+        .filter_map(|it| it["code"].as_str())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_target_that_nothing_reaches_is_said_to_be_so() {
+    let service = TestService::training().await;
+    let path = service
+        .create(&study(&json!({"/workload/target/value": 0.0})))
+        .await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let advice = advice(&service, &path, "critical_batch_size").await;
+    assert_eq!(advice["value"]["critical_batch_size"], Value::Null);
+    assert_eq!(advice["value"]["why"], "not_identified");
+    assert!(codes(&advice).contains(&"W_TARGET_NOT_REACHED"), "{advice}");
+    assert_eq!(advice["confidence"]["grade"], "low");
+}
+
+#[tokio::test]
+async fn a_target_that_is_passed_from_the_start_takes_one_step() {
+    let service = TestService::training().await;
+    let path = service
+        .create(&study(&json!({"/workload/target/value": 50.0})))
+        .await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let analysis = service.get(&format!("{path}/analysis")).await.json();
+    let points = analysis["analysis"]["steps"]["points"]
+        .as_array()
+        .expect("points")
+        .clone();
+    assert!(!points.is_empty());
+    for point in points {
+        assert_eq!(point["steps"]["value"], 1.0, "{point}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_target_a_pilot_sets_one() {
+    let service = TestService::training().await;
+    let mut body = study(&json!({}));
+    body["workload"]
+        .as_object_mut()
+        .expect("an object")
+        .remove("target");
+    let path = service.create(&body).await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let advice = advice(&service, &path, "critical_batch_size").await;
+    assert_eq!(advice["value"]["target_source"], "pilot", "{advice}");
+    let target = advice["value"]["target"]["value"].as_f64().expect("one");
+    // Three classes: chance is about ln 3.
+    assert!(target > 0.0 && target < 1.1, "{target}");
+}
+
+#[tokio::test]
+async fn a_target_that_the_task_does_not_have_is_refused() {
+    let service = TestService::without_workers().await;
+    let refused = |change: Value, pointer: &'static str| {
+        let service = &service;
+        async move {
+            let answer = service.post("/v1/studies", &study(&change)).await;
+            let problem = answer.problem(422, "invalid_study");
+            let errors = problem["errors"].as_array().expect("a list").clone();
+            assert!(
+                errors.iter().any(|error| error["pointer"] == pointer),
+                "{problem}"
+            );
+        }
+    };
+    for metric in [
+        "validation_mean_squared_error",
+        "validation_perplexity",
+        "expected_excess_loss",
+    ] {
+        refused(
+            json!({"/workload/target/metric": metric}),
+            "/workload/target/metric",
+        )
+        .await;
+    }
+    refused(
+        json!({"/workload/target": {"metric": "validation_accuracy", "value": 1.5}}),
+        "/workload/target/value",
+    )
+    .await;
+    refused(
+        json!({"/workload/target": {"metric": "validation_accuracy", "goal": "minimize", "value": 0.5}}),
+        "/workload/target/goal",
+    )
+    .await;
+    refused(
+        json!({"/workload": {
+            "dataset": {"builtin": "digits"},
+            "target": {"metric": "validation_cross_entropy", "value": -1.0}
+        }}),
+        "/workload/target/value",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn when_the_budget_ends_in_the_middle_the_answer_so_far_is_given() {
+    let service = TestService::training().await;
+    let mut body = study(&json!({}));
+    body["budget"] = json!({"device_secs": 600, "probes": 30});
+    let path = service.create(&body).await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["state"], "succeeded", "{study}");
+    assert_eq!(study["ended_because"], "budget_exhausted", "{study}");
+    let advice = advice(&service, &path, "critical_batch_size").await;
+    assert_eq!(advice["value"]["why"], "not_identified", "{advice}");
+}
