@@ -2,12 +2,13 @@
 
 use super::specs::{self as tasks, Specs};
 use super::{PlannedProbe, Wish, asks};
+use crate::analysis::memory_search::LimitedBy;
 use crate::analysis::{Analysis, Evidence, memory};
 use crate::probe::ProbeKind;
 use crate::study::{BatchSize, Question, StudyDefinition};
 
-/// Where peaks lie further off their line than this, one process more or less tells little: a heap that
-/// fragments differs from run to run.
+/// Where memory is the limit and peaks lie further off their line than this, one process tells little: a heap
+/// that fragments differs from run to run.
 const SCATTERS: f64 = 0.02;
 /// Processes that must survive there, each.
 const CHILDREN: u32 = 3;
@@ -48,7 +49,15 @@ pub fn wish(
         .as_ref()
         .and_then(|memory| memory.fit.as_ref())
         .map_or(0.0, |fit| fit.max_relative_residual);
-    let children = if scatter > SCATTERS { CHILDREN } else { 1 };
+    let is_limit = analysis
+        .feasibility
+        .as_ref()
+        .is_some_and(|feasibility| feasibility.limited_by == LimitedBy::Memory);
+    let children = if is_limit && scatter > SCATTERS {
+        CHILDREN
+    } else {
+        1
+    };
     let probes: Vec<_> = batch_sizes(definition, analysis)
         .into_iter()
         .filter(|size| {

@@ -127,7 +127,7 @@ pub fn fill_device(definition: &mut StudyDefinition, facts: &DeviceFactsForDefau
 }
 
 /// The simplest model that can read the data set.
-fn default_model(facts: &Facts) -> Model {
+pub(super) fn default_model(facts: &Facts) -> Model {
     match facts.target {
         Target::NextToken { .. } => Model::transformer_lm(),
         Target::Classes { .. } | Target::Values { .. } => match facts.input {

@@ -2,6 +2,7 @@
 
 use super::json::{child, shortened};
 use super::{DefinitionLimits, Violation};
+use crate::study::defaults::default_model;
 use crate::study::{
     BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, Facts, Goal, Grid,
     Hyperparameter, Loss, Network, Optimizer, StudyRequest, UploadedRequest, is_noisy_quadratic,
@@ -377,8 +378,10 @@ fn search(request: &StudyRequest, check: &mut Check<'_>) {
     let optimizer = match (&request.optimizer, &request.workload.model) {
         (Some(optimizer), _) => optimizer.clone(),
         (None, Some(model)) => Optimizer::first_for(model),
-        // Whatever the default model is, its optimizer is of the Adam family.
-        (None, None) => Optimizer::adamw(),
+        (None, None) => match request.workload.dataset.facts() {
+            Some(facts) => Optimizer::first_for(&default_model(&facts)),
+            None => return,
+        },
     };
     let known = || {
         Hyperparameter::ALL
