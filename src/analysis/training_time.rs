@@ -126,6 +126,13 @@ struct Draws {
     ln_times: Vec<Vec<f64>>,
 }
 
+/// What a run to the target takes and costs.
+struct Priced {
+    batch_size: BatchSize,
+    secs: f64,
+    money: f64,
+}
+
 #[derive(Clone, Copy)]
 struct Candidate {
     batch_size: BatchSize,
@@ -160,7 +167,37 @@ pub fn analyze(
         return None;
     }
     let draws = draw(candidates, throughput, fit, definition.seed);
-    let (best, within) = shares(&draws.ln_times);
+    let money = |secs: f64| {
+        definition
+            .costs
+            .device_hour
+            .map_or(0.0, |it| it * secs / 3600.0)
+    };
+    let plain: Vec<Priced> = draws
+        .candidates
+        .iter()
+        .map(|candidate| {
+            let ln_steps = fit.curve.ln_steps(candidate.batch_size.as_f64().ln());
+            let secs = (ln_steps + candidate.ln_time_per_step).exp();
+            Priced {
+                batch_size: candidate.batch_size,
+                secs,
+                money: money(secs),
+            }
+        })
+        .collect();
+    let upfront = upfront(definition, &plain);
+    // What is put off is no candidate, so nothing is measured against it.
+    let is_put_off = |size: BatchSize| {
+        let needed = definition.costs.upfront_for(size);
+        needed > 0.0 && upfront.iter().any(|it| it.defer && it.amount <= needed)
+    };
+    let allowed: Vec<bool> = draws
+        .candidates
+        .iter()
+        .map(|candidate| !is_put_off(candidate.batch_size))
+        .collect();
+    let (best, within) = shares(&draws.ln_times, &allowed);
     let is_measured = |size: BatchSize| {
         let mut points = steps.points.iter();
         points.any(|point| point.batch_size == size && point.state == SearchState::Measured)
@@ -198,18 +235,10 @@ pub fn analyze(
             }
         })
         .collect();
-    let upfront = upfront(definition, &points);
-    let put_off: Vec<BatchSize> = points
-        .iter()
-        .map(|point| point.batch_size)
-        .filter(|size| {
-            definition.costs.upfront_for(*size) > 0.0 && upfront.iter().any(|it| it.defer)
-        })
-        .collect();
     let choose = |only_measured: bool| {
-        let allowed = points.iter().filter(|point| {
-            !put_off.contains(&point.batch_size) && (point.is_measured || !only_measured)
-        });
+        let allowed = points
+            .iter()
+            .filter(|point| !is_put_off(point.batch_size) && (point.is_measured || !only_measured));
         let highest = allowed
             .clone()
             .map(|point| point.p_within_5pct)
@@ -274,16 +303,18 @@ fn draw(
     }
 }
 
-/// How often each is the best, and within 5% of it.
-fn shares(rows: &[Vec<f64>]) -> (Vec<f64>, Vec<f64>) {
+/// How often each of the allowed ones is the best of them, and within 5% of it.
+fn shares(rows: &[Vec<f64>], allowed: &[bool]) -> (Vec<f64>, Vec<f64>) {
     let draws = rows.first().map_or(0, Vec::len);
     let (mut best, mut within) = (vec![0.0; rows.len()], vec![0.0; rows.len()]);
     for draw in 0..draws {
         let least = rows
             .iter()
-            .map(|row| row[draw])
+            .zip(allowed)
+            .filter(|(_, allowed)| **allowed)
+            .map(|(row, _)| row[draw])
             .fold(f64::INFINITY, f64::min);
-        for (index, row) in rows.iter().enumerate() {
+        for (index, row) in rows.iter().enumerate().filter(|(index, _)| allowed[*index]) {
             if row[draw] == least {
                 best[index] += 1.0 / draws as f64;
             }
@@ -352,16 +383,13 @@ fn pareto(points: &[TrainingTimePoint]) -> Vec<BatchSize> {
 }
 
 /// For every level of upfront cost: the best batch size that needs it against the best that does not.
-fn upfront(definition: &StudyDefinition, points: &[TrainingTimePoint]) -> Vec<UpfrontDecision> {
+fn upfront(definition: &StudyDefinition, points: &[Priced]) -> Vec<UpfrontDecision> {
     let costs = &definition.costs;
     let quickest = |allowed: &dyn Fn(f64) -> bool| {
         points
             .iter()
             .filter(|point| allowed(costs.upfront_for(point.batch_size)))
-            .min_by(|a, b| {
-                let time = |point: &TrainingTimePoint| point.training_time_secs.value;
-                time(a).total_cmp(&time(b))
-            })
+            .min_by(|a, b| a.secs.total_cmp(&b.secs))
     };
     let mut levels: Vec<f64> = points
         .iter()
@@ -375,9 +403,8 @@ fn upfront(definition: &StudyDefinition, points: &[TrainingTimePoint]) -> Vec<Up
         .filter_map(|amount| {
             let new = quickest(&|cost| cost == amount)?;
             let old = quickest(&|cost| cost < amount)?;
-            let money = |point: &TrainingTimePoint| point.money.map_or(0.0, |it| it.value);
-            let hours = (old.training_time_secs.value - new.training_time_secs.value) / 3600.0;
-            let saved_per_run = money(old) - money(new) + costs.value_of_time_per_hour * hours;
+            let hours = (old.secs - new.secs) / 3600.0;
+            let saved_per_run = old.money - new.money + costs.value_of_time_per_hour * hours;
             let break_even_runs = (saved_per_run > 0.0).then(|| amount / saved_per_run);
             let is_early = definition.project_phase == ProjectPhase::Early;
             let defer = break_even_runs.is_none_or(|runs| {
@@ -398,3 +425,6 @@ fn upfront(definition: &StudyDefinition, points: &[TrainingTimePoint]) -> Vec<Up
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,9 +8,7 @@ use crate::analysis::steps::{
     self, BatchSearch, NotIdentified, Pilot, StepsAnalysis, Training, setup,
 };
 use crate::analysis::{Analysis, Evidence};
-use crate::probe::{
-    EVALUATION_RATIO, NoiseScaleRun, ProbeKind, ProbeSpec, RangeTest, Task, TrainingRun,
-};
+use crate::probe::{NoiseScaleRun, ProbeKind, ProbeSpec, RangeTest, Task, TrainingRun};
 use crate::study::{BatchSize, Design, Question, StudyDefinition};
 
 /// Batch sizes that are searched at most to decide on one.
@@ -171,7 +169,7 @@ impl Planner<'_> {
                 let run = TrainingRun {
                     max_steps: it.max_steps,
                     target: Some(target.clone()),
-                    evaluation_ratio: EVALUATION_RATIO,
+                    evaluation_ratio: self.training.evaluation_ratio,
                 };
                 let why = match chosen_because {
                     Some(because) => format!("batch size {batch_size}: {because}; {}", it.why),

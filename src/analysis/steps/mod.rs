@@ -109,6 +109,11 @@ pub struct StepsAnalysis {
     /// The simple gradient noise scale tr Σ/|G|² along a run at the first batch size, examples (McCandlish et
     /// al. 2018).
     pub gradient_noise_scale: Option<f64>,
+    /// After an evaluation at step t the next is at max(t + 1, ⌈ratio·t⌉): 1.03, or 1.10 where pilots of
+    /// over five seconds spent more than a fifth of it on evaluations.
+    pub evaluation_ratio: f64,
+    /// Time spent on evaluations over the time of a run, median over the trials.
+    pub evaluation_share: Option<f64>,
     /// By batch size.
     pub points: Vec<StepsPoint>,
     /// S(B) = (S_min^k + (E_min/B)^k)^(1/k); null with nothing measured.
@@ -241,6 +246,8 @@ pub fn analyze(definition: &StudyDefinition, training: &Training<'_>) -> Option<
             .learning_rates
             .map(|(lower, upper)| (lower.exp(), upper.exp())),
         gradient_noise_scale: training.noise_scale,
+        evaluation_ratio: training.evaluation_ratio,
+        evaluation_share: training.evaluation_share,
         points: searches
             .iter()
             .map(|search| point(search, fit.as_ref(), error))

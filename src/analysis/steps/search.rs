@@ -152,13 +152,14 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    /// The trial of these hyperparameters with a cap of at least so much; the longest of several.
+    /// The trial of these hyperparameters with a cap of at least so much; of several the one with the lowest,
+    /// which is the one that was asked for first.
     fn find(&self, optimizer: &Optimizer, replicate: u32, cap: u64) -> Option<Trial<'a>> {
         self.trials
             .iter()
             .filter(|trial| trial.replicate == replicate && trial.max_steps >= cap)
             .filter(|trial| trial.optimizer == optimizer)
-            .max_by_key(|trial| trial.max_steps)
+            .min_by_key(|trial| trial.max_steps)
             .copied()
     }
 
@@ -585,3 +586,6 @@ fn nearest<'a>(trials: &[Trial<'a>]) -> Vec<Trial<'a>> {
     capped.sort_by(|a, b| score(a).total_cmp(&score(b)));
     capped
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,10 @@
 
 use super::search::{Next, Outcome, Search, Steps, Trial};
 use crate::analysis::{Evidence, ProbeRecord};
-use crate::probe::{InfeasibleReason, Metric, ProbeKind, ProbeState, Task, TrainingRun};
+use crate::probe::{
+    EVALUATION_RATIO, InfeasibleReason, Metric, ProbeKind, ProbeState, Task, TrainingRun,
+};
+use crate::statistics::intervals::median;
 use crate::study::{
     BatchSize, Design, EvaluationMetric, EvaluationTarget, Hyperparameter, Optimizer, SearchSpace,
     StudyDefinition,
@@ -38,6 +41,14 @@ const WARM: f64 = 4.0;
 /// What the nearest winner says of a learning rate beside the one that diverges.
 const SECOND_WARM: f64 = 10.0;
 
+/// Where pilots spend more of their time than this on evaluations, evaluations are further apart.
+const EVALUATION_SHARE: f64 = 0.2;
+/// But a run that takes no longer than this, seconds, has no time worth sparing, and evaluations further apart
+/// find the crossing later.
+const WORTH_SPARING: f64 = 5.0;
+/// Then the next evaluation after one at step t is at this multiple of t.
+const SPARSE_EVALUATION_RATIO: f64 = 1.10;
+
 /// Where a target comes from.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
@@ -67,6 +78,10 @@ pub struct Training<'a> {
     pub searches: Vec<BatchSearch<'a>>,
     /// The gradient noise scale at the base.
     pub noise_scale: Option<f64>,
+    /// After an evaluation at step t the next is at max(t + 1, ⌈ratio·t⌉), at every batch size alike.
+    pub evaluation_ratio: f64,
+    /// Time spent on evaluations over the time of a run, median over the runs that count.
+    pub evaluation_share: Option<f64>,
 }
 
 /// What the pilots do next.
@@ -186,7 +201,18 @@ pub fn read<'a>(
     let noise_scale = evidence
         .of_kind(ProbeKind::NoiseScale)
         .find_map(|probe| probe.figure(Metric::NoiseScale));
+    let shares: Vec<f64> = evidence
+        .of_kind(ProbeKind::Training)
+        .filter(|probe| probe.wave <= first_wave(evidence) && probe.device_secs >= WORTH_SPARING)
+        .filter_map(|probe| probe.figure(Metric::EvaluationShare))
+        .collect();
+    let evaluation_ratio = match median(&shares) {
+        Some(share) if share > EVALUATION_SHARE => SPARSE_EVALUATION_RATIO,
+        _ => EVALUATION_RATIO,
+    };
     let mut training = Training {
+        evaluation_ratio,
+        evaluation_share: None,
         base,
         learning_rates,
         never_diverged,
@@ -196,7 +222,19 @@ pub fn read<'a>(
         noise_scale,
     };
     training.searches = searches(definition, evidence, &training);
+    let counted: Vec<f64> = evidence
+        .of_kind(ProbeKind::Training)
+        .filter(|probe| probe.wave > first_wave(evidence))
+        .filter_map(|probe| probe.figure(Metric::EvaluationShare))
+        .collect();
+    training.evaluation_share = median(&counted);
     training
+}
+
+/// The wave of the first pilots.
+fn first_wave(evidence: &Evidence) -> u32 {
+    let mut waves = evidence.of_kind(ProbeKind::Training).map(|it| it.wave);
+    waves.next().unwrap_or(0)
 }
 
 /// ln of the range of effective learning rates that a range test leaves.
@@ -231,7 +269,7 @@ fn pilot(definition: &StudyDefinition, evidence: &Evidence, base: BatchSize, upp
     let run = |max_steps| TrainingRun {
         max_steps,
         target: target.clone(),
-        evaluation_ratio: crate::probe::EVALUATION_RATIO,
+        evaluation_ratio: EVALUATION_RATIO,
     };
     let find = |optimizer: &Optimizer, max_steps: u64| {
         evidence.of_kind(ProbeKind::Training).find(|probe| {
