@@ -375,6 +375,7 @@ mod tests {
             project_phase: crate::study::ProjectPhase::Early,
             search: crate::study::Search::default(),
             design: crate::study::Design::Adaptive,
+            quality: Default::default(),
             reuse: true,
             priority: 0,
             seed: 0,

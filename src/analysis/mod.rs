@@ -1,5 +1,5 @@
 //! What the measurements mean, as numbers with units: memory, throughput, saturation,
-//! bottlenecks, gradient accumulation, steps to target, training time.
+//! bottlenecks, gradient accumulation, steps to target, training time, quality across batch sizes.
 //! Pure and deterministic: the same evidence gives the same analysis.
 
 use serde::{Deserialize, Serialize};
@@ -10,9 +10,10 @@ pub mod bottleneck;
 pub mod decision;
 pub mod evidence;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 pub mod memory;
 pub mod memory_search;
+pub mod quality;
 pub mod saturation;
 pub mod steps;
 pub mod throughput;
@@ -23,6 +24,7 @@ pub use bottleneck::{Bottleneck, BottleneckAnalysis, BottleneckPoint, Finding, S
 pub use decision::{Feasibility, StartChoice};
 pub use evidence::{Evidence, ProbeRecord};
 pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint, MemoryPrediction, MemorySplit};
+pub use quality::{QualityAnalysis, QualityPair, QualityPoint};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
 pub use steps::{StepsAnalysis, StepsPoint};
 pub use throughput::{Curve, ThroughputAnalysis, ThroughputPoint};
@@ -87,6 +89,9 @@ pub struct Analysis {
     /// Training time and resource consumption against batch size; null before both times and steps are known.
     #[serde(default)]
     pub training_time: Option<TrainingTimeAnalysis>,
+    /// The quality that training ends with, across batch sizes; null before it was measured.
+    #[serde(default)]
+    pub quality: Option<QualityAnalysis>,
     /// Remarks on the whole study.
     pub caveats: Vec<Caveat>,
 }
@@ -108,12 +113,27 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         .as_ref()
         .map(|throughput| throughput.caveats.clone())
         .unwrap_or_default();
-    let steps = steps::read(definition, evidence, feasibility.as_ref())
-        .and_then(|training| steps::analyze(definition, &training));
+    let training = steps::read(definition, evidence, feasibility.as_ref());
+    let steps = training
+        .as_ref()
+        .and_then(|training| steps::analyze(definition, training));
     let training_time = throughput
         .as_ref()
         .zip(steps.as_ref())
         .and_then(|(throughput, steps)| training_time::analyze(definition, throughput, steps));
+    let quality = training
+        .as_ref()
+        .zip(steps.as_ref())
+        .and_then(|(training, steps)| {
+            quality::analyze(quality::Known {
+                definition,
+                evidence,
+                training,
+                steps,
+                decision: training_time.as_ref(),
+                largest_feasible: feasibility.as_ref().and_then(|it| it.largest_feasible),
+            })
+        });
     let bottleneck = bottleneck::analyze(&definition.workload, evidence, saturation.as_ref());
     Analysis {
         memory,
@@ -125,6 +145,7 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         start,
         steps,
         training_time,
+        quality,
         caveats,
     }
 }

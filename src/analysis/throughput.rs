@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::{Caveat, Estimate, Evidence, ProbeRecord};
 use crate::probe::Metric;
 use crate::statistics::blocked::BlockedDesign;
-use crate::statistics::intervals::median;
+use crate::statistics::intervals::{mean, median};
 use crate::study::{BatchSize, ProbeId};
 
 mod choices;
@@ -34,6 +34,9 @@ pub struct ThroughputPoint {
     pub time_per_step_secs: Estimate,
     /// Geometric mean over children of the within-run mean, seconds; costs are computed from it.
     pub mean_time_per_step_secs: f64,
+    /// Energy of a step, joules: mean over children; null unless every one measured it.
+    #[serde(default)]
+    pub energy_per_step_joules: Option<f64>,
     /// B/t, examples per second.
     pub examples_per_sec: Estimate,
     /// t on one batch staged on the device before: what a step takes without its input pipeline, seconds.
@@ -172,6 +175,10 @@ fn point(
         batch_size,
         time_per_step_secs,
         mean_time_per_step_secs: ln_mean.exp(),
+        energy_per_step_joules: {
+            let joules = figures(Metric::EnergyPerStep);
+            mean(&joules).filter(|_| joules.len() == row.len())
+        },
         examples_per_sec: Estimate {
             value: per_sec(time_per_step_secs.value),
             ci_lower: time_per_step_secs.ci_upper.map(per_sec),

@@ -21,7 +21,7 @@ const AS_GOOD: f64 = 1.05;
 /// Candidates whose probability of being within 5% is this near to the highest go to the smaller batch.
 const TIED: f64 = 0.02;
 /// A candidate that is within 5% of the best with at least this probability is a near tie.
-const NEAR_TIE: f64 = 0.2;
+pub const NEAR_TIE: f64 = 0.2;
 /// Draws of t for each draw of S.
 const TIMES_PER_CURVE: usize = 5;
 /// Change of resource consumption from one batch size to the next that counts as none.
@@ -42,7 +42,11 @@ pub struct TrainingTimePoint {
     pub training_time_secs: Estimate,
     /// R(B): devices × T, device-seconds. One device is used.
     pub device_secs: Estimate,
-    /// What that costs in the study's currency; null without a price of a device-hour.
+    /// Energy of a run, kilowatt-hours; null where the device's energy was not measured.
+    #[serde(default)]
+    pub energy_kwh: Option<Estimate>,
+    /// What a run costs in the study's currency, its energy included where that has a price and was measured; null
+    /// without a price that counts.
     pub money: Option<Estimate>,
     /// Training runs to the target in a device-hour: how fast tuning goes.
     pub runs_per_device_hour: f64,
@@ -52,7 +56,10 @@ pub struct TrainingTimePoint {
     pub p_best: f64,
     /// Probability that it is within 5% of the best.
     pub p_within_5pct: f64,
-    /// Standard deviation of ln T.
+    /// Probability that its resource consumption is within 5% of the least.
+    #[serde(default)]
+    pub p_resources_within_5pct: f64,
+    /// Standard deviation of the logarithm of what is minimised.
     pub ln_sd: f64,
 }
 
@@ -120,10 +127,13 @@ pub struct TrainingTimeAnalysis {
     pub upfront: Vec<UpfrontDecision>,
 }
 
-/// One row for each candidate, one column for each draw, of ln T.
+/// One row for each candidate, one column for each draw.
 struct Draws {
     candidates: Vec<Candidate>,
+    /// ln T.
     ln_times: Vec<Vec<f64>>,
+    /// ln R: money where there is a price that counts, else device-seconds.
+    ln_resources: Vec<Vec<f64>>,
 }
 
 /// What a run to the target takes and costs.
@@ -137,7 +147,51 @@ struct Priced {
 struct Candidate {
     batch_size: BatchSize,
     ln_time_per_step: f64,
+    energy_per_step_kwh: Option<f64>,
 }
+
+/// What a step costs: so much for each second of it, and so much for its energy.
+#[derive(Clone, Copy)]
+struct Price {
+    second: f64,
+    kilowatt_hour: f64,
+    /// Whether this is money, and not device-seconds.
+    is_money: bool,
+}
+
+impl Price {
+    /// That of a study. Without a price that counts a device-second costs one device-second.
+    fn of(definition: &StudyDefinition, candidates: &[Candidate]) -> Self {
+        let costs = &definition.costs;
+        // A price for energy that was not measured everywhere would favour what is not known.
+        let is_energy_known = candidates.iter().all(|it| it.energy_per_step_kwh.is_some());
+        let kilowatt_hour = costs
+            .energy_price_per_kwh
+            .filter(|price| is_energy_known && *price > 0.0);
+        match (
+            costs.device_hour.filter(|price| *price > 0.0),
+            kilowatt_hour,
+        ) {
+            (None, None) => Self {
+                second: 1.0,
+                kilowatt_hour: 0.0,
+                is_money: false,
+            },
+            (hour, energy) => Self {
+                second: hour.unwrap_or(0.0) / 3600.0,
+                kilowatt_hour: energy.unwrap_or(0.0),
+                is_money: true,
+            },
+        }
+    }
+
+    fn of_step(self, secs: f64, candidate: &Candidate) -> f64 {
+        self.second * secs + self.kilowatt_hour * candidate.energy_per_step_kwh.unwrap_or(0.0)
+    }
+}
+
+/// Joules in a kilowatt-hour.
+const KILOWATT_HOUR: f64 = 3.6e6;
 
 /// Decides. `None` without times, or without a fit.
 pub fn analyze(
@@ -161,28 +215,25 @@ pub fn analyze(
         .map(|point| Candidate {
             batch_size: point.batch_size,
             ln_time_per_step: point.mean_time_per_step_secs.ln(),
+            energy_per_step_kwh: point.energy_per_step_joules.map(|it| it / KILOWATT_HOUR),
         })
         .collect();
     if candidates.is_empty() {
         return None;
     }
-    let draws = draw(candidates, throughput, fit, definition.seed);
-    let money = |secs: f64| {
-        definition
-            .costs
-            .device_hour
-            .map_or(0.0, |it| it * secs / 3600.0)
-    };
+    let price = Price::of(definition, &candidates);
+    let draws = draw(candidates, throughput, fit, price, definition.seed);
     let plain: Vec<Priced> = draws
         .candidates
         .iter()
         .map(|candidate| {
             let ln_steps = fit.curve.ln_steps(candidate.batch_size.as_f64().ln());
-            let secs = (ln_steps + candidate.ln_time_per_step).exp();
+            let (steps, secs) = (ln_steps.exp(), candidate.ln_time_per_step.exp());
+            let money = steps * price.of_step(secs, candidate);
             Priced {
                 batch_size: candidate.batch_size,
-                secs,
-                money: money(secs),
+                secs: steps * secs,
+                money: if price.is_money { money } else { 0.0 },
             }
         })
         .collect();
@@ -197,12 +248,16 @@ pub fn analyze(
         .iter()
         .map(|candidate| !is_put_off(candidate.batch_size))
         .collect();
-    let (best, within) = shares(&draws.ln_times, &allowed);
+    let minimised = match definition.objective {
+        Objective::MinimizeTrainingTime | Objective::Pareto => &draws.ln_times,
+        Objective::MinimizeResourceConsumption => &draws.ln_resources,
+    };
+    let (best, within) = shares(minimised, &allowed);
+    let (_, thrifty) = shares(&draws.ln_resources, &vec![true; allowed.len()]);
     let is_measured = |size: BatchSize| {
         let mut points = steps.points.iter();
         points.any(|point| point.batch_size == size && point.state == SearchState::Measured)
     };
-    let price = definition.costs.device_hour;
     let points: Vec<TrainingTimePoint> = draws
         .candidates
         .iter()
@@ -212,26 +267,36 @@ pub fn analyze(
             let ln_steps = fit.curve.ln_steps(ln_batch);
             let ln_time = ln_steps + candidate.ln_time_per_step;
             let row = &draws.ln_times[index];
+            let resources = &draws.ln_resources[index];
             let time = interval(ln_time.exp(), row.iter().map(|ln| ln.exp()));
+            let steps = interval(
+                ln_steps.exp(),
+                fit.draws.iter().map(|it| it.ln_steps(ln_batch).exp()),
+            );
+            let secs = candidate.ln_time_per_step.exp();
             TrainingTimePoint {
                 batch_size: candidate.batch_size,
                 is_measured: is_measured(candidate.batch_size),
-                steps: interval(
-                    ln_steps.exp(),
-                    fit.draws.iter().map(|it| it.ln_steps(ln_batch).exp()),
-                ),
-                time_per_step_secs: candidate.ln_time_per_step.exp(),
+                steps,
+                time_per_step_secs: secs,
                 training_time_secs: time,
                 device_secs: time,
-                money: price.map(|price| scaled(time, price / 3600.0)),
+                energy_kwh: candidate.energy_per_step_kwh.map(|it| scaled(steps, it)),
+                money: price.is_money.then(|| {
+                    interval(
+                        ln_steps.exp() * price.of_step(secs, candidate),
+                        resources.iter().map(|ln| ln.exp()),
+                    )
+                }),
                 runs_per_device_hour: 3600.0 / time.value,
                 resources_to_next: draws
                     .candidates
                     .get(index + 1)
-                    .map(|next| change(next.batch_size, row, &draws.ln_times[index + 1])),
+                    .map(|next| change(next.batch_size, resources, &draws.ln_resources[index + 1])),
                 p_best: best[index],
                 p_within_5pct: within[index],
-                ln_sd: sd(row),
+                p_resources_within_5pct: thrifty[index],
+                ln_sd: sd(&minimised[index]),
             }
         })
         .collect();
@@ -265,12 +330,13 @@ pub fn analyze(
     })
 }
 
-/// Draws ln T of every candidate. A draw takes one scatter between children for all (it is pooled), a normal
+/// Draws ln T and ln R of every candidate. A draw takes one scatter between children for all (it is pooled), a normal
 /// error of each mean, and one curve of steps.
 fn draw(
     candidates: Vec<Candidate>,
     throughput: &ThroughputAnalysis,
     fit: &StepsFit,
+    price: Price,
     seed: u64,
 ) -> Draws {
     let design = BlockedDesign::fit(&throughput.ln_time_per_step);
@@ -284,22 +350,27 @@ fn draw(
     let chi_squared = ChiSquared::new(freedom).ok();
     let mut ln_times =
         vec![Vec::with_capacity(fit.draws.len() * TIMES_PER_CURVE); candidates.len()];
+    let mut ln_resources = ln_times.clone();
     for curve in &fit.draws {
         for _ in 0..TIMES_PER_CURVE {
             let scatter = chi_squared.map_or(error, |chi_squared| {
                 let spread: f64 = chi_squared.sample(&mut random);
                 error * (freedom / spread).sqrt()
             });
-            for (candidate, row) in candidates.iter().zip(&mut ln_times) {
+            for (index, candidate) in candidates.iter().enumerate() {
                 let z: f64 = StandardNormal.sample(&mut random);
                 let steps = curve.ln_steps(candidate.batch_size.as_f64().ln());
-                row.push(steps + candidate.ln_time_per_step + scatter * z);
+                let ln_time = candidate.ln_time_per_step + scatter * z;
+                ln_times[index].push(steps + ln_time);
+                let cost = price.of_step(ln_time.exp(), candidate);
+                ln_resources[index].push(steps + cost.ln());
             }
         }
     }
     Draws {
         candidates,
         ln_times,
+        ln_resources,
     }
 }
 
@@ -362,11 +433,13 @@ fn change(to: BatchSize, from: &[f64], next: &[f64]) -> ResourceChange {
     }
 }
 
-/// Those that no other beats in both time and resource consumption, money where there is a price. With one
-/// device the two rise and fall together, so it is the best and what ties with it.
+/// Those that no other beats in both time and resource consumption, money where there is a price that counts. With one
+/// device and no price of energy the two rise and fall together, so it is the best and what ties with it.
 fn pareto(points: &[TrainingTimePoint]) -> Vec<BatchSize> {
-    let pair =
-        |point: &TrainingTimePoint| (point.training_time_secs.value, point.device_secs.value);
+    let pair = |point: &TrainingTimePoint| {
+        let resources = point.money.unwrap_or(point.device_secs);
+        (point.training_time_secs.value, resources.value)
+    };
     points
         .iter()
         .filter(|point| {

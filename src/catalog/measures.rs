@@ -149,6 +149,11 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "s",
             "Mean over blocks of the time per step on one batch staged on the device before.",
         ),
+        entry(
+            "energy_per_step",
+            "J",
+            "Energy of a step, as the host's processors and memory count it; absent where they do not tell.",
+        ),
         entry("warm_up_secs", "s", "Time spent on warm-up, discarded."),
         entry("sampling_secs", "s", "Time spent on sampling."),
         entry(
@@ -345,6 +350,11 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "best_evaluation",
             "metric",
             "The best value of the target's metric, or of the loss, over all evaluations.",
+        ),
+        entry(
+            "best_step",
+            "count",
+            "The optimizer step of the best value.",
         ),
         entry(
             "chance_loss",

@@ -5,13 +5,14 @@
 //! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
 //! run ([`confirmation`]); what keeps its steps from being shorter ([`bottleneck`]); what gradient
 //! accumulation brings ([`accumulation`]); how many steps training takes to its target
-//! ([`training`]). The [`budget`] is looked at before every wave.
+//! ([`training`]); whether it ends with the same quality everywhere ([`quality`]). The [`budget`] is looked at before every wave.
 
 mod accumulation;
 mod bottleneck;
 mod budget;
 mod confirmation;
 mod memory;
+mod quality;
 mod rounds;
 mod smoke;
 mod specs;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::analysis::{Analysis, Evidence, MemoryPrediction};
-use crate::probe::{ProbeKind, ProbeSpec};
+use crate::probe::{ProbeKind, ProbeSpec, Task};
 use crate::study::{EndedBecause, Question, StudyDefinition};
 use budget::Purse;
 use specs::Specs;
@@ -109,12 +110,12 @@ fn next(
         .iter()
         .find(|probe| !probe.state.has_ended())
     {
-        let phase = phase(open.kind(), open.spec.replicate);
+        let phase = phase(&open.spec);
         return (Next::WaitForProbes, phase);
     }
     let mut cut_short = false;
     type Phase = fn(&Specs<'_>, &StudyDefinition, &Evidence, &Analysis) -> Wish;
-    let phases: [(Phase, bool); 8] = [
+    let phases: [(Phase, bool); 9] = [
         (smoke::wish, true),
         (memory::wish, true),
         // Rounds may be cut short: what was timed until then is used, and the confirmation, which
@@ -126,12 +127,17 @@ fn next(
         (training::wish, false),
         // Training may recommend another batch size than throughput alone.
         (confirmation::wish, true),
+        (quality::wish, false),
     ];
     for (wish, is_needed) in phases {
         match wish(&specs, definition, evidence, analysis) {
             Wish::Nothing => {}
             Wish::End(because, detail) => return (Next::Done { because, detail }, "ended".into()),
-            Wish::Probes(mut wave) => {
+            Wish::Probes(wave) => {
+                let mut wave = only_new(wave, evidence);
+                if wave.is_empty() {
+                    continue;
+                }
                 // Fewer batch sizes, each with an interval, tell more than many without one.
                 let rounds = rounds::still_wanted(&wave);
                 while !is_needed
@@ -144,8 +150,7 @@ fn next(
                     purse.affords(&wave, 1, definition, evidence, analysis)
                 };
                 if is_paid_for {
-                    let first = &wave[0].spec;
-                    let phase = phase(first.kind(), first.replicate);
+                    let phase = phase(&wave[0].spec);
                     return (Next::Wave(wave), phase);
                 }
                 cut_short = true;
@@ -172,6 +177,29 @@ fn next(
     (Next::Done { because, detail }, "ended".into())
 }
 
+/// Without what is in the wave twice, or was already done: asking for it again would bring nothing, and a study
+/// must never wait for what has ended.
+fn only_new(wave: Vec<PlannedProbe>, evidence: &Evidence) -> Vec<PlannedProbe> {
+    let is_same = |a: &ProbeSpec, b: &ProbeSpec| {
+        // What differs most often comes first.
+        (a.batch_size, a.replicate) == (b.batch_size, b.replicate)
+            && a.optimizer == b.optimizer
+            && a == b
+    };
+    let mut new: Vec<PlannedProbe> = Vec::with_capacity(wave.len());
+    for planned in wave {
+        let is_known = new.iter().any(|it| is_same(&it.spec, &planned.spec))
+            || evidence
+                .probes
+                .iter()
+                .any(|it| is_same(&it.spec, &planned.spec));
+        if !is_known {
+            new.push(planned);
+        }
+    }
+    new
+}
+
 /// Leaves out what can best be done without, when the budget does not pay for a whole wave. False when there
 /// is nothing to leave out.
 fn thin_out(wave: &mut Vec<PlannedProbe>) -> bool {
@@ -191,19 +219,20 @@ fn thin_out(wave: &mut Vec<PlannedProbe>) -> bool {
     }
 }
 
-fn phase(kind: ProbeKind, replicate: u32) -> String {
-    match kind {
-        ProbeKind::Smoke => "checking that the pipeline runs".into(),
-        ProbeKind::Memory => "seeking the largest batch size that fits".into(),
-        ProbeKind::StepTime => format!("timing every batch size, round {}", replicate + 1),
-        ProbeKind::Confirmation => "confirming the recommendation in a longer run".into(),
-        ProbeKind::InputPipeline => "timing the parts of a step".into(),
-        ProbeKind::GradientAccumulation => "timing gradient accumulation".into(),
-        ProbeKind::Training => "training to the target".into(),
-        ProbeKind::LearningRateRange => {
-            "seeking the learning rate at which training diverges".into()
+fn phase(spec: &ProbeSpec) -> String {
+    match &spec.task {
+        Task::Smoke { .. } => "checking that the pipeline runs".into(),
+        Task::Memory { .. } => "seeking the largest batch size that fits".into(),
+        Task::StepTime(_) => format!("timing every batch size, round {}", spec.replicate + 1),
+        Task::Confirmation { .. } => "confirming the recommendation in a longer run".into(),
+        Task::InputPipeline(_) => "timing the parts of a step".into(),
+        Task::GradientAccumulation(_) => "timing gradient accumulation".into(),
+        Task::Training(run) if run.target.is_none() => {
+            "training to see how good the model gets".into()
         }
-        ProbeKind::NoiseScale => "measuring the noise of the gradient".into(),
+        Task::Training(_) => "training to the target".into(),
+        Task::LearningRateRange(_) => "seeking the learning rate at which training diverges".into(),
+        Task::NoiseScale(_) => "measuring the noise of the gradient".into(),
     }
 }
 
@@ -257,5 +286,33 @@ pub fn dry_run(definition: &StudyDefinition) -> DryRun {
         probes,
         estimated_device_secs: secs,
         warnings,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::fixtures::succeeded;
+
+    #[test]
+    fn what_is_already_known_is_not_asked_for_again() {
+        let record = |batch_size: u64, replicate: u32| {
+            succeeded(specs::CONFIRMATION, batch_size, replicate, &[])
+        };
+        let planned = |batch_size: u64, replicate: u32| PlannedProbe {
+            spec: record(batch_size, replicate).spec,
+            why: "a test".into(),
+            prediction: None,
+        };
+        let evidence = Evidence {
+            probes: vec![record(8, 0)],
+        };
+        let wave = vec![planned(8, 0), planned(8, 1), planned(16, 0), planned(8, 1)];
+        let new = only_new(wave, &evidence);
+        let left: Vec<(u64, u32)> = new
+            .iter()
+            .map(|it| (it.spec.batch_size.0, it.spec.replicate))
+            .collect();
+        assert_eq!(left, [(8, 1), (16, 0)]);
     }
 }

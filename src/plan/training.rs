@@ -8,8 +8,8 @@ use crate::analysis::steps::{
     self, BatchSearch, NotIdentified, Pilot, StepsAnalysis, Training, setup,
 };
 use crate::analysis::{Analysis, Evidence};
-use crate::probe::{NoiseScaleRun, ProbeKind, ProbeSpec, RangeTest, Task, TrainingRun};
-use crate::study::{BatchSize, Design, Question, StudyDefinition};
+use crate::probe::{NoiseScaleRun, ProbeKind, RangeTest, Task, TrainingRun};
+use crate::study::{BatchSize, Configuration, Design, Question, StudyDefinition};
 
 /// Batch sizes that are searched at most to decide on one.
 const MOST_TO_DECIDE: usize = 5;
@@ -34,6 +34,7 @@ const NOISE_POINTS: u64 = 18;
 /// Whether training to a target is needed.
 pub fn is_needed(definition: &StudyDefinition) -> bool {
     asks(definition, Question::CriticalBatchSize)
+        || asks(definition, Question::QualityAcrossBatchSizes)
         || (asks(definition, Question::BatchSize) && definition.workload.target.is_some())
 }
 
@@ -178,14 +179,7 @@ impl Planner<'_> {
                 let probe = self
                     .specs
                     .probe(Task::Training(run), batch_size, it.replicate, why);
-                PlannedProbe {
-                    spec: ProbeSpec {
-                        optimizer: it.optimizer.clone(),
-                        seed: seed(self.definition.seed, it.replicate),
-                        ..probe.spec
-                    },
-                    ..probe
-                }
+                at(probe, &it.configuration, it.replicate, self.definition.seed)
             })
             .collect()
     }
@@ -236,7 +230,9 @@ impl Planner<'_> {
             "the noise of the gradient says where the critical batch size is to be looked for"
                 .into(),
         );
-        probe.spec.optimizer = found.optimizer.clone();
+        probe.spec.optimizer = found.configuration.optimizer.clone();
+        let regularisation = found.configuration.regularisation;
+        regularisation.apply(&mut probe.spec.workload);
         Some(probe)
     }
 
@@ -484,6 +480,20 @@ impl Planner<'_> {
             _ => Vec::new(),
         }
     }
+}
+
+/// A probe with these hyperparameters and the seed of its replicate.
+pub fn at(
+    mut probe: PlannedProbe,
+    configuration: &Configuration,
+    replicate: u32,
+    study_seed: u64,
+) -> PlannedProbe {
+    let spec = &mut probe.spec;
+    spec.optimizer = configuration.optimizer.clone();
+    configuration.regularisation.apply(&mut spec.workload);
+    spec.seed = seed(study_seed, replicate);
+    probe
 }
 
 /// The seed of a replicate: that of the study for the common one.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use super::spec::ProbeSpec;
 
 /// Version of how things are measured. A change in it makes timing and memory measurements stale.
-pub const MEASUREMENT_PROTOCOL: u32 = 2;
+pub const MEASUREMENT_PROTOCOL: u32 = 3;
 
 /// The runner and its version, as part of every identity.
 pub const RUNNER: &str = concat!("burn-0.22.1/trialhead-", env!("CARGO_PKG_VERSION"));

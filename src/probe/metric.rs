@@ -48,6 +48,9 @@ metrics! {
     SyntheticTimePerStepMedian = "synthetic_time_per_step_median", "s";
     /// Mean over blocks of the time per step on one batch staged on the device before.
     SyntheticTimePerStepMean = "synthetic_time_per_step_mean", "s";
+    /// Energy of a step: what the host's processors and memory used while steps were sampled, idling included. Absent
+    /// where they do not tell.
+    EnergyPerStep = "energy_per_step", "J";
     /// Time spent on warm-up, discarded.
     WarmUpSecs = "warm_up_secs", "s";
     /// Time spent on sampling.
@@ -138,6 +141,8 @@ metrics! {
     ExpectedExcessLoss = "expected_excess_loss", "loss";
     /// The best value of the target's metric, or of the loss, over all evaluations.
     BestEvaluation = "best_evaluation", "metric";
+    /// The optimizer step of the best value.
+    BestStep = "best_step", "count";
     /// Validation loss of the best predictor that does not look at its input, fitted on the training targets.
     ChanceLoss = "chance_loss", "loss";
     /// The learning rate at which a range test diverged; absent when it never did.

@@ -6,6 +6,7 @@ mod bells;
 mod bottleneck;
 mod critical_batch_size;
 mod feasible;
+mod quality;
 pub mod report;
 mod throughput;
 mod training_time;
@@ -39,11 +40,13 @@ pub enum Topic {
     ResourceConsumption,
     /// Whether what has to be paid for larger batch sizes pays.
     UpfrontCost,
+    /// Whether training ends with the same quality at every batch size.
+    QualityAcrossBatchSizes,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
@@ -52,6 +55,7 @@ impl Topic {
         Self::CriticalBatchSize,
         Self::ResourceConsumption,
         Self::UpfrontCost,
+        Self::QualityAcrossBatchSizes,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -65,6 +69,7 @@ impl Topic {
             Self::CriticalBatchSize => "critical_batch_size",
             Self::ResourceConsumption => "resource_consumption",
             Self::UpfrontCost => "upfront_cost",
+            Self::QualityAcrossBatchSizes => "quality_across_batch_sizes",
         }
     }
 
@@ -168,7 +173,7 @@ pub fn recommend(
     analysis: &Analysis,
 ) -> Vec<Advice> {
     type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
-    let topics: [(Question, Advise); 8] = [
+    let topics: [(Question, Advise); 9] = [
         (Question::FeasibleBatchSizes, feasible::advise),
         (Question::Throughput, throughput::advise),
         (Question::Bottleneck, bottleneck::advise),
@@ -177,6 +182,7 @@ pub fn recommend(
         (Question::CriticalBatchSize, critical_batch_size::advise),
         (Question::BatchSize, training_time::resource_consumption),
         (Question::BatchSize, training_time::upfront_cost),
+        (Question::QualityAcrossBatchSizes, quality::advise),
     ];
     topics
         .into_iter()

@@ -93,6 +93,7 @@ fn heading(topic: Topic) -> &'static str {
         Topic::CriticalBatchSize => "The critical batch size",
         Topic::ResourceConsumption => "What training uses up",
         Topic::UpfrontCost => "What has to be paid before",
+        Topic::QualityAcrossBatchSizes => "Quality across batch sizes",
     }
 }
 

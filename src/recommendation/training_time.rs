@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::throughput::time;
 use super::{
     Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, is_contended,
-    probability, references, sizes,
+    probability, references, sizes, three_figures,
 };
 use crate::analysis::steps::StepsPoint;
-use crate::analysis::training_time::{Direction, UpfrontDecision};
+use crate::analysis::training_time::{Direction, NEAR_TIE, UpfrontDecision};
 use crate::analysis::{
     Analysis, Caveat, Estimate, Evidence, ProbeRecord, StepsAnalysis, TrainingTimeAnalysis,
     TrainingTimePoint,
@@ -265,18 +265,22 @@ fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {
     }
 }
 
+/// Why a run's energy is not known.
+const NO_ENERGY: &str = "the processors of the device's host do not tell their energy, or not to the user that probes run as (the kernel's powercap counters)";
+
 /// What training uses up at each batch size.
 pub fn resource_consumption(
-    _definition: &StudyDefinition,
+    definition: &StudyDefinition,
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Option<Advice> {
     let it = decided(analysis)?;
+    let used = |point: &TrainingTimePoint| point.money.unwrap_or(point.device_secs).value;
     let least = it
         .decision
         .points
         .iter()
-        .min_by(|a, b| a.device_secs.value.total_cmp(&b.device_secs.value))?;
+        .min_by(|a, b| used(a).total_cmp(&used(b)))?;
     let by_batch_size: Vec<Value> = it
         .decision
         .points
@@ -286,7 +290,7 @@ pub fn resource_consumption(
                 "batch_size": point.batch_size,
                 "device_secs": point.device_secs,
                 "money": point.money,
-                "energy_kwh": null,
+                "energy_kwh": point.energy_kwh,
                 "to_next": point.resources_to_next,
             })
         })
@@ -300,12 +304,29 @@ pub fn resource_consumption(
             .map(|change| change.to)
             .collect()
     };
-    let mut text = format!(
-        "A run to the target takes the fewest device-seconds at batch size {}: {}{}.",
-        least.batch_size,
-        time(least.device_secs.value),
-        range(&least.device_secs, time)
-    );
+    let currency = &definition.costs.currency;
+    let mut text = match &least.money {
+        Some(money) => format!(
+            "A run to the target costs least at batch size {}: {} {currency}{}, {} of the device.",
+            least.batch_size,
+            amount(money.value),
+            range(money, amount),
+            time(least.device_secs.value)
+        ),
+        None => format!(
+            "A run to the target takes the fewest device-seconds at batch size {}: {}{}.",
+            least.batch_size,
+            time(least.device_secs.value),
+            range(&least.device_secs, time)
+        ),
+    };
+    if let Some(energy) = &least.energy_kwh {
+        text.push_str(&format!(
+            " It uses {} kWh{}.",
+            three_figures(energy.value),
+            range(energy, three_figures)
+        ));
+    }
     for (wanted, says) in [
         (Direction::Decrease, "saves some"),
         (Direction::Same, "changes nothing"),
@@ -317,28 +338,35 @@ pub fn resource_consumption(
         }
     }
     let throughput = analysis.throughput.as_ref()?;
-    let (grade, because) = grade(least.p_within_5pct, true, is_contended(&throughput.caveats));
+    let (grade, because) = grade(
+        least.p_resources_within_5pct,
+        true,
+        is_contended(&throughput.caveats),
+    );
     Some(Advice {
         topic: Topic::ResourceConsumption,
         value: json!({
             "resource_consumption": least.device_secs,
             "batch_size": least.batch_size,
             "by_batch_size": by_batch_size,
-            "energy": {"value": null, "why": "the power of this device is not measured"},
+            "money": least.money,
+            "currency": least.money.map(|_| currency),
+            "energy_kwh": least.energy_kwh,
+            "energy_why_not": least.energy_kwh.is_none().then_some(NO_ENERGY),
         }),
         summary: text,
         basis: Basis::Measured,
         confidence: Confidence {
             grade,
             because,
-            p_best: Some(least.p_best),
-            p_within_5pct: Some(least.p_within_5pct),
+            p_best: None,
+            p_within_5pct: Some(least.p_resources_within_5pct),
             near_ties: it
                 .decision
                 .points
                 .iter()
                 .filter(|point| point.batch_size != least.batch_size)
-                .filter(|point| it.decision.near_ties.contains(&point.batch_size))
+                .filter(|point| point.p_resources_within_5pct >= NEAR_TIE)
                 .map(|point| point.batch_size)
                 .collect(),
         },

@@ -81,6 +81,9 @@ pub struct StudyRequest {
     /// Which batch sizes are trained to the target.
     #[serde(default)]
     pub design: Design,
+    /// How the quality that training ends with is compared.
+    #[serde(default)]
+    pub quality: QualityComparison,
     /// Which questions are answered. Default: those about the hardware; with a target, also the critical
     /// batch size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,6 +139,9 @@ pub struct StudyDefinition {
     /// Which batch sizes are trained to the target.
     #[serde(default)]
     pub design: Design,
+    /// How the quality that training ends with is compared.
+    #[serde(default)]
+    pub quality: QualityComparison,
     /// Which questions are answered.
     pub questions: Vec<Question>,
     /// Whether measurements of other studies may serve.
@@ -498,6 +504,22 @@ fn default_probes() -> u64 {
     1000
 }
 
+/// How the quality that training ends with is compared across batch sizes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QualityComparison {
+    /// The batch sizes that are compared. Default: the smallest and the largest that reached the target, and the
+    /// one recommended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_items = 2, max_items = 5)]
+    pub batch_sizes: Option<Vec<BatchSize>>,
+    /// Validation losses that differ by less count as the same, in the unit of the loss. Default: 5% of the
+    /// distance from chance to the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(exclusive_minimum = 0.0)]
+    pub margin: Option<f64>,
+}
+
 /// A question a study answers.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
@@ -517,6 +539,8 @@ pub enum Question {
     CriticalBatchSize,
     /// Which batch size should training start with?
     BatchSize,
+    /// Does training end with the same quality at every batch size, once each is tuned?
+    QualityAcrossBatchSizes,
 }
 
 impl Question {

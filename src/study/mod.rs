@@ -28,7 +28,9 @@ pub use network::{Network, NetworkError, Placed};
 pub use optimizer::{
     AdamEpsilon, GradientClipping, InitialSquare, Optimizer, RmsPropEpsilon, Schedule,
 };
-pub use search_space::{Axis, Hyperparameter, Range, Search, SearchRequest, SearchSpace};
+pub use search_space::{
+    Axis, Configuration, Hyperparameter, Range, Regularisation, Search, SearchRequest, SearchSpace,
+};
 pub use shape::{Facts, Shape, Target};
 pub use states::{EndedBecause, StudyState};
 pub use units::{

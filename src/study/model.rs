@@ -287,6 +287,31 @@ impl Model {
         }
     }
 
+    /// The probability of dropping a unit, where the family has one for the whole network.
+    pub fn dropout(&self) -> Option<f64> {
+        // Reading through the setter's place keeps the two together.
+        self.clone().dropout_place().copied()
+    }
+
+    /// Changes it; nothing happens where there is none.
+    pub fn set_dropout(&mut self, probability: f64) {
+        if let Some(place) = self.dropout_place() {
+            *place = probability;
+        }
+    }
+
+    fn dropout_place(&mut self) -> Option<&mut f64> {
+        match self {
+            Self::Mlp { dropout, .. }
+            | Self::Cnn { dropout, .. }
+            | Self::Resnet { dropout, .. }
+            | Self::TransformerEncoder { dropout, .. }
+            | Self::TransformerLm { dropout, .. }
+            | Self::Rnn { dropout, .. } => Some(dropout),
+            Self::Sequential { .. } => None,
+        }
+    }
+
     /// The same model with its widths scaled down; `None` where a family has no width to scale.
     pub fn scaled(&self, share: f64) -> Option<Self> {
         let scale = |size: u64| ((size as f64 * share) as u64).max(1);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::definition::Workload;
 use super::optimizer::Optimizer;
 use crate::catalog;
 
@@ -29,15 +30,21 @@ pub enum Hyperparameter {
     Epsilon,
     /// λ
     WeightDecay,
+    /// The probability of dropping a unit, where the model drops any.
+    Dropout,
+    /// The share of a label's probability that is spread over all classes, where the workload spreads any.
+    LabelSmoothing,
 }
 
 impl Hyperparameter {
     /// Every one, in the order in which they are worth tuning.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::LearningRate,
         Self::Momentum,
         Self::Beta1,
         Self::WeightDecay,
+        Self::Dropout,
+        Self::LabelSmoothing,
         Self::Epsilon,
         Self::Beta2,
     ];
@@ -51,12 +58,93 @@ impl Hyperparameter {
             Self::Beta2 => "beta_2",
             Self::Epsilon => "epsilon",
             Self::WeightDecay => "weight_decay",
+            Self::Dropout => "dropout",
+            Self::LabelSmoothing => "label_smoothing",
         }
     }
 
     /// Whether what is searched is one minus the hyperparameter.
-    fn is_complement(self) -> bool {
+    pub fn is_complement(self) -> bool {
         matches!(self, Self::Momentum | Self::Beta1 | Self::Beta2)
+    }
+
+    /// Whether it limits how far a model follows its training examples.
+    pub fn is_regularisation(self) -> bool {
+        matches!(
+            self,
+            Self::WeightDecay | Self::Dropout | Self::LabelSmoothing
+        )
+    }
+}
+
+/// How strongly a workload is regularised, beside the optimizer's weight decay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Regularisation {
+    /// Probability of dropping a unit in training; null where the model drops none.
+    pub dropout: Option<f64>,
+    /// Share of a label's probability that training spreads over all classes; null where it spreads none.
+    pub label_smoothing: Option<f64>,
+}
+
+impl Regularisation {
+    /// That of a workload.
+    pub fn of(workload: &Workload) -> Self {
+        let used = |strength: f64| (strength > 0.0).then_some(strength);
+        Self {
+            dropout: workload.model.dropout().and_then(used),
+            label_smoothing: used(workload.label_smoothing),
+        }
+    }
+
+    /// Regularises a workload like this. What it does not have stays.
+    pub fn apply(self, workload: &mut Workload) {
+        if let Some(dropout) = self.dropout {
+            workload.model.set_dropout(dropout);
+        }
+        if let Some(label_smoothing) = self.label_smoothing {
+            workload.label_smoothing = label_smoothing;
+        }
+    }
+}
+
+/// A point of hyperparameters: everything that a search may vary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Configuration {
+    /// The optimizer with its hyperparameters.
+    pub optimizer: Optimizer,
+    /// Those of the workload.
+    pub regularisation: Regularisation,
+}
+
+impl Configuration {
+    /// A hyperparameter, if there is one of the kind.
+    pub fn get(&self, hyperparameter: Hyperparameter) -> Option<f64> {
+        value(&self.optimizer, self.regularisation, hyperparameter)
+    }
+
+    /// Changes a hyperparameter; nothing happens when there is none of the kind.
+    pub fn set(&mut self, hyperparameter: Hyperparameter, value: f64) {
+        let place = match hyperparameter {
+            Hyperparameter::Dropout => self.regularisation.dropout.as_mut(),
+            Hyperparameter::LabelSmoothing => self.regularisation.label_smoothing.as_mut(),
+            other => self.optimizer.place(other),
+        };
+        if let Some(place) = place {
+            *place = value;
+        }
+    }
+}
+
+/// A hyperparameter, if there is one of the kind.
+fn value(
+    optimizer: &Optimizer,
+    regularisation: Regularisation,
+    hyperparameter: Hyperparameter,
+) -> Option<f64> {
+    match hyperparameter {
+        Hyperparameter::Dropout => regularisation.dropout,
+        Hyperparameter::LabelSmoothing => regularisation.label_smoothing,
+        other => optimizer.get(other),
     }
 }
 
@@ -122,14 +210,14 @@ impl Search {
         }
     }
 
-    /// The space of these hyperparameters around an optimizer, every range the study's or the catalog's.
-    pub fn space(&self, optimizer: &Optimizer) -> SearchSpace {
+    /// The space of these hyperparameters around a configuration, every range the study's or the catalog's.
+    pub fn space(&self, around: Configuration) -> SearchSpace {
         let axes = self
             .hyperparameters
             .iter()
             .filter_map(|hyperparameter| {
                 let named = self.ranges.get(hyperparameter).copied();
-                let range = named.or_else(|| catalog_range(optimizer, *hyperparameter))?;
+                let range = named.or_else(|| catalog_range(&around.optimizer, *hyperparameter))?;
                 Some(Axis {
                     hyperparameter: *hyperparameter,
                     lower: range.lower.ln(),
@@ -138,13 +226,28 @@ impl Search {
             })
             .collect();
         SearchSpace {
-            optimizer: optimizer.clone(),
+            configuration: around,
             axes,
         }
     }
 }
 
+/// Where the strength of a dropout and of a smoothing is sought.
+const DROPOUT: Range = Range {
+    lower: 0.02,
+    upper: 0.7,
+};
+const LABEL_SMOOTHING: Range = Range {
+    lower: 0.005,
+    upper: 0.4,
+};
+
 fn catalog_range(optimizer: &Optimizer, hyperparameter: Hyperparameter) -> Option<Range> {
+    match hyperparameter {
+        Hyperparameter::Dropout => return Some(DROPOUT),
+        Hyperparameter::LabelSmoothing => return Some(LABEL_SMOOTHING),
+        _ => {}
+    }
     let space = catalog::search_range(optimizer.family(), hyperparameter.as_str())?;
     Some(Range {
         lower: space.lower,
@@ -164,48 +267,52 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// ln of an end that nothing lies beyond: 1 − γ is never above 1.
+    /// ln of an end that nothing lies beyond: 1 − γ is never above 1, nor is nearly everything dropped.
     pub fn hard_upper(&self) -> Option<f64> {
-        self.hyperparameter.is_complement().then_some(0.0)
+        match self.hyperparameter {
+            it if it.is_complement() => Some(0.0),
+            Hyperparameter::Dropout | Hyperparameter::LabelSmoothing => Some(NEARLY_ALL.ln()),
+            _ => None,
+        }
     }
 }
 
-/// An optimizer of which some hyperparameters vary.
+/// The strongest dropout and smoothing.
+const NEARLY_ALL: f64 = 0.9;
+
+/// A configuration of which some hyperparameters vary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SearchSpace {
-    /// The optimizer, with every other hyperparameter.
-    pub optimizer: Optimizer,
+    /// The configuration, with every other hyperparameter.
+    pub configuration: Configuration,
     /// What varies, the learning rate first.
     pub axes: Vec<Axis>,
 }
 
 impl SearchSpace {
-    /// The optimizer at a point, given as logarithms along the axes.
-    pub fn at(&self, point: &[f64]) -> Optimizer {
-        let mut optimizer = self.optimizer.clone();
+    /// The configuration at a point, given as logarithms along the axes.
+    pub fn at(&self, point: &[f64]) -> Configuration {
+        let mut at = self.configuration.clone();
         // The effective learning rate needs the momentum, so the learning rate comes last.
         for (axis, value) in self.axes.iter().zip(point).rev() {
             let value = value.exp();
-            match axis.hyperparameter {
-                Hyperparameter::LearningRate => {
-                    optimizer.set(
-                        Hyperparameter::LearningRate,
-                        value * (1.0 - optimizer.effective_momentum()),
-                    );
-                }
-                it if it.is_complement() => optimizer.set(it, (1.0 - value).max(0.0)),
-                it => optimizer.set(it, value),
-            }
+            let value = match axis.hyperparameter {
+                Hyperparameter::LearningRate => value * (1.0 - at.optimizer.effective_momentum()),
+                it if it.is_complement() => (1.0 - value).max(0.0),
+                _ => value,
+            };
+            at.set(axis.hyperparameter, value);
         }
-        optimizer
+        at
     }
 
-    /// The point of an optimizer, as logarithms along the axes.
-    pub fn point(&self, optimizer: &Optimizer) -> Vec<f64> {
+    /// The point of a configuration, as logarithms along the axes.
+    pub fn point(&self, optimizer: &Optimizer, regularisation: Regularisation) -> Vec<f64> {
         self.axes
             .iter()
             .map(|axis| {
-                let value = optimizer.get(axis.hyperparameter).unwrap_or(f64::NAN);
+                let value =
+                    value(optimizer, regularisation, axis.hyperparameter).unwrap_or(f64::NAN);
                 match axis.hyperparameter {
                     Hyperparameter::LearningRate => value / (1.0 - optimizer.effective_momentum()),
                     it if it.is_complement() => 1.0 - value,
@@ -298,6 +405,13 @@ impl Optimizer {
 mod tests {
     use super::*;
 
+    fn alone(optimizer: Optimizer) -> Configuration {
+        Configuration {
+            optimizer,
+            regularisation: Regularisation::default(),
+        }
+    }
+
     #[test]
     fn a_point_and_its_optimizer_are_the_same_thing() {
         let search = SearchRequest::default().resolve(&Optimizer::nesterov(0.01, 0.9));
@@ -305,10 +419,13 @@ mod tests {
             search.hyperparameters,
             [Hyperparameter::LearningRate, Hyperparameter::Momentum]
         );
-        let space = search.space(&Optimizer::nesterov(0.01, 0.9));
+        let space = search.space(alone(Optimizer::nesterov(0.01, 0.9)));
         let point = space.within(&[0.5, 0.25]);
-        let optimizer = space.at(&point);
-        for (before, after) in point.iter().zip(space.point(&optimizer)) {
+        let Configuration {
+            optimizer,
+            regularisation,
+        } = space.at(&point);
+        for (before, after) in point.iter().zip(space.point(&optimizer, regularisation)) {
             assert!((before - after).abs() < 1e-9, "{point:?} {optimizer:?}");
         }
         // [1e-3, 10] and [1e-3, 1]: effective learning rate 0.1, 1 − γ = 10^−2.25.
@@ -328,8 +445,10 @@ mod tests {
     #[test]
     fn adam_searches_its_learning_rate_itself_and_the_rest_stays() {
         let adam = Optimizer::adam();
-        let space = SearchRequest::default().resolve(&adam).space(&adam);
-        let found = space.at(&[0.02_f64.ln()]);
+        let space = SearchRequest::default()
+            .resolve(&adam)
+            .space(alone(adam.clone()));
+        let found = space.at(&[0.02_f64.ln()]).optimizer;
         let mut expected = adam;
         expected.set(Hyperparameter::LearningRate, 0.02_f64.ln().exp());
         assert_eq!(found, expected);
@@ -341,6 +460,9 @@ mod tests {
             let posted = serde_json::json!({"family": family.name});
             let optimizer: Optimizer = serde_json::from_value(posted).expect("a family");
             for it in Hyperparameter::ALL {
+                if matches!(it, Hyperparameter::Dropout | Hyperparameter::LabelSmoothing) {
+                    continue;
+                }
                 assert_eq!(
                     optimizer.get(it).is_some(),
                     catalog_range(&optimizer, it).is_some(),
@@ -349,5 +471,31 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn regularisation_is_varied_where_the_workload_has_any_and_comes_back_as_a_workload() {
+        let dataset = serde_json::from_value(serde_json::json!({"builtin": "digits"}));
+        let model = serde_json::from_value(serde_json::json!({"family": "mlp", "dropout": 0.1}));
+        let mut workload = Workload::new(
+            super::super::Dataset::Builtin(dataset.expect("a data set")),
+            model.expect("a model"),
+        );
+        let regularisation = Regularisation::of(&workload);
+        assert_eq!(regularisation.dropout, Some(0.1));
+        assert_eq!(regularisation.label_smoothing, None, "it has none");
+        let search = Search {
+            hyperparameters: vec![Hyperparameter::LearningRate, Hyperparameter::Dropout],
+            ranges: BTreeMap::new(),
+        };
+        let space = search.space(Configuration {
+            optimizer: Optimizer::adam(),
+            regularisation,
+        });
+        let mut found = space.at(&[1e-3_f64.ln(), 0.5_f64.ln()]);
+        found.set(Hyperparameter::LabelSmoothing, 0.3);
+        found.regularisation.apply(&mut workload);
+        assert!((workload.model.dropout().expect("some") - 0.5).abs() < 1e-12);
+        assert_eq!(workload.label_smoothing, 0.0);
     }
 }

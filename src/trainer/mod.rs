@@ -5,6 +5,7 @@
 //! of threads, the random seed and the allocator's watch can be set once, before burn is first used.
 
 mod accumulation;
+mod energy;
 mod events;
 mod faults;
 mod learner;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 
+use super::energy::EnergyCounters;
 use super::events::EventLog;
 use super::faults::Faults;
 use super::run_queue;
@@ -96,6 +97,9 @@ pub(super) fn run(
         }
     }
     log.measurement(Metric::StepsPerBlock, sample.steps_per_block as f64)?;
+    if let Some(joules) = sample.energy_joules_per_step {
+        log.measurement(Metric::EnergyPerStep, joules)?;
+    }
     let mut delay = sample.run_queue_delay_nanos;
 
     if sampling.batches == Batches::Both {
@@ -178,6 +182,7 @@ struct Sample {
     steps_per_block: u64,
     wall_secs: f64,
     run_queue_delay_nanos: Option<u64>,
+    energy_joules_per_step: Option<f64>,
 }
 
 /// Times blocks until the stopping rule is content or a cap is hit; `None` when the loss diverged.
@@ -207,6 +212,7 @@ fn sample(
     let mut blocks: Vec<Block> = Vec::with_capacity(room);
     let mut steps = 0;
 
+    let mut energy = EnergyCounters::start();
     let delay_before = run_queue::delay_nanos();
     let start = Instant::now();
     loop {
@@ -233,6 +239,10 @@ fn sample(
         }
     }
     let wall_secs = start.elapsed().as_secs_f64();
+    let energy_joules_per_step = energy
+        .as_mut()
+        .and_then(EnergyCounters::joules)
+        .map(|joules| joules / steps as f64);
     let run_queue_delay_nanos = delay_before
         .zip(run_queue::delay_nanos())
         .map(|(before, after)| after.saturating_sub(before));
@@ -242,6 +252,7 @@ fn sample(
         steps_per_block,
         wall_secs,
         run_queue_delay_nanos,
+        energy_joules_per_step,
     }))
 }
 

@@ -36,7 +36,7 @@ pub(super) fn run(
         || EvaluationMetric::of_loss(spec.workload.loss),
         |target| target.metric,
     );
-    let mut best: Option<f64> = None;
+    let mut best: Option<(f64, u64)> = None;
     let mut crossing = run
         .target
         .as_ref()
@@ -64,9 +64,9 @@ pub(super) fn run(
                 }
             }
             if let Some(value) = evaluation.metric(watched)
-                && best.is_none_or(|best| watched.score(value) < watched.score(best))
+                && best.is_none_or(|(best, _)| watched.score(value) < watched.score(best))
             {
-                best = Some(value);
+                best = Some((value, step));
             }
             let loss = evaluation.loss;
             if let Some(crossing) = &mut crossing
@@ -103,8 +103,9 @@ pub(super) fn run(
         log.measurement(Metric::StepsToTarget, steps)?;
     }
     log.measurement(Metric::ValidationLoss, validation_loss)?;
-    if let Some(best) = best {
+    if let Some((best, step)) = best {
         log.measurement(Metric::BestEvaluation, best)?;
+        log.measurement(Metric::BestStep, step as f64)?;
     }
     // Without a target the run is to set one, and for that it must be known what learning is worth.
     if run.target.is_none()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::postgres::TestDatabase;
-use crate::server::{PATIENCE, ServerProcess};
+use crate::server::{PATIENCE, ServerProcess, TRAINING};
 
 /// 20 MB + 100 kB an example; 1 ms + 10 µs an example.
 const SIMULATED: [&str; 5] = ["simulate", "2e7", "1e5", "1e-3", "1e-5"];
@@ -72,6 +72,72 @@ async fn a_service_killed_in_every_phase_loses_nothing() {
     let study = server.ended(&path).await;
     assert_eq!(study["ended_because"], "answered", "{study}");
     assert_eq!(advice(&server, &path).await, expected);
+}
+
+/// Training to a target on the CPU is deterministic, so a study killed at any moment makes the same probes with the
+/// same results.
+#[tokio::test]
+async fn training_to_a_target_goes_on_where_it_was_killed_and_finds_the_same() {
+    let body = json!({
+        "workload": {
+            "dataset": {"builtin": "digits"},
+            "model": {"family": "mlp", "hidden": [16]},
+            "target": {"metric": "validation_cross_entropy", "value": 0.35}
+        },
+        "optimizer": {"family": "sgd"},
+        "batch_sizes": {"min": 16, "max": 256},
+        "device": {"memory_budget_bytes": 1 << 30, "threads": 1},
+        "questions": ["critical_batch_size"],
+        "seed": 5
+    });
+    let post = async |server: &ServerProcess| {
+        let study = server.post("/v1/studies", &body).await;
+        format!("/v1/studies/{}", study["id"].as_str().expect("an id"))
+    };
+    // What each training probe was asked and what it found, in the order of the plan.
+    let trials = async |server: &ServerProcess, path: &str| -> Vec<(Value, Value)> {
+        let url = format!("{path}/probes?kind=training&page_size=500");
+        let (status, _, list) = server.get(&url).await.expect("an answer");
+        assert_eq!(status, 200, "{list}");
+        assert_eq!(list["next_page_token"], Value::Null, "one page");
+        let items = list["items"].as_array().expect("items");
+        items
+            .iter()
+            .map(|item| {
+                let probe = &item["probe"];
+                assert_eq!(probe["crashes"], 0, "{probe}");
+                (probe["spec"].clone(), probe["state"].clone())
+            })
+            .collect()
+    };
+    let undisturbed = TestDatabase::create().await;
+    let server = ServerProcess::start(undisturbed.url(), "calm", TRAINING);
+    let path = post(&server).await;
+    let study = server.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let expected = (advice(&server, &path).await, trials(&server, &path).await);
+    assert!(expected.1.len() > 50, "{} trials", expected.1.len());
+    drop(server);
+
+    let database = TestDatabase::create().await;
+    let mut server = ServerProcess::start(database.url(), "stormy", TRAINING);
+    let path = post(&server).await;
+    for kills in 1..=6 {
+        let done = 12 * kills;
+        server
+            .until(&path, |study| {
+                study["progress"]["probes_done"].as_i64() > Some(done)
+                    || study["state"] == "succeeded"
+            })
+            .await;
+        server.kill_9();
+        server = ServerProcess::start(database.url(), "stormy", TRAINING);
+    }
+    let study = server.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let found = (advice(&server, &path).await, trials(&server, &path).await);
+    assert_eq!(found.1, expected.1);
+    assert_eq!(found.0, expected.0);
 }
 
 #[tokio::test]

@@ -12,6 +12,17 @@ use serde_json::Value;
 /// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Children that train: the real program.
+pub const TRAINING: &[&str] = &["probe"];
+
+/// The program, where every user can read it.
+fn trainer() -> String {
+    static PROGRAM: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(|| {
+        crate::fake::reachable(env!("CARGO_BIN_EXE_trialhead").as_ref(), "program")
+    });
+    PROGRAM.display().to_string()
+}
+
 /// A running `trialhead serve`; killed when dropped.
 pub struct ServerProcess {
     child: Child,
@@ -47,7 +58,10 @@ impl ServerProcess {
         folder: tempfile::TempDir,
         locks: &Path,
     ) -> Self {
-        let mut command = vec![crate::fake::executable().display().to_string()];
+        let mut command = vec![match runner {
+            TRAINING => trainer(),
+            _ => crate::fake::executable().display().to_string(),
+        }];
         command.extend(runner.iter().map(|&word| word.to_owned()));
         let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
             .args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"])

@@ -22,19 +22,38 @@ fn program() -> &'static std::path::Path {
     &PROGRAM
 }
 
+/// These tests time what they run, so they run one after another.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A wrong label is never given. On a host that something else keeps busy an interval may straddle its threshold, and
+/// the right label is left open; then it has to be found the next time.
 #[tokio::test]
 async fn injected_bottlenecks_are_found_and_no_others() {
+    let _alone = ALONE.lock().await;
     let runner = fake::example("faulty_runner");
     for injected in bottlenecks::ALL {
-        for (found, figures) in bottlenecks::found(&runner, injected).await {
-            let expected: Vec<_> = injected.label().into_iter().collect();
-            assert_eq!(found, expected, "{injected:?}: {figures}");
+        let expected: Vec<_> = injected.label().into_iter().collect();
+        let mut left_open = Vec::new();
+        for attempt in 0..2 {
+            left_open.clear();
+            for (found, figures) in bottlenecks::found(&runner, injected).await {
+                if found.is_empty() && !expected.is_empty() {
+                    left_open.push(figures);
+                } else {
+                    assert_eq!(found, expected, "{injected:?}, {attempt}: {figures}");
+                }
+            }
+            if left_open.is_empty() {
+                break;
+            }
         }
+        assert!(left_open.is_empty(), "{injected:?}: {left_open:?}");
     }
 }
 
 #[tokio::test]
 async fn a_confirmed_batch_size_survives_a_longer_run() {
+    let _alone = ALONE.lock().await;
     let program = program();
     for seed in [0, 3] {
         let study = random_studies::confirm(program, seed, 250).await;
@@ -51,6 +70,7 @@ async fn a_confirmed_batch_size_survives_a_longer_run() {
 /// Four micro-batches of 16 through a wide network, whose optimizer's step is a large part of each step.
 #[tokio::test]
 async fn accumulation_saves_the_optimizer_steps_that_it_leaves_out() {
+    let _alone = ALONE.lock().await;
     let program = program();
     let definition = random_studies::definition(
         &serde_json::json!({"family": "mlp", "hidden": [1024, 1024]}),

@@ -10,6 +10,7 @@
 mod coverage;
 mod knees;
 mod memory_search;
+mod quality;
 mod studies;
 mod time_per_step;
 mod training;

@@ -1,5 +1,10 @@
 //! Training to a target, through the API, with real children: is what is found the truth where it is known?
 
+#![expect(
+    clippy::print_stdout,
+    reason = "what was found is worth reading beside the verdict"
+)]
+
 #[path = "../support/fake.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fake;
@@ -11,4 +16,5 @@ mod service;
 
 mod digits;
 mod noisy_quadratic;
+mod quality;
 mod targets;

@@ -149,3 +149,46 @@ async fn when_the_budget_ends_in_the_middle_the_answer_so_far_is_given() {
     let advice = advice(&service, &path, "critical_batch_size").await;
     assert_eq!(advice["value"]["why"], "not_identified", "{advice}");
 }
+
+#[tokio::test]
+async fn with_one_batch_size_only_there_is_a_time_but_no_curve() {
+    let service = TestService::training().await;
+    let mut body = study(&json!({
+        "/batch_sizes": {"min": 32, "max": 32},
+        "/questions": ["batch_size", "critical_batch_size", "quality_across_batch_sizes"]
+    }));
+    body["optimizer"]["learning_rate"] = json!(0.1);
+    let path = service.create(&body).await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    let critical = advice(&service, &path, "critical_batch_size").await;
+    assert_eq!(critical["value"]["critical_batch_size"], Value::Null);
+    assert_eq!(critical["value"]["why"], "not_identified");
+    let chosen = advice(&service, &path, "batch_size").await;
+    assert_eq!(chosen["value"]["batch_size"], 32, "{chosen}");
+    let time = &chosen["value"]["training_time_secs"]["value"];
+    assert!(time.as_f64() > Some(0.0), "{chosen}");
+    let quality = advice(&service, &path, "quality_across_batch_sizes").await;
+    assert!(
+        codes(&quality).contains(&"W_TOO_FEW_BATCH_SIZES"),
+        "{quality}"
+    );
+}
+
+#[tokio::test]
+async fn when_every_trial_diverges_that_is_the_answer() {
+    let service = TestService::training().await;
+    let mut body = study(&json!({}));
+    // A loss of NaN or infinity is what divergence is.
+    body["search"] = json!({"ranges": {"learning_rate": {"lower": 1e15, "upper": 1e18}}});
+    let path = service.create(&body).await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    assert!(
+        study["progress"]["probes"]["infeasible"].as_u64() > Some(0),
+        "{study}"
+    );
+    let advice = advice(&service, &path, "critical_batch_size").await;
+    assert_eq!(advice["value"]["why"], "not_identified", "{advice}");
+    assert!(codes(&advice).contains(&"W_DIVERGED"), "{advice}");
+}

@@ -15,7 +15,8 @@ pub use setup::{BatchSearch, Pilot, TargetSource, Training};
 use super::{Caveat, Estimate, Evidence, Feasibility};
 use crate::statistics::intervals::standard_deviation;
 use crate::study::{
-    BatchSize, EvaluationTarget, Hyperparameter, Optimizer, ProbeId, StudyDefinition,
+    BatchSize, EvaluationTarget, Hyperparameter, Optimizer, ProbeId, Regularisation,
+    StudyDefinition,
 };
 use fit::{Point, Prior};
 use search::{Found, Next, Steps};
@@ -53,6 +54,9 @@ pub struct StepsPoint {
     pub fitted_steps: Option<Estimate>,
     /// The optimizer with the hyperparameters that need the fewest steps.
     pub optimizer: Optimizer,
+    /// The workload's hyperparameters with it.
+    #[serde(default)]
+    pub regularisation: Regularisation,
     /// Seeds behind `steps`; 0 where the result depends on no seed.
     pub seeds: u64,
     /// Points of hyperparameters that were tried.
@@ -150,7 +154,7 @@ pub fn read<'a>(
             continue;
         };
         let next = match (second.next(&larger.trials), &larger.next) {
-            (Next::Done(second), Next::Done(first)) => Next::Done(better(first, second)),
+            (Next::Done(second), Next::Done(first)) => Next::Done(Box::new(better(first, *second))),
             (next, _) => next,
         };
         for search in &mut training.searches {
@@ -334,7 +338,8 @@ fn point(
                 fit.draws.iter().map(|it| it.ln_steps(ln_batch).exp()),
             )
         }),
-        optimizer: search.search.space.optimizer.clone(),
+        optimizer: search.search.space.configuration.optimizer.clone(),
+        regularisation: search.search.space.configuration.regularisation,
         seeds: 0,
         trials: search
             .trials
@@ -349,7 +354,8 @@ fn point(
     let Some(found) = found(search) else {
         return point;
     };
-    point.optimizer = found.optimizer.clone();
+    point.optimizer = found.configuration.optimizer.clone();
+    point.regularisation = found.configuration.regularisation;
     point.trials = found.trials as u64;
     point.reached = found.reached as u64;
     point.diverged = found.diverged as u64;
@@ -482,16 +488,15 @@ fn remarks(
             ),
         );
     }
+    let configuration = setup::configuration(definition);
     for hyperparameter in Hyperparameter::ALL {
-        let is_there = definition.optimizer.get(hyperparameter).is_some();
-        if is_there && !definition.search.hyperparameters.contains(&hyperparameter) {
+        if let Some(value) = configuration.get(hyperparameter)
+            && !definition.search.hyperparameters.contains(&hyperparameter)
+        {
+            let name = hyperparameter.as_str();
             say(
-                &format!("W_UNTUNED:{}", hyperparameter.as_str()),
-                format!(
-                    "{} was kept at {}",
-                    hyperparameter.as_str(),
-                    definition.optimizer.get(hyperparameter).unwrap_or_default()
-                ),
+                &format!("W_UNTUNED:{name}"),
+                format!("{name} was kept at {value}"),
             );
         }
     }

@@ -1,4 +1,5 @@
-//! The search for the fewest steps to the target at one batch size, over hyperparameters.
+//! The search for the fewest steps to the target at one batch size, or for the least loss, over
+//! hyperparameters.
 //!
 //! Stages: a scrambled Sobol sequence with a common seed, in two halves, because the second stops at
 //! 1.15 × the best of the first; more trials where the best lies at an end of a range, or where most
@@ -6,17 +7,23 @@
 //! medians once more with five others, because the least of several medians is too small. S is the median of
 //! the winner's runs with fresh seeds. Where the result depends on no seed, more halvings take their place.
 //!
+//! A search for the least loss trains every trial to the same number of steps, and the seeds of the best twice as
+//! long while their loss was still falling at the end.
+//!
 //! What comes next is found by going through the stages from the start and looking up every trial they
 //! ask for, so it depends on what the trials said and not on when they said it.
 
 use crate::statistics::intervals::median;
 use crate::statistics::sequences::sobol;
-use crate::study::{Hyperparameter, Optimizer, ProbeId, SearchSpace};
+use crate::study::{
+    Configuration, Hyperparameter, Optimizer, ProbeId, Regularisation, SearchSpace,
+};
 
 /// How a trial ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
-    /// It reached the target after so many steps, interpolated; at least one.
+    /// It reached the target after so many steps, interpolated, at least one; or, where the least loss is
+    /// sought, it came down to this.
     Reached(f64),
     /// It did not within so many steps.
     Capped(u64),
@@ -31,8 +38,10 @@ pub enum Outcome {
 pub struct Trial<'a> {
     /// Its probe.
     pub probe_id: ProbeId,
-    /// The hyperparameters.
+    /// The hyperparameters of the optimizer.
     pub optimizer: &'a Optimizer,
+    /// Those of the workload.
+    pub regularisation: Regularisation,
     /// 0 has the common seed, every other its own.
     pub replicate: u32,
     /// Its cap.
@@ -43,13 +52,15 @@ pub struct Trial<'a> {
     pub outcome: Outcome,
     /// The best value that it reached, the less the better.
     pub score: Option<f64>,
+    /// The step at which it did.
+    pub best_step: Option<f64>,
 }
 
 /// A trial to be made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wanted {
     /// The hyperparameters.
-    pub optimizer: Optimizer,
+    pub configuration: Configuration,
     /// 0 for the common seed.
     pub replicate: u32,
     /// Its cap.
@@ -64,17 +75,17 @@ pub enum Next {
     /// These trials.
     Trials(Vec<Wanted>),
     /// Nothing: it has its result.
-    Done(Found),
+    Done(Box<Found>),
 }
 
 /// What the search found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// The hyperparameters that need the fewest steps; those that came nearest where none reached it.
-    pub optimizer: Optimizer,
-    /// How many steps they need.
+    pub configuration: Configuration,
+    /// How many steps they need, or what loss they come down to.
     pub steps: Steps,
-    /// ln of the steps of the finalists' and the winner's runs, grouped by hyperparameters: the scatter of
+    /// ln of the steps, or of the loss, of the finalists' and the winner's runs, grouped by hyperparameters: the scatter of
     /// seeds.
     pub scatter: Vec<Vec<f64>>,
     /// Trials of the screening.
@@ -87,6 +98,12 @@ pub struct Found {
     pub at_boundary: Vec<Hyperparameter>,
     /// The probes of the winner's last runs.
     pub probe_ids: Vec<ProbeId>,
+    /// What those runs came to, by their seeds, which had no part in choosing them.
+    pub fresh: Vec<f64>,
+    /// Steps that they trained at most.
+    pub max_steps: u64,
+    /// Whether their loss was still falling at the end of the longest runs.
+    pub is_still_falling: bool,
 }
 
 /// Steps to the target.
@@ -127,17 +144,32 @@ const OUTER: f64 = 0.1;
 const HALVINGS: usize = 2;
 /// And for each axis where nothing scatters.
 const EXACT_HALVINGS: usize = 3;
+/// Points that are nearer than this along every axis, in ln, are the same one.
+const SAME_POINT: f64 = 1e-6;
+/// A loss whose best step lies in the part of the run after this is still falling.
+const LATE: f64 = 0.75;
+
+/// What is sought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    /// The fewest steps to the target.
+    StepsToTarget,
+    /// The least loss.
+    LeastLoss,
+}
 
 /// A search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Search {
+    /// What is sought.
+    pub aim: Aim,
     /// Where.
     pub space: SearchSpace,
     /// Trials of the screening.
     pub trials: usize,
     /// Scrambles the sequence.
     pub seed: u64,
-    /// The cap of the first trials, steps.
+    /// The cap of the first trials, steps; of all of them where the least loss is sought.
     pub cap: u64,
     /// Whether the result depends on no seed.
     pub is_exact: bool,
@@ -154,11 +186,11 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     /// The trial of these hyperparameters with a cap of at least so much; of several the one with the lowest,
     /// which is the one that was asked for first.
-    fn find(&self, optimizer: &Optimizer, replicate: u32, cap: u64) -> Option<Trial<'a>> {
+    fn find(&self, at: &Configuration, replicate: u32, cap: u64) -> Option<Trial<'a>> {
         self.trials
             .iter()
             .filter(|trial| trial.replicate == replicate && trial.max_steps >= cap)
-            .filter(|trial| trial.optimizer == optimizer)
+            .filter(|trial| trial.is_at(at))
             .min_by_key(|trial| trial.max_steps)
             .copied()
     }
@@ -168,7 +200,7 @@ impl<'a> Replay<'a> {
         let mut found = Vec::with_capacity(wanted.len());
         let mut missing = Vec::new();
         for it in wanted {
-            match self.find(&it.optimizer, it.replicate, at_least) {
+            match self.find(&it.configuration, it.replicate, at_least) {
                 Some(trial) => found.push(trial),
                 None => missing.push(it),
             }
@@ -197,6 +229,26 @@ impl<'a> Replay<'a> {
 }
 
 impl Trial<'_> {
+    fn configuration(&self) -> Configuration {
+        Configuration {
+            optimizer: self.optimizer.clone(),
+            regularisation: self.regularisation,
+        }
+    }
+
+    fn is_at(&self, at: &Configuration) -> bool {
+        *self.optimizer == at.optimizer && self.regularisation == at.regularisation
+    }
+
+    fn point(&self, space: &SearchSpace) -> Vec<f64> {
+        space.point(self.optimizer, self.regularisation)
+    }
+
+    fn is_late(&self) -> bool {
+        self.best_step
+            .is_some_and(|step| step > LATE * self.max_steps as f64)
+    }
+
     fn steps(&self) -> Option<f64> {
         match self.outcome {
             Outcome::Reached(steps) => Some(steps),
@@ -217,7 +269,7 @@ impl Search {
             seen: Vec::new(),
         };
         match self.go(&mut replay) {
-            Ok(found) => Next::Done(found),
+            Ok(found) => Next::Done(Box::new(found)),
             Err(next) => next,
         }
     }
@@ -299,6 +351,9 @@ impl Search {
 
     /// The cap of a screening trial, given what was seen.
     fn screening_cap(&self, replay: &Replay<'_>) -> u64 {
+        if self.aim == Aim::LeastLoss {
+            return self.cap;
+        }
         replay.best().map_or(self.cap, |best| {
             let cap = (best.order() * PAST_THE_BEST).ceil() as u64 + TO_CONFIRM;
             cap.min(self.cap.max(best.max_steps))
@@ -312,10 +367,26 @@ impl Search {
         why: &'static str,
     ) -> Result<(), Next> {
         let max_steps = self.screening_cap(replay);
-        let wanted = points
-            .iter()
+        let mut new: Vec<&Vec<f64>> = Vec::with_capacity(points.len());
+        for point in points {
+            // A halving may come back to where another began.
+            let is_near = |other: &[f64]| {
+                let mut pairs = point.iter().zip(other);
+                pairs.all(|(a, b)| (a - b).abs() < SAME_POINT)
+            };
+            let is_known = new.iter().any(|other| is_near(other))
+                || replay
+                    .seen
+                    .iter()
+                    .any(|trial| is_near(&trial.point(&self.space)));
+            if !is_known {
+                new.push(point);
+            }
+        }
+        let wanted = new
+            .into_iter()
             .map(|point| Wanted {
-                optimizer: self.space.at(point),
+                configuration: self.space.at(point),
                 replicate: 0,
                 max_steps,
                 why,
@@ -340,7 +411,7 @@ impl Search {
                 .seen
                 .iter()
                 .filter(move |trial| (trial.outcome == Outcome::Diverged) == diverged)
-                .map(|trial| self.space.point(trial.optimizer)[axis])
+                .map(|trial| trial.point(&self.space)[axis])
         };
         let lowest_diverged = rates(true).fold(f64::INFINITY, f64::min);
         let highest_other = rates(false).fold(f64::NEG_INFINITY, f64::max);
@@ -364,7 +435,7 @@ impl Search {
                 .into_iter()
                 .take(FINALISTS)
                 .map(|trial| Wanted {
-                    optimizer: trial.optimizer.clone(),
+                    configuration: trial.configuration(),
                     replicate: 0,
                     max_steps,
                     why: "no trial has reached the target, so those that came nearest get twice the steps",
@@ -376,7 +447,7 @@ impl Search {
             let found = replay.take(wanted, max_steps)?;
             replay
                 .seen
-                .retain(|old| !found.iter().any(|new| new.optimizer == old.optimizer));
+                .retain(|old| !found.iter().any(|new| new.is_at(&old.configuration())));
             replay.seen.extend(found);
         }
         Ok(())
@@ -387,12 +458,15 @@ impl Search {
         let Some(best) = replay.best() else {
             return Vec::new();
         };
-        let point = self.space.point(best.optimizer);
+        let point = best.point(&self.space);
         let mut ends = Vec::new();
         for (index, (axis, value)) in space.axes.iter().zip(point).enumerate() {
             let width = axis.upper - axis.lower;
             if value - axis.lower < OUTER * width {
-                ends.push((index, false));
+                // Hardly any regularisation is as good as none at all.
+                if !axis.hyperparameter.is_regularisation() {
+                    ends.push((index, false));
+                }
             } else if axis.upper - value < OUTER * width
                 && axis
                     .hard_upper()
@@ -412,7 +486,7 @@ impl Search {
                 .seen
                 .iter()
                 .filter(|trial| trial.outcome == Outcome::Diverged)
-                .any(|trial| self.space.point(trial.optimizer)[axis] > value)
+                .any(|trial| trial.point(&self.space)[axis] > value)
     }
 
     /// Approaches the best: trials on both sides of it along every axis, closer in each round.
@@ -429,7 +503,7 @@ impl Search {
             let Some(best) = replay.best() else {
                 return Ok(());
             };
-            let centre = self.space.point(best.optimizer);
+            let centre = best.point(&self.space);
             let mut points = Vec::new();
             for (index, axis) in space.axes.iter().enumerate() {
                 let stride = (axis.upper - axis.lower) / per_axis * reach;
@@ -465,7 +539,7 @@ impl Search {
         hits.retain(|trial| trial.steps().is_some());
         hits.sort_by(|a, b| a.order().total_cmp(&b.order()));
         let mut found = Found {
-            optimizer: self.space.optimizer.clone(),
+            configuration: self.space.configuration.clone(),
             steps: Steps::Diverged,
             scatter: Vec::new(),
             trials: replay.seen.len(),
@@ -473,17 +547,20 @@ impl Search {
             diverged: replay.diverged(),
             at_boundary,
             probe_ids: Vec::new(),
+            fresh: Vec::new(),
+            max_steps: self.cap,
+            is_still_falling: false,
         };
         let Some(best) = hits.first().copied() else {
             if let Some(nearest) = nearest(&replay.seen).first() {
-                found.optimizer = nearest.optimizer.clone();
+                found.configuration = nearest.configuration();
                 found.probe_ids = vec![nearest.probe_id];
                 found.steps = Steps::MoreThan(nearest.max_steps);
             }
             return Ok(found);
         };
         if self.is_exact {
-            found.optimizer = best.optimizer.clone();
+            found.configuration = best.configuration();
             found.probe_ids = vec![best.probe_id];
             found.steps = Steps::Measured {
                 ln: best.order().ln(),
@@ -491,50 +568,30 @@ impl Search {
             };
             return Ok(found);
         }
-        let max_steps = (best.order() * PAST_THE_BEST_SEEDS).ceil() as u64 + TO_CONFIRM;
-        let with_seeds = |optimizer: &Optimizer, seeds: std::ops::RangeInclusive<u32>, why| {
-            seeds
-                .map(|replicate| Wanted {
-                    optimizer: optimizer.clone(),
-                    replicate,
-                    max_steps,
-                    why,
-                })
-                .collect::<Vec<_>>()
-        };
-        let mut finalists: Vec<Optimizer> =
-            hits.iter().map(|trial| trial.optimizer.clone()).collect();
-        finalists.extend(
-            nearest(&replay.seen)
-                .into_iter()
-                .map(|trial| trial.optimizer.clone()),
-        );
-        finalists.truncate(FINALISTS);
-        let wanted = finalists
+        let mut finalists: Vec<Configuration> = hits
             .iter()
-            .flat_map(|optimizer| {
-                with_seeds(
-                    optimizer,
-                    1..=SEEDS,
-                    "one of the three best again, with a fresh seed",
-                )
-            })
+            .chain(&nearest(&replay.seen))
+            .map(Trial::configuration)
             .collect();
-        let runs = replay.take(wanted, 0)?;
+        finalists.truncate(FINALISTS);
+        let (runs, max_steps) = self.finals(replay, &finalists, best)?;
         let winner = runs
             .chunks(SEEDS as usize)
-            .min_by(|a, b| median_steps(a).total_cmp(&median_steps(b)))
-            .map_or(best.optimizer, |runs| runs[0].optimizer);
+            .min_by(|a, b| middle(a).total_cmp(&middle(b)))
+            .map_or(best.configuration(), |runs| runs[0].configuration());
         let last = SEEDS + 1..=SEEDS * 2 + self.more_seeds;
         let again = replay.take(
             with_seeds(
-                winner,
+                &winner,
                 last,
+                max_steps,
                 "the best of the medians once more, with seeds that it was not chosen by",
             ),
-            0,
+            match self.aim {
+                Aim::StepsToTarget => 0,
+                Aim::LeastLoss => max_steps,
+            },
         )?;
-        found.optimizer = winner.clone();
         let lns = |runs: &[Trial<'_>]| -> Vec<f64> {
             runs.iter()
                 .filter_map(|run| Some(run.steps()?.ln()))
@@ -543,9 +600,13 @@ impl Search {
         found.scatter = runs.chunks(SEEDS as usize).map(lns).collect();
         found.scatter.push(lns(&again));
         found.probe_ids = again.iter().map(|run| run.probe_id).collect();
+        found.fresh = again.iter().filter_map(Trial::steps).collect();
+        found.max_steps = max_steps;
+        found.is_still_falling = self.aim == Aim::LeastLoss && most_are_late(&runs);
         let mut all = again.clone();
-        all.extend(runs.iter().filter(|run| run.optimizer == winner));
-        let middle = median_steps(&all);
+        all.extend(runs.iter().filter(|run| run.is_at(&winner)));
+        found.configuration = winner;
+        let middle = middle(&all);
         found.steps = if middle.is_finite() {
             Steps::Measured {
                 ln: middle.ln(),
@@ -557,6 +618,60 @@ impl Search {
         };
         Ok(found)
     }
+
+    /// The finalists' runs with fresh seeds, in the order of the finalists, and the steps of each at most.
+    fn finals<'a>(
+        &self,
+        replay: &mut Replay<'a>,
+        finalists: &[Configuration],
+        best: Trial<'_>,
+    ) -> Result<(Vec<Trial<'a>>, u64), Next> {
+        let run = |replay: &mut Replay<'a>, max_steps: u64, at_least: u64, why| {
+            let wanted = finalists
+                .iter()
+                .flat_map(|at| with_seeds(at, 1..=SEEDS, max_steps, why))
+                .collect();
+            replay.take(wanted, at_least)
+        };
+        const WHY: &str = "one of the three best again, with a fresh seed";
+        if self.aim == Aim::StepsToTarget {
+            let max_steps = (best.order() * PAST_THE_BEST_SEEDS).ceil() as u64 + TO_CONFIRM;
+            return Ok((run(replay, max_steps, 0, WHY)?, max_steps));
+        }
+        let mut max_steps = self.cap;
+        let mut runs = run(replay, max_steps, max_steps, WHY)?;
+        for _ in 0..DOUBLINGS {
+            if !most_are_late(&runs) {
+                break;
+            }
+            max_steps = max_steps.saturating_mul(2);
+            let why =
+                "the loss was still falling at the end, so the three best train twice as long";
+            runs = run(replay, max_steps, max_steps, why)?;
+        }
+        Ok((runs, max_steps))
+    }
+}
+
+/// A configuration with these seeds.
+fn with_seeds(
+    at: &Configuration,
+    seeds: std::ops::RangeInclusive<u32>,
+    max_steps: u64,
+    why: &'static str,
+) -> Vec<Wanted> {
+    seeds
+        .map(|replicate| Wanted {
+            configuration: at.clone(),
+            replicate,
+            max_steps,
+            why,
+        })
+        .collect()
+}
+
+fn most_are_late(runs: &[Trial<'_>]) -> bool {
+    2 * runs.iter().filter(|run| run.is_late()).count() > runs.len()
 }
 
 fn counted(runs: &[Trial<'_>]) -> usize {
@@ -565,8 +680,8 @@ fn counted(runs: &[Trial<'_>]) -> usize {
         .count()
 }
 
-/// The median of the steps, runs that did not reach the target counting as endless.
-fn median_steps(runs: &[Trial<'_>]) -> f64 {
+/// The median of what runs came to, those that did not reach the target counting as endless.
+fn middle(runs: &[Trial<'_>]) -> f64 {
     let steps: Vec<f64> = runs
         .iter()
         .filter(|run| run.outcome != Outcome::Nothing)

@@ -1,15 +1,15 @@
 //! Where the search for steps to target stands: the learning rates to look at, the target, and the search of
 //! every batch size that was begun. Read off the evidence, so that analysis and plan see the same.
 
-use super::search::{Next, Outcome, Search, Steps, Trial};
+use super::search::{Aim, Next, Outcome, Search, Steps, Trial};
 use crate::analysis::{Evidence, ProbeRecord};
 use crate::probe::{
     EVALUATION_RATIO, InfeasibleReason, Metric, ProbeKind, ProbeState, Task, TrainingRun,
 };
 use crate::statistics::intervals::median;
 use crate::study::{
-    BatchSize, Design, EvaluationMetric, EvaluationTarget, Hyperparameter, Optimizer, SearchSpace,
-    StudyDefinition,
+    BatchSize, Configuration, Design, EvaluationMetric, EvaluationTarget, Hyperparameter,
+    Optimizer, Regularisation, SearchSpace, StudyDefinition,
 };
 
 /// The batch size around which everything begins.
@@ -350,10 +350,11 @@ fn pilot_target(
     pilot: &Pilot,
 ) -> Option<EvaluationTarget> {
     let Pilot::Steps(_) = pilot else { return None };
+    // Runs without a target come again later, when it is asked how good a model gets.
     let pilots = || {
-        evidence
-            .of_kind(ProbeKind::Training)
-            .filter(|probe| matches!(&probe.spec.task, Task::Training(run) if run.target.is_none()))
+        evidence.of_kind(ProbeKind::Training).take_while(
+            |probe| matches!(&probe.spec.task, Task::Training(run) if run.target.is_none()),
+        )
     };
     let best = pilots()
         .filter_map(|probe| probe.figure(Metric::BestEvaluation))
@@ -365,11 +366,11 @@ fn pilot_target(
     })
 }
 
-/// The trials of one batch size that have ended.
-fn trials<'a>(
+/// The trials of one batch size that have ended, to a target or, without one, for the least loss.
+pub(in crate::analysis) fn trials<'a>(
     evidence: &'a Evidence,
     batch_size: BatchSize,
-    target: &EvaluationTarget,
+    target: Option<&EvaluationTarget>,
 ) -> Vec<Trial<'a>> {
     evidence
         .of_kind(ProbeKind::Training)
@@ -378,22 +379,38 @@ fn trials<'a>(
             let Task::Training(run) = &probe.spec.task else {
                 return None;
             };
-            if run.target.as_ref() != Some(target) {
+            if run.target.as_ref() != target {
                 return None;
             }
+            let best = probe.figure(Metric::BestEvaluation);
+            let reached = match target {
+                Some(_) => outcome(probe, run),
+                None => least_loss(probe),
+            };
             Some(Trial {
                 probe_id: probe.id,
                 optimizer: &probe.spec.optimizer,
+                regularisation: Regularisation::of(&probe.spec.workload),
                 replicate: probe.spec.replicate,
                 max_steps: run.max_steps,
                 wave: probe.wave,
-                outcome: outcome(probe, run),
-                score: probe
-                    .figure(Metric::BestEvaluation)
-                    .map(|best| target.metric.score(best)),
+                outcome: reached,
+                score: best.map(|best| target.map_or(best, |it| it.metric.score(best))),
+                best_step: probe.figure(Metric::BestStep),
             })
         })
         .collect()
+}
+
+/// What a run without a target came down to.
+fn least_loss(probe: &ProbeRecord) -> Outcome {
+    match (probe.state, probe.infeasible) {
+        (ProbeState::Succeeded, _) => probe
+            .figure(Metric::BestEvaluation)
+            .map_or(Outcome::Nothing, Outcome::Reached),
+        (ProbeState::Infeasible, Some(InfeasibleReason::Diverged)) => Outcome::Diverged,
+        _ => Outcome::Nothing,
+    }
 }
 
 fn outcome(probe: &ProbeRecord, run: &TrainingRun) -> Outcome {
@@ -440,14 +457,19 @@ fn searches<'a>(
         searches.push(BatchSearch::of(
             batch_size,
             search,
-            trials(evidence, batch_size, target),
+            trials(evidence, batch_size, Some(target)),
         ));
     }
     searches
 }
 
 impl<'a> BatchSearch<'a> {
-    fn of(batch_size: BatchSize, mut search: Search, trials: Vec<Trial<'a>>) -> Self {
+    /// Where a search stands, given the trials of its batch size.
+    pub(in crate::analysis) fn of(
+        batch_size: BatchSize,
+        mut search: Search,
+        trials: Vec<Trial<'a>>,
+    ) -> Self {
         let last = trials.iter().map(|trial| trial.replicate).max();
         search.more_seeds = last.unwrap_or(0).saturating_sub(2 * super::search::SEEDS);
         let next = search.next(&trials);
@@ -465,7 +487,7 @@ impl<'a> BatchSearch<'a> {
 #[derive(Debug, Clone)]
 pub struct Source {
     batch_size: BatchSize,
-    optimizer: Optimizer,
+    configuration: Configuration,
     ln_steps: f64,
 }
 
@@ -492,7 +514,7 @@ impl Source {
         };
         Some(Self {
             batch_size,
-            optimizer: found.optimizer.clone(),
+            configuration: found.configuration.clone(),
             ln_steps: ln,
         })
     }
@@ -515,7 +537,11 @@ impl<'a> Training<'a> {
 }
 
 /// Trials of a screening by the number of hyperparameters, when nothing is known and when something is.
-fn trial_count(design: Design, hyperparameters: usize, is_warm: bool) -> usize {
+pub(in crate::analysis) fn trial_count(
+    design: Design,
+    hyperparameters: usize,
+    is_warm: bool,
+) -> usize {
     let index = hyperparameters.clamp(1, 4) - 1;
     match (design, is_warm) {
         (Design::Full, _) => [16, 32, 64, 128][index],
@@ -530,20 +556,7 @@ fn set_up(
     batch_size: BatchSize,
     sources: &[Source],
 ) -> Option<Search> {
-    let (lower, upper) = training.learning_rates?;
-    let named = definition.search.ranges.get(&Hyperparameter::LearningRate);
-    let mut space = definition.search.space(&definition.optimizer);
-    for axis in &mut space.axes {
-        if axis.hyperparameter == Hyperparameter::LearningRate {
-            let much_smaller = batch_size.0 <= training.base.0 / MUCH_SMALLER && named.is_none();
-            axis.lower = if much_smaller {
-                upper - RANGE_DOWN_SMALL.ln()
-            } else {
-                lower
-            };
-            axis.upper = upper;
-        }
-    }
+    let mut space = space(definition, training, batch_size, &definition.search)?;
     let distance = |source: &&Source| {
         (source.batch_size.as_f64() / batch_size.as_f64())
             .ln()
@@ -579,6 +592,7 @@ fn set_up(
         trial_count(definition.design, space.axes.len(), is_warm)
     };
     Some(Search {
+        aim: Aim::StepsToTarget,
         space,
         trials,
         seed: definition.seed.wrapping_add(batch_size.0),
@@ -586,6 +600,38 @@ fn set_up(
         is_exact: is_expected(definition),
         more_seeds: 0,
     })
+}
+
+/// The hyperparameters of a search at a batch size, the learning rates those that the range test leaves.
+pub(in crate::analysis) fn space(
+    definition: &StudyDefinition,
+    training: &Training<'_>,
+    batch_size: BatchSize,
+    search: &crate::study::Search,
+) -> Option<SearchSpace> {
+    let (lower, upper) = training.learning_rates?;
+    let named = search.ranges.get(&Hyperparameter::LearningRate);
+    let mut space = search.space(configuration(definition));
+    for axis in &mut space.axes {
+        if axis.hyperparameter == Hyperparameter::LearningRate {
+            let much_smaller = batch_size.0 <= training.base.0 / MUCH_SMALLER && named.is_none();
+            axis.lower = if much_smaller {
+                upper - RANGE_DOWN_SMALL.ln()
+            } else {
+                lower
+            };
+            axis.upper = upper;
+        }
+    }
+    Some(space)
+}
+
+/// The study's hyperparameters as they are.
+pub fn configuration(definition: &StudyDefinition) -> Configuration {
+    Configuration {
+        optimizer: definition.optimizer.clone(),
+        regularisation: Regularisation::of(&definition.workload),
+    }
 }
 
 /// Narrows a space to what the winner of another batch size leads to expect. The learning rate follows
@@ -599,7 +645,11 @@ fn around(
 ) {
     let critical = training.noise_scale.unwrap_or(training.base.as_f64());
     let gain = |size: BatchSize| 1.0 / (1.0 + critical / size.as_f64());
-    let centre = space.point(&source.optimizer);
+    let Configuration {
+        optimizer,
+        regularisation,
+    } = &source.configuration;
+    let centre = space.point(optimizer, *regularisation);
     for (axis, mut middle) in space.axes.iter_mut().zip(centre) {
         if axis.hyperparameter == Hyperparameter::LearningRate {
             middle += (gain(batch_size) / gain(source.batch_size)).ln();
@@ -628,7 +678,7 @@ pub fn second_search(
     better: &BatchSearch<'_>,
 ) -> Option<Search> {
     let source = Source::of(better.batch_size, &better.next)?;
-    let mut space = definition.search.space(&definition.optimizer);
+    let mut space = definition.search.space(configuration(definition));
     around(
         &mut space,
         &source,
@@ -637,6 +687,7 @@ pub fn second_search(
         SECOND_WARM,
     );
     Some(Search {
+        aim: Aim::StepsToTarget,
         space,
         trials: trial_count(Design::Full, search.search.space.axes.len(), false),
         seed: search.search.seed ^ 0x5ec0_0d00,

@@ -5,6 +5,7 @@ use super::super::steps::fit::{self, Point};
 use super::super::steps::{StepsCurve, analyze as analyze_steps, setup};
 use super::super::{Evidence, throughput};
 use super::*;
+use crate::probe::Metric;
 use crate::study::defaults::resolve;
 use crate::study::validation::parse;
 
@@ -58,9 +59,25 @@ fn decide(
     steps: &StepsAnalysis,
     time_per_step: impl Fn(f64) -> f64,
 ) -> TrainingTimeAnalysis {
-    let evidence = rounds(&SIZES, 3, |size, round| {
+    decide_with_energy(definition, steps, time_per_step, None)
+}
+
+/// The same where a step's energy was measured, joules by batch size.
+fn decide_with_energy(
+    definition: &StudyDefinition,
+    steps: &StepsAnalysis,
+    time_per_step: impl Fn(f64) -> f64,
+    joules: Option<fn(f64) -> f64>,
+) -> TrainingTimeAnalysis {
+    let mut evidence = rounds(&SIZES, 3, |size, round| {
         time_per_step(size as f64) * (1.0 + 0.002 * f64::from(round % 2))
     });
+    for probe in &mut evidence.probes {
+        if let Some(joules) = joules {
+            let used = joules(probe.batch_size().as_f64());
+            probe.figures.insert(Metric::EnergyPerStep, used);
+        }
+    }
     let throughput = throughput::analyze(&evidence).expect("times");
     analyze(definition, &throughput, steps).expect("a decision")
 }
@@ -112,6 +129,63 @@ fn with_a_sharp_knee_the_best_batch_size_is_the_knee() {
         .expect("listed");
     let money = point.money.expect("there is a price");
     assert!((money.value / (point.device_secs.value * 1e-3) - 1.0).abs() < 1e-9);
+}
+
+/// A step's time hardly grows with the batch size but its energy does: the quickest batch size is not the cheapest
+/// once energy has a price.
+#[test]
+fn measured_energy_with_a_price_counts_as_money_and_splits_time_from_resources() {
+    let at = |costs: serde_json::Value, objective: Objective, joules: Option<fn(f64) -> f64>| {
+        let definition = StudyDefinition {
+            objective,
+            ..definition(costs, "late")
+        };
+        let steps = steps(&definition, 100.0, 41.0, 1.0);
+        decide_with_energy(&definition, &steps, |size| 1e-3 + 1e-6 * size, joules)
+    };
+    let joules: fn(f64) -> f64 = |size| 0.01 + 0.01 * size;
+    let costs = json!({"device_hour": 0.036, "energy_price_per_kwh": 3.6});
+    let quick = at(costs.clone(), Objective::MinimizeTrainingTime, Some(joules));
+    let cheap = at(
+        costs.clone(),
+        Objective::MinimizeResourceConsumption,
+        Some(joules),
+    );
+    assert!(quick.batch_size.0 >= 128, "{}", quick.batch_size);
+    assert!(cheap.batch_size.0 <= 16, "{}", cheap.batch_size);
+    let point = cheap
+        .points
+        .iter()
+        .find(|it| it.batch_size.0 == 64)
+        .expect("listed");
+    // 64 examples: 0.65 J a step; a device-second costs 1e-5 and a joule 1e-6.
+    let steps = 100.0 * (1.0 + 41.0 / 64.0);
+    let energy = point.energy_kwh.expect("measured").value;
+    assert!((energy / (steps * 0.65 / 3.6e6) - 1.0).abs() < 0.02);
+    let money = point.money.expect("priced").value;
+    let expected = steps * (1e-5 * 1.064e-3 + 1e-6 * 0.65);
+    assert!((money / expected - 1.0).abs() < 0.02, "{money} {expected}");
+    // Neither the quickest nor the cheapest beats the other in both.
+    let both = at(costs.clone(), Objective::Pareto, Some(joules));
+    assert!(both.pareto.contains(&quick.batch_size) && both.pareto.contains(&cheap.batch_size));
+    assert!(both.pareto.len() > 2, "{:?}", both.pareto);
+    assert_eq!(both.batch_size, quick.batch_size);
+    // A price of what was not measured counts for nothing.
+    let unknown = at(costs, Objective::MinimizeResourceConsumption, None);
+    assert_eq!(unknown.batch_size, quick.batch_size);
+    assert_eq!(unknown.points[0].energy_kwh, None);
+    let energy_alone = at(
+        json!({"energy_price_per_kwh": 3.6}),
+        Objective::MinimizeResourceConsumption,
+        Some(joules),
+    );
+    assert!(energy_alone.batch_size.0 <= 16);
+    let nothing = at(
+        json!({"energy_price_per_kwh": 3.6}),
+        Objective::MinimizeTrainingTime,
+        None,
+    );
+    assert_eq!(nothing.points[0].money, None);
 }
 
 /// The playbook: resource consumption may fall, stay or rise with the batch size.

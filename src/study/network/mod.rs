@@ -156,6 +156,13 @@ impl Network {
         })
     }
 
+    /// Whether some units are dropped in training.
+    pub fn drops_units(&self) -> bool {
+        self.fold(false, &mut |found, placed| {
+            found || matches!(placed.layer, Layer::Dropout { probability } if probability > 0.0)
+        })
+    }
+
     /// Whether a layer's statistics are taken over the batch, and over how many examples if not over
     /// all of it.
     pub fn normalises_over_batch(&self) -> bool {

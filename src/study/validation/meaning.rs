@@ -5,7 +5,8 @@ use super::{DefinitionLimits, Violation};
 use crate::study::defaults::default_model;
 use crate::study::{
     BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, Facts, Goal, Grid,
-    Hyperparameter, Loss, Network, Optimizer, StudyRequest, UploadedRequest, is_noisy_quadratic,
+    Hyperparameter, Loss, Model, Network, Optimizer, Question, StudyRequest, UploadedRequest,
+    is_noisy_quadratic,
 };
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
@@ -25,6 +26,7 @@ pub(super) fn violations(
     target(request, &mut check);
     search(request, &mut check);
     questions(request, &mut check);
+    quality(request, &mut check);
     check.found
 }
 
@@ -383,28 +385,38 @@ fn search(request: &StudyRequest, check: &mut Check<'_>) {
             None => return,
         },
     };
-    let known = || {
-        Hyperparameter::ALL
+    let workload = &request.workload;
+    let has = |name: Hyperparameter| match name {
+        Hyperparameter::Dropout => {
+            let dropout = workload.model.as_ref().and_then(Model::dropout);
+            dropout.is_some_and(|dropout| dropout > 0.0)
+        }
+        Hyperparameter::LabelSmoothing => workload.label_smoothing > 0.0,
+        other => optimizer.get(other).is_some(),
+    };
+    let has_not = |name: Hyperparameter| {
+        let known: Vec<&str> = Hyperparameter::ALL
             .into_iter()
-            .filter(|it| optimizer.get(*it).is_some())
+            .filter(|it| has(*it))
             .map(Hyperparameter::as_str)
-            .collect::<Vec<_>>()
-            .join(", ")
+            .collect();
+        format!(
+            "{} {} has no {}; it has {}",
+            optimizer.family(),
+            match name {
+                Hyperparameter::Dropout | Hyperparameter::LabelSmoothing => "with this workload",
+                _ => "",
+            },
+            name.as_str(),
+            known.join(", ")
+        )
+        .replace("  ", " ")
     };
     let names = request.search.hyperparameters.as_deref();
     for (index, name) in names.unwrap_or_default().iter().enumerate() {
         let pointer = format!("{NAMES}/{index}");
-        if optimizer.get(*name).is_none() {
-            check.refuse(
-                &pointer,
-                &["/optimizer", "/workload/model"],
-                format!(
-                    "{} has no {}; it has {}",
-                    optimizer.family(),
-                    name.as_str(),
-                    known()
-                ),
-            );
+        if !has(*name) {
+            check.refuse(&pointer, &["/optimizer", "/workload/model"], has_not(*name));
         }
         if names.unwrap_or_default()[..index].contains(name) {
             check.refuse(
@@ -423,17 +435,8 @@ fn search(request: &StudyRequest, check: &mut Check<'_>) {
     }
     for (name, range) in &request.search.ranges {
         let pointer = format!("/search/ranges/{}", name.as_str());
-        if optimizer.get(*name).is_none() {
-            check.refuse(
-                &pointer,
-                &["/optimizer", "/workload/model"],
-                format!(
-                    "{} has no {}; it has {}",
-                    optimizer.family(),
-                    name.as_str(),
-                    known()
-                ),
-            );
+        if !has(*name) {
+            check.refuse(&pointer, &["/optimizer", "/workload/model"], has_not(*name));
         }
         if range.lower >= range.upper {
             check.refuse(
@@ -442,11 +445,7 @@ fn search(request: &StudyRequest, check: &mut Check<'_>) {
                 format!("must be below upper, {}; is {}", range.upper, range.lower),
             );
         }
-        let is_complement = matches!(
-            name,
-            Hyperparameter::Momentum | Hyperparameter::Beta1 | Hyperparameter::Beta2
-        );
-        if is_complement && range.upper > 1.0 {
+        if name.is_complement() && range.upper > 1.0 {
             check.refuse(
                 &format!("{pointer}/upper"),
                 &[],
@@ -456,6 +455,44 @@ fn search(request: &StudyRequest, check: &mut Check<'_>) {
                 ),
             );
         }
+    }
+}
+
+fn quality(request: &StudyRequest, check: &mut Check<'_>) {
+    const SIZES: &str = "/quality/batch_sizes";
+    let Some(facts) = request.workload.dataset.facts() else {
+        return;
+    };
+    let sizes = request.quality.batch_sizes.as_deref().unwrap_or_default();
+    for (index, size) in sizes.iter().enumerate() {
+        let pointer = format!("{SIZES}/{index}");
+        if size.0 > facts.training_examples {
+            check.refuse(
+                &pointer,
+                &["/workload/dataset"],
+                format!(
+                    "must be at most the {} training examples, is {size}",
+                    facts.training_examples
+                ),
+            );
+        }
+        if sizes[..index].contains(size) {
+            check.refuse(&pointer, &[], format!("{size} is already in the list"));
+        }
+    }
+    let asked = request.questions.as_deref().unwrap_or_default();
+    let target = request.workload.target.as_ref();
+    let position = asked
+        .iter()
+        .position(|it| *it == Question::QualityAcrossBatchSizes);
+    if let (Some(index), Some(target)) = (position, target)
+        && target.metric == EvaluationMetric::ExpectedExcessLoss
+    {
+        check.refuse(
+            &format!("/questions/{index}"),
+            &["/workload/target"],
+            "is about losses that scatter from seed to seed, and an expectation has none; leave it out".into(),
+        );
     }
 }
 

@@ -13,7 +13,7 @@ struct World {
 
 impl World {
     fn outcome(&self, wanted: &Wanted) -> Outcome {
-        let off = wanted.optimizer.learning_rate().ln() - self.best;
+        let off = wanted.configuration.optimizer.learning_rate().ln() - self.best;
         if self.best + off > self.diverges {
             return Outcome::Diverged;
         }
@@ -28,14 +28,18 @@ impl World {
     }
 
     fn score(&self, wanted: &Wanted) -> f64 {
-        (wanted.optimizer.learning_rate().ln() - self.best).abs()
+        (wanted.configuration.optimizer.learning_rate().ln() - self.best).abs()
     }
 }
 
 fn search(lower: f64, upper: f64, cap: u64) -> Search {
     Search {
+        aim: Aim::StepsToTarget,
         space: SearchSpace {
-            optimizer: Optimizer::sgd(0.01),
+            configuration: Configuration {
+                optimizer: Optimizer::sgd(0.01),
+                regularisation: Regularisation::default(),
+            },
             axes: vec![Axis {
                 hyperparameter: Hyperparameter::LearningRate,
                 lower,
@@ -54,6 +58,7 @@ struct Made {
     wanted: Wanted,
     outcome: Outcome,
     score: f64,
+    best_step: Option<f64>,
 }
 
 fn trials(made: &[Made]) -> Vec<Trial<'_>> {
@@ -61,12 +66,14 @@ fn trials(made: &[Made]) -> Vec<Trial<'_>> {
         .zip(made)
         .map(|(index, it)| Trial {
             probe_id: ProbeId(Uuid::from_u128(index)),
-            optimizer: &it.wanted.optimizer,
+            optimizer: &it.wanted.configuration.optimizer,
+            regularisation: it.wanted.configuration.regularisation,
             replicate: it.wanted.replicate,
             max_steps: it.wanted.max_steps,
             wave: 0,
             outcome: it.outcome,
             score: Some(it.score),
+            best_step: it.best_step,
         })
         .collect()
 }
@@ -76,12 +83,13 @@ fn run(search: &Search, world: World) -> (Found, Vec<Made>) {
     let mut made: Vec<Made> = Vec::new();
     for _ in 0..40 {
         match search.next(&trials(&made)) {
-            Next::Done(found) => return (found, made),
+            Next::Done(found) => return (*found, made),
             Next::Trials(wanted) => {
                 assert!(!wanted.is_empty());
                 made.extend(wanted.into_iter().map(|wanted| Made {
                     outcome: world.outcome(&wanted),
                     score: world.score(&wanted),
+                    best_step: None,
                     wanted,
                 }));
             }
@@ -98,7 +106,7 @@ fn the_best_learning_rate_is_found_and_its_steps_are_a_median_over_seeds() {
         steps: 100.0,
     };
     let (found, made) = run(&search(-6.0, 0.5, 300), world);
-    let off = found.optimizer.learning_rate().ln() - world.best;
+    let off = found.configuration.optimizer.learning_rate().ln() - world.best;
     assert!(off.abs() < 0.2, "{off}");
     let Steps::Measured { ln, seeds } = found.steps else {
         panic!("{:?}", found.steps);
@@ -143,7 +151,7 @@ fn what_comes_next_does_not_depend_on_the_order_in_which_trials_ended() {
         match (a, b) {
             (Next::Trials(a), Next::Trials(b)) => assert_eq!(a, b),
             (Next::Done(a), Next::Done(b)) => {
-                assert_eq!(a.optimizer, b.optimizer);
+                assert_eq!(a.configuration, b.configuration);
                 assert_eq!(a.steps, found.steps);
                 assert_eq!(a.steps, b.steps);
             }
@@ -160,7 +168,7 @@ fn a_best_at_the_end_of_the_range_widens_it() {
         steps: 100.0,
     };
     let (found, _) = run(&search(-7.0, 0.0, 100_000), world);
-    let off = found.optimizer.learning_rate().ln() - world.best;
+    let off = found.configuration.optimizer.learning_rate().ln() - world.best;
     assert!(off.abs() < 0.4, "{off}");
     assert!(found.at_boundary.is_empty());
 }
@@ -173,7 +181,7 @@ fn where_most_diverge_the_learning_rates_are_lowered() {
         steps: 100.0,
     };
     let (found, _) = run(&search(-8.0, 2.0, 100_000), world);
-    let off = found.optimizer.learning_rate().ln() - world.best;
+    let off = found.configuration.optimizer.learning_rate().ln() - world.best;
     assert!(off.abs() < 0.4, "{off}");
     assert!(found.diverged > 8);
 }
@@ -228,4 +236,38 @@ fn without_scatter_the_best_is_approached_and_no_seed_is_spent() {
     assert_eq!(seeds, 0);
     assert!(ln.exp() < 100.5, "{}", ln.exp());
     assert!(made.iter().all(|it| it.wanted.replicate == 0));
+}
+
+/// With two axes a step that helped is tried again, and then one of its sides is the point it came from.
+#[test]
+fn a_point_that_comes_up_twice_is_one_trial_and_one_finalist() {
+    let mut search = search(-6.0, 0.0, 1000);
+    search.space.axes.push(Axis {
+        hyperparameter: Hyperparameter::WeightDecay,
+        lower: -10.0,
+        upper: -4.0,
+    });
+    search
+        .space
+        .configuration
+        .set(Hyperparameter::WeightDecay, 1e-3);
+    search.trials = 4;
+    let world = World {
+        best: -0.4,
+        diverges: 5.0,
+        steps: 100.0,
+    };
+    let (found, made) = run(&search, world);
+    for (index, a) in made.iter().enumerate() {
+        for b in &made[..index] {
+            let is_same = a.wanted.configuration == b.wanted.configuration
+                && a.wanted.replicate == b.wanted.replicate
+                && a.wanted.max_steps == b.wanted.max_steps;
+            assert!(!is_same, "{:?} is asked for twice", a.wanted);
+        }
+    }
+    let screened = made.iter().filter(|it| it.wanted.replicate == 0).count();
+    assert_eq!(found.trials, screened, "none counts twice");
+    // Four of each halving, unless one of them is the point before: at least one is.
+    assert!((screened - 4) % 4 != 0, "{screened} trials");
 }

@@ -1,0 +1,136 @@
+//! The energy that the host's processors have used, as they count it themselves (RAPL, through the kernel's
+//! powercap interface: https://docs.kernel.org/power/powercap/powercap.html). Where the kernel does not tell, or
+//! not this user, there is no figure: energy is never guessed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the kernel shows the counters.
+const ROOT: &str = "/sys/class/powercap";
+
+/// The counters of a host: one for each processor package and each memory that counts apart.
+#[derive(Debug)]
+pub(super) struct EnergyCounters {
+    zones: Vec<Zone>,
+}
+
+#[derive(Debug)]
+struct Zone {
+    counter: PathBuf,
+    /// The counter begins anew from 0 after this.
+    range_microjoules: u64,
+    last: u64,
+    total: u64,
+}
+
+impl EnergyCounters {
+    /// The counters of this host, started; `None` where there are none that can be read.
+    pub(super) fn start() -> Option<Self> {
+        Self::start_in(Path::new(ROOT))
+    }
+
+    fn start_in(root: &Path) -> Option<Self> {
+        let mut zones = Vec::new();
+        for entry in fs::read_dir(root).ok()?.flatten() {
+            let zone = entry.path();
+            let Ok(name) = fs::read_to_string(zone.join("name")) else {
+                continue;
+            };
+            // A package counts its cores; a memory beside it counts for itself, and `psys` counts all again.
+            let name = name.trim();
+            if !(name.starts_with("package") || name == "dram") {
+                continue;
+            }
+            let counter = zone.join("energy_uj");
+            // One that cannot be read would make the sum too small.
+            let last = microjoules(&counter)?;
+            zones.push(Zone {
+                range_microjoules: microjoules(&zone.join("max_energy_range_uj")).unwrap_or(0),
+                counter,
+                last,
+                total: 0,
+            });
+        }
+        (!zones.is_empty()).then_some(Self { zones })
+    }
+
+    /// Joules since the start. `None` when a counter has become unreadable.
+    pub(super) fn joules(&mut self) -> Option<f64> {
+        let mut total = 0;
+        for zone in &mut self.zones {
+            let now = microjoules(&zone.counter)?;
+            let used = now.checked_sub(zone.last).unwrap_or_else(|| {
+                // It has begun anew.
+                (zone.range_microjoules.saturating_sub(zone.last)).saturating_add(now)
+            });
+            zone.total += used;
+            zone.last = now;
+            total += zone.total;
+        }
+        Some(total as f64 * 1e-6)
+    }
+}
+
+fn microjoules(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Zones as the kernel shows them.
+    fn zones(root: &Path, zones: &[(&str, &str, u64)]) {
+        for (folder, name, energy) in zones {
+            let zone = root.join(folder);
+            fs::create_dir_all(&zone).expect("a folder");
+            fs::write(zone.join("name"), format!("{name}\n")).expect("written");
+            fs::write(zone.join("energy_uj"), format!("{energy}\n")).expect("written");
+            fs::write(zone.join("max_energy_range_uj"), "1000000000\n").expect("written");
+        }
+    }
+
+    #[test]
+    fn packages_and_memories_are_added_up_and_their_parts_are_not() {
+        let root = tempfile::tempdir().expect("a folder");
+        let at = |package: u64, memory: u64| {
+            [
+                ("intel-rapl:0", "package-0", package),
+                ("intel-rapl:0:0", "core", 77),
+                ("intel-rapl:0:1", "dram", memory),
+                ("intel-rapl:1", "psys", 99),
+            ]
+        };
+        zones(root.path(), &at(5_000_000, 1_000_000));
+        let mut counters = EnergyCounters::start_in(root.path()).expect("counters");
+        assert_eq!(counters.joules(), Some(0.0));
+        zones(root.path(), &at(7_000_000, 1_500_000));
+        assert_eq!(counters.joules(), Some(2.5));
+    }
+
+    #[test]
+    fn a_counter_that_begins_anew_goes_on() {
+        let root = tempfile::tempdir().expect("a folder");
+        let at = |energy| [("intel-rapl:0", "package-0", energy)];
+        zones(root.path(), &at(999_000_000));
+        let mut counters = EnergyCounters::start_in(root.path()).expect("counters");
+        zones(root.path(), &at(1_000_000));
+        assert_eq!(counters.joules(), Some(2.0));
+        zones(root.path(), &at(4_000_000));
+        assert_eq!(counters.joules(), Some(5.0));
+    }
+
+    #[test]
+    fn without_a_counter_nothing_is_said() {
+        let root = tempfile::tempdir().expect("a folder");
+        assert!(EnergyCounters::start_in(root.path()).is_none());
+        assert!(EnergyCounters::start_in(&root.path().join("none")).is_none());
+        zones(root.path(), &[("intel-rapl:0", "package-0", 1)]);
+        fs::write(
+            root.path().join("intel-rapl:0/energy_uj"),
+            "permission denied",
+        )
+        .expect("written");
+        assert!(EnergyCounters::start_in(root.path()).is_none());
+    }
+}
