@@ -256,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_exact_search_finds_the_floor(a in 0.0..0.9_f64, limit in 1_u64..200_000) {
+        fn row_20_21_an_exact_search_finds_the_floor(a in 0.0..0.9_f64, limit in 1_u64..200_000) {
             // m(B) = a + bB with the exact limit at `limit`.
             let usable = 1e9;
             let fixed = a * usable;

@@ -28,7 +28,7 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// A wrong label is never given. On a host that something else keeps busy an interval may straddle its threshold, and
 /// the right label is left open; then it has to be found the next time.
 #[tokio::test]
-async fn injected_bottlenecks_are_found_and_no_others() {
+async fn row_24_25_injected_bottlenecks_are_found_and_no_others() {
     let _alone = ALONE.lock().await;
     let runner = fake::example("faulty_runner");
     for injected in bottlenecks::ALL {
@@ -69,7 +69,7 @@ async fn a_confirmed_batch_size_survives_a_longer_run() {
 
 /// Four micro-batches of 16 through a wide network, whose optimizer's step is a large part of each step.
 #[tokio::test]
-async fn accumulation_saves_the_optimizer_steps_that_it_leaves_out() {
+async fn row_28_accumulation_saves_the_optimizer_steps_that_it_leaves_out() {
     let _alone = ALONE.lock().await;
     let program = program();
     let definition = random_studies::definition(

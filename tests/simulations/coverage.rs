@@ -159,7 +159,7 @@ impl Coverage {
 }
 
 #[test]
-fn published_intervals_hold_the_truth_93_to_97_percent_of_the_time() {
+fn row_22_23_published_intervals_hold_the_truth_93_to_97_percent_of_the_time() {
     for children in CHILDREN {
         for until in [
             Until::ThreeRounds,

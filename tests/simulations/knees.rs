@@ -47,7 +47,7 @@ fn found(name: &str, secs: fn(u64) -> f64) -> BTreeMap<u64, u64> {
 }
 
 #[test]
-fn nothing_above_512_is_useful_with_a_sharp_knee_at_256() {
+fn row_26_27_38_nothing_above_512_is_useful_with_a_sharp_knee_at_256() {
     let counts = found("max form", max_form);
     let useless: u64 = counts
         .iter()
@@ -58,7 +58,7 @@ fn nothing_above_512_is_useful_with_a_sharp_knee_at_256() {
 }
 
 #[test]
-fn saturation_is_at_2048_when_fixed_and_growing_time_add_up() {
+fn row_26_27_38_saturation_is_at_2048_when_fixed_and_growing_time_add_up() {
     let counts = found("additive form", additive);
     let right = counts.get(&2048).copied().unwrap_or(0);
     assert!(right as f64 >= 0.95 * WORLDS as f64, "{counts:?}");

@@ -57,7 +57,7 @@ fn search(seed: u64, resolution: Resolution, scatter: f64) -> (usize, usize, u64
 }
 
 #[test]
-fn a_guided_search_needs_few_looks_and_never_recommends_what_does_not_fit() {
+fn row_20_21_a_guided_search_needs_few_looks_and_never_recommends_what_does_not_fit() {
     let runs: Vec<_> = (0..WORLDS)
         .map(|seed| search(seed, Resolution::OneThirtySecond, 0.002))
         .collect();

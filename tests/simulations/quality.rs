@@ -175,7 +175,7 @@ fn verdicts(worse_at_256: f64, seed_sd: f64) -> [usize; 3] {
 }
 
 #[test]
-fn the_same_quality_is_called_equivalent_and_a_worse_one_different() {
+fn row_19_the_same_quality_is_called_equivalent_and_a_worse_one_different() {
     let [equivalent, different, _] = verdicts(0.0, 0.03);
     assert!(equivalent >= 145 && different == 0);
     let [equivalent, different, _] = verdicts(0.25, 0.03);

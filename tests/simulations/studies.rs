@@ -266,6 +266,28 @@ fn a_study_goes_through_its_phases_and_answers_everything() {
     );
 }
 
+/// A device that is far from saturated: the largest batch size that fits is the one to start with.
+#[test]
+fn row_15_37_the_largest_batch_size_that_the_hardware_supports() {
+    let definition = definition(json!({}));
+    let world = World {
+        alpha: 1.0,
+        beta: 1e-6,
+        ..World::default()
+    };
+    let run = run(&definition, &world, 1);
+    let feasible = run.advice(&definition, Topic::FeasibleBatchSizes);
+    let start = run.advice(&definition, Topic::BatchSize);
+    let largest = feasible.value["largest_feasible_batch_size"].as_u64();
+    let chosen = start.value["batch_size"].as_u64().expect("a size");
+    // The largest that was timed: that limit itself, or the power of two below it.
+    assert!(
+        Some(chosen) <= largest && Some(2 * chosen) > largest,
+        "{chosen}, {largest:?}"
+    );
+    assert_eq!(start.basis, recommendation::Basis::RuleOfThumb);
+}
+
 #[test]
 fn the_order_in_which_probes_finish_changes_nothing() {
     let definition = definition(json!({}));

@@ -55,7 +55,7 @@ fn least_right(rate: f64) -> f64 {
 }
 
 #[test]
-fn the_median_of_one_child_is_within_2_percent_as_often_as_the_method_promises() {
+fn row_22_23_the_median_of_one_child_is_within_2_percent_as_often_as_the_method_promises() {
     for (world, rate) in [
         (World::QUIET, 1.0),
         (World::TYPICAL, 0.998),

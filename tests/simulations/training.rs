@@ -9,13 +9,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde_json::json;
 use statrs::distribution::{Binomial, DiscreteCDF};
+use trialhead::analysis::steps::NotIdentified;
 use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
 use trialhead::plan::{Next, plan};
 use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
 use trialhead::statistics::sequences::sobol;
 use trialhead::study::validation::{DefinitionLimits, parse};
 use trialhead::study::{
-    Bytes, DeviceFactsForDefaults, EndedBecause, ProbeId, StudyDefinition, resolve,
+    BatchSize, Bytes, DeviceFactsForDefaults, EndedBecause, ProbeId, StudyDefinition, resolve,
 };
 
 const STUDIES: u64 = 500;
@@ -209,13 +210,17 @@ impl World {
 }
 
 fn definition(design: &str) -> StudyDefinition {
+    over(design, SMALLEST, LARGEST)
+}
+
+fn over(design: &str, smallest: u64, largest: u64) -> StudyDefinition {
     let body = json!({
         "workload": {
             "dataset": {"builtin": "synthetic", "examples": 100_000},
             "target": {"metric": "validation_cross_entropy", "value": 0.2}
         },
         "optimizer": {"family": "sgd"},
-        "batch_sizes": {"min": SMALLEST, "max": LARGEST},
+        "batch_sizes": {"min": smallest, "max": largest},
         "device": {"memory_budget_bytes": 1 << 30},
         "questions": ["batch_size", "critical_batch_size"],
         "budget": {"device_secs": 86400, "probes": 10_000},
@@ -394,4 +399,17 @@ fn the_chosen_batch_size_is_good_and_what_is_said_of_it_is_true() {
     assert!((463..=486).contains(&covered), "{covered} covered");
     assert!(ratios[ratios.len() / 2] <= 2.0);
     assert!(mean(&|it| it.cost / it.full_cost) <= 0.35);
+}
+
+#[test]
+fn one_batch_size_has_a_training_time_and_no_curve() {
+    let world = World::draw(1);
+    let (_, analysis, because) = run(&over("adaptive", 32, 32), &world);
+    assert_eq!(because, EndedBecause::Answered);
+    let decision = analysis.training_time.expect("decided");
+    assert_eq!(decision.measured_batch_size, Some(BatchSize(32)));
+    let found = decision.points[0].training_time_secs.value.ln();
+    assert!((found - world.ln_training_time(32)).abs() < 0.3, "{found}");
+    let limits = analysis.steps.expect("trained").limits;
+    assert_eq!(limits.why, Some(NotIdentified::NotIdentified));
 }

@@ -75,7 +75,7 @@ fn check(steps: &Value, column: fn(&(u64, f64, f64)) -> f64, most: f64) {
 }
 
 #[tokio::test]
-async fn sgd_needs_the_steps_that_it_needs_and_the_critical_batch_size_is_found() {
+async fn rows_30_to_36_sgd_needs_the_steps_that_it_needs_and_the_critical_batch_size_is_found() {
     let service = TestService::training().await;
     let batch_sizes: Vec<u64> = REFERENCE.iter().map(|row| row.0).collect();
     let (steps, advice) = answered(&service, &study("sgd", &batch_sizes, "full")).await;
@@ -99,7 +99,7 @@ async fn sgd_needs_the_steps_that_it_needs_and_the_critical_batch_size_is_found(
 }
 
 #[tokio::test]
-async fn with_momentum_it_lies_beyond_what_was_tested() {
+async fn rows_30_to_36_with_momentum_it_lies_beyond_what_was_tested() {
     let service = TestService::training().await;
     let batch_sizes = [16, 128, 256, 512, 1024];
     let (steps, advice) = answered(&service, &study("sgd_momentum", &batch_sizes, "full")).await;
@@ -111,7 +111,7 @@ async fn with_momentum_it_lies_beyond_what_was_tested() {
 }
 
 #[tokio::test]
-async fn with_large_batches_alone_it_lies_below() {
+async fn rows_30_to_36_with_large_batches_alone_it_lies_below() {
     let service = TestService::training().await;
     let batch_sizes = [8192, 12288, 16384, 32768];
     let (_, advice) = answered(&service, &study("sgd", &batch_sizes, "full")).await;

@@ -29,7 +29,7 @@ async fn advice(service: &TestService, body: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn digits_end_with_the_same_quality_at_a_small_and_a_large_batch() {
+async fn row_19_digits_end_with_the_same_quality_at_a_small_and_a_large_batch() {
     let service = TestService::training().await;
     let advice = advice(&service, &asked(json!({"family": "sgd"}), &[16, 512])).await;
     let value = &advice["value"];

@@ -188,9 +188,29 @@ fn measured_energy_with_a_price_counts_as_money_and_splits_time_from_resources()
     assert_eq!(nothing.points[0].money, None);
 }
 
+/// The quicker a run, the more of them fit into an hour of the device.
+#[test]
+fn row_17_a_quicker_batch_size_allows_more_tuning_runs_in_a_device_hour() {
+    let definition = definition(json!({}), "early");
+    let steps = steps(&definition, 100.0, 41.0, 1.0);
+    let decision = decide(&definition, &steps, |size| 1e-3 + 1e-5 * size);
+    for point in &decision.points {
+        let size = point.batch_size.as_f64();
+        let secs = 100.0 * (1.0 + 41.0 / size) * (1e-3 + 1e-5 * size);
+        let runs = 3600.0 / secs;
+        assert!((point.runs_per_device_hour / runs - 1.0).abs() < 0.02);
+    }
+    let of = |size: u64| {
+        let mut points = decision.points.iter();
+        let point = points.find(|it| it.batch_size.0 == size).expect("listed");
+        point.runs_per_device_hour
+    };
+    assert!(of(64) > 5.0 * of(1), "{} and {}", of(64), of(1));
+}
+
 /// The playbook: resource consumption may fall, stay or rise with the batch size.
 #[test]
-fn resource_consumption_may_fall_stay_or_rise() {
+fn row_16_18_43_resource_consumption_may_fall_stay_or_rise() {
     let definition = definition(json!({}), "early");
     let scaling = steps(&definition, 1.0, 1e7, 1.4);
     let constant = decide(&definition, &scaling, |_| 1e-3);
@@ -203,7 +223,7 @@ fn resource_consumption_may_fall_stay_or_rise() {
 }
 
 #[test]
-fn an_upfront_cost_is_worth_it_or_put_off() {
+fn rows_39_to_42_an_upfront_cost_is_worth_it_or_put_off() {
     let of = |planned: u64, phase: &str| {
         let costs = json!({
             "device_hour": 3600.0,
