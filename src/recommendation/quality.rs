@@ -72,13 +72,10 @@ fn grade(quality: &QualityAnalysis) -> (Grade, String) {
             Grade::Moderate,
             "the search may not have found the least loss everywhere".into(),
         ),
-        Some(Verdict::Equivalent) => (
-            Grade::High,
-            "every 90% interval lies within the margin".into(),
-        ),
+        Some(Verdict::Equivalent) => (Grade::High, "every interval lies within the margin".into()),
         Some(Verdict::Different) => (
             Grade::Moderate,
-            "a 90% interval lies outside the margin".into(),
+            "an interval lies outside the margin".into(),
         ),
     }
 }

@@ -11,10 +11,9 @@ use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
 use trialhead::plan::{Next, Plan, dry_run, plan};
 use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
 use trialhead::recommendation::{self, Topic};
-use trialhead::study::validation::{DefinitionLimits, parse};
-use trialhead::study::{
-    BatchSize, Bytes, DeviceFactsForDefaults, EndedBecause, ProbeId, StudyDefinition, resolve,
-};
+use trialhead::study::{BatchSize, EndedBecause, StudyDefinition};
+
+use crate::worlds::{self, End, Place, record};
 
 const MIB: f64 = 1048576.0;
 
@@ -59,23 +58,14 @@ fn definition(change: serde_json::Value) -> StudyDefinition {
     for (key, value) in change.as_object().expect("changes") {
         body[key] = value.clone();
     }
-    let facts = DeviceFactsForDefaults {
-        model: "simulated".into(),
-        threads: 2,
-        available_bytes: Bytes(8 << 30),
-    };
-    resolve(
-        parse(&body, &DefinitionLimits::default()).expect("valid"),
-        Some(&facts),
-    )
-    .expect("known")
+    worlds::definition(&body)
 }
 
 impl World {
-    fn answer(&self, spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
+    fn answer(&self, spec: &ProbeSpec, place: Place) -> ProbeRecord {
         let size = spec.batch_size.as_f64();
         let peak = self.fixed + self.each * size;
-        let mut random = ChaCha8Rng::seed_from_u64(id as u64);
+        let mut random = ChaCha8Rng::seed_from_u64(place.id as u64);
         let mut figures = BTreeMap::new();
         let dies = peak > spec.limits.memory_bytes.as_f64()
             || (spec.kind() == ProbeKind::Confirmation
@@ -130,24 +120,12 @@ impl World {
                 }
             }
         }
-        ProbeRecord {
-            id: ProbeId(uuid::Uuid::from_u128(id)),
-            spec: spec.clone(),
-            state: if dies {
-                ProbeState::Infeasible
-            } else {
-                ProbeState::Succeeded
-            },
+        let end = End {
             infeasible: dies.then_some(InfeasibleReason::OutOfMemory),
-            failure: None,
-            detail: None,
-            wave,
-            position,
-            reused: false,
             device_secs: 1.0,
-            prediction: None,
             figures,
-        }
+        };
+        record(spec, place, end)
     }
 }
 
@@ -185,13 +163,16 @@ fn run(definition: &StudyDefinition, world: &World, order: u64) -> Run {
         match plan.next {
             Next::Wave(planned) => {
                 let wave = evidence.next_wave();
-                let mut open: Vec<ProbeRecord> = planned
-                    .iter()
-                    .enumerate()
+                let mut open: Vec<ProbeRecord> = (0_u32..)
+                    .zip(&planned)
                     .map(|(position, probe)| {
-                        let id = (u128::from(wave) << 32) + position as u128 + 1;
                         assert!(!probe.why.is_empty());
-                        let mut record = world.answer(&probe.spec, id, wave, position as u32);
+                        let place = Place {
+                            id: (u128::from(wave) << 32) + u128::from(position) + 1,
+                            wave,
+                            position,
+                        };
+                        let mut record = world.answer(&probe.spec, place);
                         record.state = ProbeState::Queued;
                         record
                     })
@@ -206,12 +187,12 @@ fn run(definition: &StudyDefinition, world: &World, order: u64) -> Run {
                     let waiting = trialhead::plan::plan(definition, &evidence, &analysis);
                     assert_eq!(waiting.next, Next::WaitForProbes);
                     let record = &evidence.probes[index];
-                    evidence.probes[index] = world.answer(
-                        &record.spec.clone(),
-                        record.id.0.as_u128(),
-                        record.wave,
-                        record.position,
-                    );
+                    let place = Place {
+                        id: record.id.0.as_u128(),
+                        wave: record.wave,
+                        position: record.position,
+                    };
+                    evidence.probes[index] = world.answer(&record.spec.clone(), place);
                 }
             }
             Next::Done { because, .. } => {
@@ -484,7 +465,12 @@ fn a_broken_pipeline_ends_the_study_with_its_code() {
     let Next::Wave(wave) = first.next else {
         panic!("a smoke probe comes first");
     };
-    let mut record = World::default().answer(&wave[0].spec, 1, 0, 0);
+    let place = Place {
+        id: 1,
+        wave: 0,
+        position: 0,
+    };
+    let mut record = World::default().answer(&wave[0].spec, place);
     record.state = ProbeState::Infeasible;
     record.infeasible = Some(InfeasibleReason::PipelineBroken);
     record.detail = Some("two evaluations of the same parameters differ".into());

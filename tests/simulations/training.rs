@@ -10,14 +10,12 @@ use rand_distr::{Distribution, StandardNormal};
 use serde_json::json;
 use statrs::distribution::{Binomial, DiscreteCDF};
 use trialhead::analysis::steps::NotIdentified;
-use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
-use trialhead::plan::{Next, plan};
-use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
+use trialhead::analysis::{Analysis, Evidence, ProbeRecord};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::statistics::sequences::sobol;
-use trialhead::study::validation::{DefinitionLimits, parse};
-use trialhead::study::{
-    BatchSize, Bytes, DeviceFactsForDefaults, EndedBecause, ProbeId, StudyDefinition, resolve,
-};
+use trialhead::study::{BatchSize, EndedBecause, StudyDefinition};
+
+use crate::worlds::{self, End, Place, record};
 
 const STUDIES: u64 = 500;
 const SMALLEST: u64 = 4;
@@ -116,7 +114,7 @@ impl World {
         Some((self.ln_steps(batch as f64) + surplus + scatter).exp())
     }
 
-    fn answer(&self, spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
+    fn answer(&self, spec: &ProbeSpec, place: Place) -> ProbeRecord {
         let batch = spec.batch_size.0;
         let mut figures = BTreeMap::new();
         let mut infeasible = None;
@@ -167,24 +165,12 @@ impl World {
                 figures.insert(Metric::PeakMemory, 1e7 + 1e3 * batch as f64);
             }
         }
-        ProbeRecord {
-            id: ProbeId(uuid::Uuid::from_u128(id)),
-            spec: spec.clone(),
-            state: if infeasible.is_some() {
-                ProbeState::Infeasible
-            } else {
-                ProbeState::Succeeded
-            },
+        let end = End {
             infeasible,
-            failure: None,
-            detail: None,
-            wave,
-            position,
-            reused: false,
             device_secs,
-            prediction: None,
             figures,
-        }
+        };
+        record(spec, place, end)
     }
 
     /// Device-seconds of a full search: 24 trials capped at 4·S(B) and the best three with five seeds, at every
@@ -227,38 +213,12 @@ fn over(design: &str, smallest: u64, largest: u64) -> StudyDefinition {
         "design": design,
         "seed": 3
     });
-    let facts = DeviceFactsForDefaults {
-        model: "simulated".into(),
-        threads: 2,
-        available_bytes: Bytes(8 << 30),
-    };
-    resolve(
-        parse(&body, &DefinitionLimits::default()).expect("valid"),
-        Some(&facts),
-    )
-    .expect("known")
+    worlds::definition(&body)
 }
 
 /// Runs a study to its end.
 fn run(definition: &StudyDefinition, world: &World) -> (Evidence, Analysis, EndedBecause) {
-    let mut evidence = Evidence::default();
-    for _ in 0..300 {
-        let analysis = analysis::analyze(definition, &evidence);
-        match plan(definition, &evidence, &analysis).next {
-            Next::Wave(planned) => {
-                let wave = evidence.next_wave();
-                for (position, probe) in planned.iter().enumerate() {
-                    let id = (u128::from(wave) << 32) + position as u128 + 1;
-                    evidence
-                        .probes
-                        .push(world.answer(&probe.spec, id, wave, position as u32));
-                }
-            }
-            Next::Done { because, .. } => return (evidence, analysis, because),
-            other => panic!("{other:?}"),
-        }
-    }
-    panic!("the study does not end");
+    worlds::run(definition, |spec, place| world.answer(spec, place))
 }
 
 /// What one study got right.

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use trialhead::analysis::{Evidence, ProbeRecord};
+use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
+use trialhead::plan::{Next, plan};
 use trialhead::probe::{
-    Limits, Metric, PROTOCOL, ProbeDevice, ProbeSpec, ProbeState, StepTimeSampling, Task,
+    InfeasibleReason, Limits, Metric, PROTOCOL, ProbeDevice, ProbeSpec, ProbeState,
+    StepTimeSampling, Task,
 };
 use trialhead::statistics::stopping::{BlockSampler, Decision, SampleSummary, StoppingRule};
+use trialhead::study::validation::{DefinitionLimits, parse};
 use trialhead::study::{
-    Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, ProbeId, Schedule,
-    Workload,
+    Backend, BatchSize, Bytes, Dataset, DeviceFactsForDefaults, EndedBecause, GradientClipping,
+    Model, Optimizer, ProbeId, Schedule, StudyDefinition, Workload, resolve,
 };
 use uuid::Uuid;
 
@@ -121,11 +124,100 @@ pub fn sample(rule: StoppingRule, mut series: impl FnMut() -> f64) -> (SampleSum
     (sampler.summary().expect("at least one block"), blocks)
 }
 
+/// Where a probe stands in its study.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub id: u128,
+    pub wave: u32,
+    pub position: u32,
+}
+
+/// What a simulated child came to.
+#[derive(Debug, Default)]
+pub struct End {
+    pub infeasible: Option<InfeasibleReason>,
+    pub device_secs: f64,
+    pub figures: BTreeMap<Metric, f64>,
+}
+
+/// The record of a probe that has ended.
+pub fn record(spec: &ProbeSpec, place: Place, end: End) -> ProbeRecord {
+    ProbeRecord {
+        id: ProbeId(Uuid::from_u128(place.id)),
+        spec: spec.clone(),
+        state: match end.infeasible {
+            Some(_) => ProbeState::Infeasible,
+            None => ProbeState::Succeeded,
+        },
+        infeasible: end.infeasible,
+        failure: None,
+        detail: None,
+        wave: place.wave,
+        position: place.position,
+        reused: false,
+        device_secs: end.device_secs,
+        prediction: None,
+        figures: end.figures,
+    }
+}
+
+/// A study as posted, on a simulated device.
+pub fn definition(body: &serde_json::Value) -> StudyDefinition {
+    let facts = DeviceFactsForDefaults {
+        model: "simulated".into(),
+        threads: 2,
+        available_bytes: Bytes(8 << 30),
+    };
+    let request = parse(body, &DefinitionLimits::default()).expect("valid");
+    resolve(request, Some(&facts)).expect("known")
+}
+
+/// Runs a study to its end, every probe answered as soon as it is planned.
+pub fn run(
+    definition: &StudyDefinition,
+    answer: impl Fn(&ProbeSpec, Place) -> ProbeRecord,
+) -> (Evidence, Analysis, EndedBecause) {
+    let mut evidence = Evidence::default();
+    for _ in 0..300 {
+        let analysis = analysis::analyze(definition, &evidence);
+        match plan(definition, &evidence, &analysis).next {
+            Next::Wave(planned) => {
+                let wave = evidence.next_wave();
+                for (position, probe) in (0_u32..).zip(&planned) {
+                    let place = Place {
+                        id: (u128::from(wave) << 32) + u128::from(position) + 1,
+                        wave,
+                        position,
+                    };
+                    evidence.probes.push(answer(&probe.spec, place));
+                }
+            }
+            Next::Done { because, .. } => return (evidence, analysis, because),
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the study does not end");
+}
+
 /// A child that timed a batch size in a round.
 pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
-    ProbeRecord {
-        id: ProbeId(Uuid::from_u64_pair(batch_size, u64::from(round))),
-        spec: ProbeSpec {
+    let place = Place {
+        id: Uuid::from_u64_pair(batch_size, u64::from(round)).as_u128(),
+        wave: round,
+        position: 0,
+    };
+    let end = End {
+        infeasible: None,
+        device_secs: 1.0,
+        figures: BTreeMap::from([
+            (Metric::TimePerStepMedian, secs),
+            (Metric::TimePerStepMean, secs),
+            (Metric::Converged, 1.0),
+            (Metric::RunQueueDelayRatio, 0.0),
+        ]),
+    };
+    record(
+        &ProbeSpec {
             protocol: PROTOCOL,
             task: Task::StepTime(StepTimeSampling::default()),
             workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
@@ -145,22 +237,9 @@ pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
                 wall_secs: 60.0,
             },
         },
-        state: ProbeState::Succeeded,
-        infeasible: None,
-        failure: None,
-        detail: None,
-        wave: round,
-        position: 0,
-        reused: false,
-        device_secs: 1.0,
-        prediction: None,
-        figures: BTreeMap::from([
-            (Metric::TimePerStepMedian, secs),
-            (Metric::TimePerStepMean, secs),
-            (Metric::Converged, 1.0),
-            (Metric::RunQueueDelayRatio, 0.0),
-        ]),
-    }
+        place,
+        end,
+    )
 }
 
 /// Adds a round that times every batch size once.
