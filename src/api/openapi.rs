@@ -6,7 +6,9 @@ use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::problem::{Problem, ProblemCode};
-use super::{answers, catalog, datasets, devices, health, measurements, metrics, probes, revisions, studies};
+use super::{
+    answers, catalog, datasets, devices, health, measurements, metrics, probes, revisions, studies,
+};
 use crate::study::validation::Violation;
 
 #[derive(OpenApi)]

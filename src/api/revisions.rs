@@ -98,8 +98,8 @@ impl RevisionAnswer {
 
 /// Change a study's definition
 ///
-/// The body is a whole study, as for creating one; what it leaves open has its default, except that the device stays
-/// the one it was. The new revision is planned from its beginning and takes over every measurement that does not
+/// The body is a whole study, as for creating one, or the definition as it was read, edited; what it leaves open has its
+/// default, except that the device stays the one it was. The new revision is planned from its beginning and takes over every measurement that does not
 /// depend on what changed, so a change of price, objective, name or budget is answered without a new probe. Whatever
 /// state the study was in, it runs again. Recommendations that the change invalidates are marked stale at once.
 /// With `?dry_run=true` nothing is stored: the answer says what becomes stale, how many probes are taken over, how many

@@ -24,7 +24,7 @@ const MAX_TRIES: usize = 8;
 
 /// Waves in a row that need no new probe, before another study gets its turn. Nobody's wake-up is waited for
 /// between them: a study that asks what is known already has its answer as fast as it can be worked out.
-const MAX_ANSWERED: usize = 64;
+const MAX_ANSWERED: usize = 16;
 
 /// Wake-ups within this time lead to one look.
 const COALESCE: Duration = Duration::from_millis(40);

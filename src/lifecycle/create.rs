@@ -91,8 +91,8 @@ pub(super) async fn define(
 
 /// Fills in what is left open, where it is the same device model.
 fn keep_device(asked: &mut DeviceRequest, before: &DeviceChoice) {
-    let is_same = asked.backend == before.backend
-        && (asked.model.is_none() || asked.model == before.model);
+    let is_same =
+        asked.backend == before.backend && (asked.model.is_none() || asked.model == before.model);
     if is_same {
         asked.model = before.model.clone();
         asked.threads = asked.threads.or(before.threads);

@@ -6,8 +6,8 @@
 //! times, but a study of it goes the same way, about. Without a stand-in the plan's own estimate of what is left has
 //! to do.
 
-use super::advance::new_probes;
 use super::Context;
+use super::advance::new_probes;
 use crate::analysis::{self, Evidence, ProbeRecord};
 use crate::plan::{self, Next, PlannedProbe};
 use crate::probe::{ProbeKind, ProbeSpec, ProbeState};
@@ -111,7 +111,10 @@ async fn look(
     let work = move || {
         let analysis = analysis::analyze(&definition, &evidence);
         let plan = plan::plan(&definition, &evidence, &analysis);
-        (plan.next, (plan.remaining_probes, plan.remaining_device_secs))
+        (
+            plan.next,
+            (plan.remaining_probes, plan.remaining_device_secs),
+        )
     };
     tokio::task::spawn_blocking(work)
         .await

@@ -4,7 +4,7 @@
 //! All of it is one transaction under the study's row: the revision, the marks, the cancelled probes, the first
 //! wave. Whoever is killed in the middle has changed nothing.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::advance::{self, Applied, Step};
 use super::create::{self, CreateError};
@@ -121,7 +121,8 @@ async fn propose(
     expected.check(study.revision)?;
     let old = studies::definition(&mut conn, &study).await?;
     drop(conn);
-    let (new, waiting_for) = create::define(context, caller, body, Some(&old)).await?;
+    let body = as_posted(body, &old);
+    let (new, waiting_for) = create::define(context, caller, &body, Some(&old)).await?;
     // What is known needs no worker, so a device that is away just now is waited for only when a probe wants it.
     let waiting_for = waiting_for.filter(|_| new.device.resolved().is_none());
     Ok(Proposal {
@@ -130,6 +131,34 @@ async fn propose(
         new,
         waiting_for,
     })
+}
+
+/// A definition that was read, edited and sent back, as it would have been posted: without what the service has
+/// filled in and nobody may ask for. Anything else stays as it is.
+fn as_posted(body: &[u8], old: &StudyDefinition) -> Vec<u8> {
+    let Ok(mut value) = serde_json::from_slice::<Value>(body) else {
+        return body.to_vec();
+    };
+    if let Some(batch_sizes) = value.get_mut("batch_sizes").and_then(Value::as_object_mut)
+        && let Some(from) = batch_sizes.remove("max_from")
+    {
+        // The number of examples is a default; another number than that was asked for.
+        let is_default =
+            from == "dataset" && batch_sizes.get("max") == Some(&json!(old.batch_sizes.max));
+        if is_default {
+            batch_sizes.remove("max");
+        }
+    }
+    if let Some(dataset) = value
+        .pointer_mut("/workload/dataset")
+        .and_then(Value::as_object_mut)
+        && dataset.contains_key("id")
+    {
+        for known in ["name", "content", "contents"] {
+            dataset.remove(known);
+        }
+    }
+    serde_json::to_vec(&value).unwrap_or_else(|_| body.to_vec())
 }
 
 impl Proposal {

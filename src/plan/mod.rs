@@ -271,7 +271,12 @@ pub fn dry_run(definition: &StudyDefinition) -> DryRun {
 }
 
 /// A study that takes over so many probes and needs so many more.
-pub fn forecast(definition: &StudyDefinition, probes: u64, secs: f64, reused_probes: u64) -> DryRun {
+pub fn forecast(
+    definition: &StudyDefinition,
+    probes: u64,
+    secs: f64,
+    reused_probes: u64,
+) -> DryRun {
     let mut warnings = Vec::new();
     if secs > definition.budget.device_secs || probes > definition.budget.probes {
         warnings.push(format!(

@@ -30,6 +30,7 @@ use super::state::ProbeState;
 use crate::study::{
     Backend, BatchSize, Bytes, Contents, DType, Dataset, Figure, GradientClipping, Hyperparameter,
     InputPipeline, Loss, Model, Optimizer, OptimizerForm, Schedule, Shape, StudyId, Target,
+    Workload,
 };
 
 /// Which training arithmetic a seed's numbers come from: raised when the same seed gives other bits than before.
@@ -148,9 +149,33 @@ impl<'a> Inputs<'a> {
 
 impl<'a> DeviceInputs<'a> {
     fn of(spec: &'a ProbeSpec, versions: Versions<'a>) -> Self {
-        let workload = &spec.workload;
-        let facts = workload.dataset.facts();
-        let gathers = match &spec.task {
+        // Every field is named, so that one that is added has its place here too.
+        let ProbeSpec {
+            protocol,
+            task,
+            workload,
+            optimizer,
+            schedule: _,
+            gradient_clipping,
+            device,
+            batch_size,
+            replicate,
+            seed: _,
+            limits: _,
+        } = spec;
+        let Workload {
+            dataset,
+            model,
+            loss,
+            label_smoothing,
+            dtype,
+            validation_examples: _,
+            input_pipeline,
+            read_loss_every_step,
+            target: _,
+        } = workload;
+        let facts = dataset.facts();
+        let gathers = match task {
             Task::StepTime(sampling) => sampling.batches != Batches::Synthetic,
             Task::InputPipeline(_) => true,
             _ => false,
@@ -158,48 +183,71 @@ impl<'a> DeviceInputs<'a> {
         Self {
             runner: versions.runner,
             measurement_protocol: versions.measurement_protocol,
-            protocol: spec.protocol,
-            task: &spec.task,
-            model: &workload.model,
-            loss: workload.loss,
-            smooths_labels: workload.label_smoothing > 0.0,
-            dtype: workload.dtype,
+            protocol: *protocol,
+            task,
+            model,
+            loss: *loss,
+            smooths_labels: *label_smoothing > 0.0,
+            dtype: *dtype,
             input: facts.input,
             target: facts.target,
-            storage: workload.dataset.storage(),
-            held_bytes: workload.dataset.bytes(),
+            storage: dataset.storage(),
+            held_bytes: dataset.bytes(),
             examples: gathers.then_some(facts.training_examples),
-            input_pipeline: &workload.input_pipeline,
+            input_pipeline,
             // The parts of a step are timed with and without, whatever the study does.
-            reads_loss_every_step: matches!(spec.task, Task::StepTime(_))
-                .then_some(workload.read_loss_every_step),
-            optimizer: spec.optimizer.form(),
-            gradient_clipping: match spec.gradient_clipping {
+            reads_loss_every_step: matches!(task, Task::StepTime(_))
+                .then_some(*read_loss_every_step),
+            optimizer: optimizer.form(),
+            gradient_clipping: match gradient_clipping {
                 GradientClipping::None {} => "none",
                 GradientClipping::GlobalNorm { .. } => "global_norm",
                 GradientClipping::Value { .. } => "value",
             },
-            device: &spec.device,
-            batch_size: spec.batch_size,
-            replicate: spec.replicate,
+            device,
+            batch_size: *batch_size,
+            replicate: *replicate,
         }
     }
 }
 
 impl<'a> TrainingInputs<'a> {
     fn of(spec: &'a ProbeSpec, versions: Versions<'a>) -> Self {
-        let workload = &spec.workload;
-        let mut optimizer = spec.optimizer.clone();
+        let ProbeSpec {
+            protocol,
+            task,
+            workload,
+            optimizer,
+            schedule,
+            gradient_clipping,
+            device,
+            batch_size,
+            replicate,
+            seed,
+            limits: _,
+        } = spec;
+        let Workload {
+            dataset,
+            model,
+            loss,
+            label_smoothing,
+            dtype,
+            validation_examples,
+            input_pipeline: _,
+            read_loss_every_step: _,
+            target: _,
+        } = workload;
+        let mut optimizer = optimizer.clone();
         if spec.kind() == ProbeKind::LearningRateRange {
             // The test has learning rates of its own.
             optimizer.set(Hyperparameter::LearningRate, 0.0);
         }
         Self {
             training: versions.training,
-            protocol: spec.protocol,
-            backend: spec.device.backend,
-            task: &spec.task,
-            dataset: match &workload.dataset {
+            protocol: *protocol,
+            backend: device.backend,
+            task,
+            dataset: match dataset {
                 builtin @ Dataset::Builtin(_) => DatasetContent::Builtin(builtin),
                 Dataset::Uploaded(dataset) => DatasetContent::Uploaded {
                     content: &dataset.content,
@@ -207,17 +255,17 @@ impl<'a> TrainingInputs<'a> {
                     sequence_length: dataset.sequence_length,
                 },
             },
-            model: &workload.model,
-            loss: workload.loss,
-            label_smoothing: workload.label_smoothing,
-            dtype: workload.dtype,
-            validation_examples: workload.validation_examples,
+            model,
+            loss: *loss,
+            label_smoothing: *label_smoothing,
+            dtype: *dtype,
+            validation_examples: *validation_examples,
             optimizer,
-            schedule: &spec.schedule,
-            gradient_clipping: &spec.gradient_clipping,
-            batch_size: spec.batch_size,
-            replicate: spec.replicate,
-            seed: spec.seed,
+            schedule,
+            gradient_clipping,
+            batch_size: *batch_size,
+            replicate: *replicate,
+            seed: *seed,
         }
     }
 }

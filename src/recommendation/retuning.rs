@@ -81,7 +81,12 @@ fn row(change: Change, cost: Cost) -> Value {
 }
 
 fn cost(change: Change, evidence: &Evidence) -> Cost {
-    let ended = || evidence.probes.iter().filter(|probe| probe.state.has_ended());
+    let ended = || {
+        evidence
+            .probes
+            .iter()
+            .filter(|probe| probe.state.has_ended())
+    };
     if change == Change::BatchSize {
         return of_one_batch_size(ended().filter(|probe| reaches_for_target(probe)));
     }

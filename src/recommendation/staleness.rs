@@ -94,7 +94,11 @@ mod tests {
         }
         for change in [Change::DataSet, Change::Target, Change::Loss] {
             let stale = stale(change);
-            for topic in [T::CriticalBatchSize, T::BatchSize, T::QualityAcrossBatchSizes] {
+            for topic in [
+                T::CriticalBatchSize,
+                T::BatchSize,
+                T::QualityAcrossBatchSizes,
+            ] {
                 assert!(stale.contains(&topic), "{change:?}: {topic:?}");
             }
             for topic in [T::FeasibleBatchSizes, T::TrainingThroughput, T::Bottleneck] {

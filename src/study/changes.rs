@@ -325,7 +325,9 @@ impl Change {
             Self::Prices | Self::Objective | Self::ProjectPhase => {
                 "only the decision rests on it: it is made anew from what was measured"
             }
-            Self::Search => "steps are the least over what is searched, which is something else now",
+            Self::Search => {
+                "steps are the least over what is searched, which is something else now"
+            }
             Self::Quality => "the comparison is another one; what was trained for it serves",
             Self::Seed => {
                 "training draws other batches and other first parameters, so its figures are measured anew; times and memory do not depend on it"
@@ -533,7 +535,10 @@ mod tests {
         );
         assert_eq!(changed.len(), 1);
         assert_eq!(changed[0].pointer, "/batch_sizes/min");
-        assert_eq!((&changed[0].before, &changed[0].after), (&json!(1), &json!(4)));
+        assert_eq!(
+            (&changed[0].before, &changed[0].after),
+            (&json!(1), &json!(4))
+        );
         assert_eq!(
             kinds(|body| body["optimizer"] = json!({"family": "adam"})),
             [Change::OptimizerFamily, Change::Search]
@@ -577,9 +582,10 @@ mod tests {
         };
         for (name, value) in fields {
             let members: Vec<String> = match &value {
-                Value::Object(members) if !members.is_empty() => {
-                    members.keys().map(|member| format!("/{name}/{member}")).collect()
-                }
+                Value::Object(members) if !members.is_empty() => members
+                    .keys()
+                    .map(|member| format!("/{name}/{member}"))
+                    .collect(),
                 _ => vec![format!("/{name}")],
             };
             for pointer in members {

@@ -28,7 +28,8 @@ pub use evaluation::{EvaluationMetric, EvaluationTarget, Goal, TargetRequest};
 pub use model::{Activation, Cell, Initialisation, Layer, Model, Normalization, ResnetStyle};
 pub use network::{Network, NetworkError, Placed};
 pub use optimizer::{
-    AdamEpsilon, GradientClipping, InitialSquare, Optimizer, OptimizerForm, RmsPropEpsilon, Schedule,
+    AdamEpsilon, GradientClipping, InitialSquare, Optimizer, OptimizerForm, RmsPropEpsilon,
+    Schedule,
 };
 pub use search_space::{
     Axis, Configuration, Hyperparameter, Range, Regularisation, Search, SearchRequest, SearchSpace,

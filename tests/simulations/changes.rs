@@ -218,7 +218,13 @@ fn each_row_of_the_table_repeats_its_probes_and_no_others() {
     assert_eq!(first.made(), BTreeSet::from(ASKED));
     assert!(first.analysis.training_time.is_some());
 
-    let hardware = [Memory, StepTime, Confirmation, InputPipeline, GradientAccumulation];
+    let hardware = [
+        Memory,
+        StepTime,
+        Confirmation,
+        InputPipeline,
+        GradientAccumulation,
+    ];
     let with = |kinds: &[ProbeKind]| -> Vec<ProbeKind> {
         let mut all = vec![Smoke];
         all.extend(kinds);
@@ -227,30 +233,130 @@ fn each_row_of_the_table_repeats_its_probes_and_no_others() {
     let trained = [Training, LearningRateRange, NoiseScale];
     type Row = (&'static str, Value, Change, Vec<ProbeKind>);
     let rows: Vec<Row> = vec![
-        ("/workload/model", json!({"family": "mlp", "hidden": [65]}), Change::Model, ASKED.to_vec()),
-        ("/workload/dtype", json!("bfloat16"), Change::Dtype, ASKED.to_vec()),
-        ("/optimizer", json!({"family": "adam"}), Change::OptimizerFamily, ASKED.to_vec()),
-        ("/optimizer/weight_decay", json!(1e-4), Change::OptimizerFamily, ASKED.to_vec()),
-        ("/gradient_clipping", json!({"kind": "global_norm", "max_norm": 1.0}), Change::GradientClipping, ASKED.to_vec()),
-        ("/optimizer/momentum", json!(0.8), Change::OptimizerSettings, with(&trained)),
-        ("/optimizer/learning_rate", json!(0.02), Change::StartingLearningRate, with(&[])),
-        ("/schedule", json!({"kind": "constant", "warm_up_steps": 5}), Change::Schedule, with(&trained)),
-        ("/workload/dataset/seed", json!(2), Change::DataSet, with(&trained)),
-        ("/workload/validation_examples", json!(100), Change::DataSet, with(&trained)),
+        (
+            "/workload/model",
+            json!({"family": "mlp", "hidden": [65]}),
+            Change::Model,
+            ASKED.to_vec(),
+        ),
+        (
+            "/workload/dtype",
+            json!("bfloat16"),
+            Change::Dtype,
+            ASKED.to_vec(),
+        ),
+        (
+            "/optimizer",
+            json!({"family": "adam"}),
+            Change::OptimizerFamily,
+            ASKED.to_vec(),
+        ),
+        (
+            "/optimizer/weight_decay",
+            json!(1e-4),
+            Change::OptimizerFamily,
+            ASKED.to_vec(),
+        ),
+        (
+            "/gradient_clipping",
+            json!({"kind": "global_norm", "max_norm": 1.0}),
+            Change::GradientClipping,
+            ASKED.to_vec(),
+        ),
+        (
+            "/optimizer/momentum",
+            json!(0.8),
+            Change::OptimizerSettings,
+            with(&trained),
+        ),
+        (
+            "/optimizer/learning_rate",
+            json!(0.02),
+            Change::StartingLearningRate,
+            with(&[]),
+        ),
+        (
+            "/schedule",
+            json!({"kind": "constant", "warm_up_steps": 5}),
+            Change::Schedule,
+            with(&trained),
+        ),
+        (
+            "/workload/dataset/seed",
+            json!(2),
+            Change::DataSet,
+            with(&trained),
+        ),
+        (
+            "/workload/validation_examples",
+            json!(100),
+            Change::DataSet,
+            with(&trained),
+        ),
         ("/seed", json!(4), Change::Seed, with(&trained)),
-        ("/device/model", json!("another"), Change::DeviceModel, with(&hardware)),
-        ("/device/threads", json!(1), Change::Threads, with(&hardware)),
-        ("/workload/input_pipeline", json!({"threads": 1}), Change::InputPipeline, with(&hardware)),
-        ("/workload/target/value", json!(0.19), Change::Target, vec![Training]),
-        ("/device/memory_budget_bytes", json!(1_u64 << 31), Change::MemoryBudget, vec![]),
+        (
+            "/device/model",
+            json!("another"),
+            Change::DeviceModel,
+            with(&hardware),
+        ),
+        (
+            "/device/threads",
+            json!(1),
+            Change::Threads,
+            with(&hardware),
+        ),
+        (
+            "/workload/input_pipeline",
+            json!({"threads": 1}),
+            Change::InputPipeline,
+            with(&hardware),
+        ),
+        (
+            "/workload/target/value",
+            json!(0.19),
+            Change::Target,
+            vec![Training],
+        ),
+        (
+            "/device/memory_budget_bytes",
+            json!(1_u64 << 31),
+            Change::MemoryBudget,
+            vec![],
+        ),
         // A smoke probe does not tell how much it took.
-        ("/device/memory_budget_bytes", json!(1 << 29), Change::MemoryBudget, with(&[])),
-        ("/costs", json!({"device_hour": 2.5, "planned_runs": 200}), Change::Prices, vec![]),
-        ("/objective", json!("minimize_resource_consumption"), Change::Objective, vec![]),
-        ("/project_phase", json!("early"), Change::ProjectPhase, vec![]),
+        (
+            "/device/memory_budget_bytes",
+            json!(1 << 29),
+            Change::MemoryBudget,
+            with(&[]),
+        ),
+        (
+            "/costs",
+            json!({"device_hour": 2.5, "planned_runs": 200}),
+            Change::Prices,
+            vec![],
+        ),
+        (
+            "/objective",
+            json!("minimize_resource_consumption"),
+            Change::Objective,
+            vec![],
+        ),
+        (
+            "/project_phase",
+            json!("late"),
+            Change::ProjectPhase,
+            vec![],
+        ),
         ("/budget/device_secs", json!(43200), Change::Budget, vec![]),
         ("/name", json!("another name"), Change::NameOrLabels, vec![]),
-        ("/labels", json!({"team": "vision"}), Change::NameOrLabels, vec![]),
+        (
+            "/labels",
+            json!({"team": "vision"}),
+            Change::NameOrLabels,
+            vec![],
+        ),
         ("/priority", json!(5), Change::Priority, vec![]),
     ];
     for (pointer, value, change, expected) in rows {
@@ -280,7 +386,10 @@ fn each_row_of_the_table_repeats_its_probes_and_no_others() {
                 .iter()
                 .any(|figure| kinds.iter().any(|change| change.invalidates(*figure)));
             let is_made = again.made.contains_key(&kind);
-            assert!(is_stale || !is_made, "{pointer}: {kind:?} is made and not stale");
+            assert!(
+                is_stale || !is_made,
+                "{pointer}: {kind:?} is made and not stale"
+            );
             // What the noise is measured along follows the steps, which need not be others.
             if kind != NoiseScale {
                 assert_eq!(is_stale, is_made, "{pointer}: {kind:?}");
@@ -369,6 +478,10 @@ fn row_29_44_45_what_must_be_tuned_again_is_told_with_its_cost() {
     let hardware = self::definition(&hardware);
     let run = Run::of(&hardware, &Evidence::default());
     let advices = recommendation::recommend(&hardware, &run.evidence, &run.analysis);
-    assert!(advices.iter().any(|advice| advice.topic == Topic::BatchSize));
+    assert!(
+        advices
+            .iter()
+            .any(|advice| advice.topic == Topic::BatchSize)
+    );
     assert!(advices.iter().all(|advice| advice.topic != Topic::Retuning));
 }

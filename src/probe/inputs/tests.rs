@@ -148,10 +148,7 @@ fn each_kind_depends_on_exactly_its_inputs() {
     // Device model and threads; how batches come; who runs it.
     assert_eq!(kept(|it| it.device.model = "another".into()), TRAINED);
     assert_eq!(kept(|it| it.device.threads = 4), TRAINED);
-    assert_eq!(
-        kept(|it| it.workload.input_pipeline.threads = 3),
-        TRAINED
-    );
+    assert_eq!(kept(|it| it.workload.input_pipeline.threads = 3), TRAINED);
     // Batch size and replicate: another measurement.
     assert_eq!(kept(|it| it.batch_size = BatchSize(32)), []);
     assert_eq!(kept(|it| it.replicate = 1), []);
@@ -250,7 +247,11 @@ fn what_a_limit_stopped_says_nothing_about_a_higher_one() {
         elsewhere.device.model = "another".into();
         assert!(!answers(&slow, &elsewhere));
         assert!(!answers(&oom, &elsewhere));
-        for state in [ProbeState::Failed, ProbeState::Cancelled, ProbeState::Running] {
+        for state in [
+            ProbeState::Failed,
+            ProbeState::Cancelled,
+            ProbeState::Running,
+        ] {
             let open = ended(task.clone(), state, None);
             assert!(!answers(&open, &under(&task, MEMORY, 60.0)), "{state:?}");
         }
