@@ -25,7 +25,8 @@ pub struct ProbeRecord {
     pub wave: u32,
     /// Its place within the wave.
     pub position: u32,
-    /// Whether another study had already made it.
+    /// Whether another study had already made it: then it cost this one nothing. What an earlier revision of this
+    /// study has made is its own.
     pub reused: bool,
     /// Device time of its completing attempt, seconds.
     pub device_secs: f64,

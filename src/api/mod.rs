@@ -15,6 +15,7 @@ pub mod pagination;
 pub mod probes;
 pub mod problem;
 pub mod responses;
+pub mod revisions;
 pub mod server;
 pub mod state;
 pub mod studies;

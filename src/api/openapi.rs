@@ -6,7 +6,9 @@ use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::problem::{Problem, ProblemCode};
-use super::{answers, catalog, datasets, devices, health, measurements, metrics, probes, studies};
+use super::{
+    answers, catalog, datasets, devices, health, measurements, metrics, probes, revisions, studies,
+};
 use crate::study::validation::Violation;
 
 #[derive(OpenApi)]
@@ -38,6 +40,8 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
         .service(studies::get_study)
         .service(studies::delete_study)
         .service(studies::get_study_definition)
+        .service(revisions::update_study_definition)
+        .service(revisions::list_study_revisions)
         .service(studies::cancel_study)
         .service(probes::list_probes)
         .service(probes::get_probe)

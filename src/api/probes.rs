@@ -76,7 +76,7 @@ pub struct PlannedProbe {
     pub wave: i32,
     /// Its place in the wave, from 0.
     pub position: i32,
-    /// Whether another study had already made it.
+    /// Whether it was there already: made by another study, or by an earlier revision of this one.
     pub reused: bool,
     /// Why it was planned.
     pub why: String,

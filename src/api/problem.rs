@@ -8,7 +8,7 @@ use actix_web::{HttpResponse, ResponseError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::lifecycle::{CreateError, EndError};
+use crate::lifecycle::{CreateError, EndError, ReviseError};
 use crate::store::StoreError;
 use crate::study::validation::{Rejected, Violation};
 use crate::uploads::UploadError;
@@ -65,6 +65,10 @@ codes! {
     StudyNotEnded = "study_not_ended", CONFLICT, "The study has not ended";
     /// A queued or running study needs the data set.
     DatasetInUse = "dataset_in_use", CONFLICT, "The data set is in use";
+    /// The definition has another revision than the request changes.
+    RevisionChanged = "revision_changed", PRECONDITION_FAILED, "The definition was changed meanwhile";
+    /// The request does not say which revision it changes.
+    RevisionRequired = "revision_required", PRECONDITION_REQUIRED, "Say which revision is changed";
     /// The body is larger than allowed.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
     /// The body is not declared as JSON.
@@ -308,6 +312,26 @@ impl From<UploadError> for Problem {
                 Self::internal()
             }
             UploadError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReviseError> for Problem {
+    fn from(error: ReviseError) -> Self {
+        match error {
+            ReviseError::NotFound => Self::not_found("study"),
+            ReviseError::NoRevisionNamed => Self::new(
+                ProblemCode::RevisionRequired,
+                "send If-Match with the ETag of GET …/definition, so that nobody else's change is overwritten",
+            ),
+            ReviseError::AnotherRevision { current } => Self::new(
+                ProblemCode::RevisionChanged,
+                format!(
+                    "the study is at revision {current} by now; read the definition again and send its ETag as If-Match"
+                ),
+            ),
+            ReviseError::Refused(error) => error.into(),
+            ReviseError::Store(error) => error.into(),
         }
     }
 }

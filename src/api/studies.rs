@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use actix_web::http::header::{CONTENT_TYPE, LOCATION};
+use actix_web::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use actix_web::web::{Bytes, Data, Json, Path, Query};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use chrono::{DateTime, Utc};
@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::pagination::{Page, PageRequest};
 use super::problem::{Problem, ProblemCode};
 use super::responses::{Always, Conflict, InvalidQuery, Missing};
+use super::revisions;
 use super::state::Api;
 use crate::lifecycle;
 use crate::plan::DryRun;
@@ -91,7 +92,8 @@ pub struct Progress {
     pub probes: ProbesByState,
     /// Probes that have ended.
     pub probes_done: i64,
-    /// Device time spent, seconds; what was reused cost nothing.
+    /// Device time spent on what the current revision rests on, seconds. What others had measured cost nothing;
+    /// what an earlier revision had measured counts.
     pub device_secs: f64,
     /// Probes still to come, about.
     pub remaining_probes: i64,
@@ -167,7 +169,7 @@ async fn with_progress(api: &Api, rows: Vec<StudyRow>) -> Result<Vec<Study>, Pro
         .collect())
 }
 
-async fn one(api: &Api, row: StudyRow) -> Result<Study, Problem> {
+pub(super) async fn one(api: &Api, row: StudyRow) -> Result<Study, Problem> {
     with_progress(api, vec![row])
         .await?
         .pop()
@@ -247,7 +249,7 @@ pub async fn create_study(
 }
 
 /// Another content type would let a page of another site post without being asked for leave.
-fn must_be_json(request: &HttpRequest) -> Result<(), Problem> {
+pub(super) fn must_be_json(request: &HttpRequest) -> Result<(), Problem> {
     let is_json = request
         .headers()
         .get(CONTENT_TYPE)
@@ -367,7 +369,7 @@ pub async fn get_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Study>,
     tag = "studies",
     params(("id" = StudyId, Path, description = "The study")),
     responses(
-        (status = 200, description = "The definition of the current revision", body = StudyDefinition),
+        (status = 200, description = "The definition of the current revision", body = StudyDefinition, headers(("ETag" = String, description = "The revision; give it as If-Match to change the definition"))),
         Always,
         Missing,
     )
@@ -376,10 +378,13 @@ pub async fn get_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Study>,
 pub async fn get_study_definition(
     api: Data<Api>,
     id: Path<StudyId>,
-) -> Result<Json<StudyDefinition>, Problem> {
+) -> Result<HttpResponse, Problem> {
     let row = find(&api, *id).await?;
     let mut conn = api.context.database.connection().await?;
-    Ok(Json(studies::definition(&mut conn, &row).await?))
+    let definition = studies::definition(&mut conn, &row).await?;
+    Ok(HttpResponse::Ok()
+        .insert_header((ETAG, revisions::etag(row.revision)))
+        .json(definition))
 }
 
 /// Cancel a study

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use super::Context;
 use super::device::{self, Choice, Wish};
 use crate::analysis::{self, Evidence};
-use crate::plan::{self, Next, Plan};
-use crate::probe::fingerprint;
+use crate::plan::{self, Next, Plan, PlannedProbe};
+use crate::probe::{ProbeKind, fingerprint, inputs};
 use crate::recommendation::{self, Advice};
 use crate::store::events::{self, EventKind};
 use crate::store::probes::{NewProbe, WavePlace};
@@ -21,6 +21,10 @@ use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState, defaults}
 /// How often an advance starts over because the evidence changed under it. Every completion may
 /// change it once, and the next wake-up tries again anyway.
 const MAX_TRIES: usize = 8;
+
+/// Waves in a row that need no new probe, before another study gets its turn. Nobody's wake-up is waited for
+/// between them: a study that asks what is known already has its answer as fast as it can be worked out.
+const MAX_ANSWERED: usize = 16;
 
 /// Wake-ups within this time lead to one look.
 const COALESCE: Duration = Duration::from_millis(40);
@@ -83,17 +87,7 @@ pub async fn work_out(
         let advices = recommendation::recommend(&definition, &evidence, &analysis);
         let owner = (!definition.reuse).then_some(study);
         let wave = match &plan.next {
-            Next::Wave(planned) => planned
-                .iter()
-                .map(|probe| {
-                    Ok(NewProbe {
-                        identity: fingerprint::identity(&project, owner, &probe.spec)?,
-                        spec: probe.spec.clone(),
-                        why: probe.why.clone(),
-                        prediction: probe.prediction,
-                    })
-                })
-                .collect::<Result<_, serde_json::Error>>()?,
+            Next::Wave(planned) => new_probes(&project, owner, planned)?,
             _ => Vec::new(),
         };
         Ok::<_, serde_json::Error>(Step {
@@ -110,7 +104,38 @@ pub async fn work_out(
         .map_err(|error| StoreError::unreadable(format!("study {study}"), error))
 }
 
-/// Writes a step, inside the caller's transaction. False when the evidence has moved on.
+/// Planned probes as they are looked for and stored. `owner` is the study that refuses reuse.
+pub(super) fn new_probes(
+    project: &str,
+    owner: Option<StudyId>,
+    planned: &[PlannedProbe],
+) -> Result<Vec<NewProbe>, serde_json::Error> {
+    planned
+        .iter()
+        .map(|probe| {
+            Ok(NewProbe {
+                identity: fingerprint::identity(project, owner, &probe.spec)?,
+                inputs: inputs::inputs(project, owner, &probe.spec)?,
+                spec: probe.spec.clone(),
+                why: probe.why.clone(),
+                prediction: probe.prediction,
+            })
+        })
+        .collect()
+}
+
+/// What writing a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// Nothing was written: the evidence has moved on.
+    Overtaken,
+    /// It is written, and there is something to wait for, or the study has ended.
+    Written,
+    /// It is written, and everything that it asks for is known already.
+    Answered,
+}
+
+/// Writes a step, inside the caller's transaction.
 ///
 /// # Errors
 /// Those of the database.
@@ -118,7 +143,8 @@ pub async fn apply(
     conn: &mut Connection,
     place: Place<'_>,
     step: &Step,
-) -> Result<bool, StoreError> {
+) -> Result<Applied, StoreError> {
+    let mut applied = Applied::Written;
     let ended = match &step.plan.next {
         Next::Done { because, detail } => Some((*because, detail.as_str())),
         _ => None,
@@ -133,7 +159,7 @@ pub async fn apply(
         ended,
     };
     if !studies::set_advanced(conn, place.study, &advanced).await? {
-        return Ok(false);
+        return Ok(Applied::Overtaken);
     }
     if !step.wave.is_empty() {
         let wave = WavePlace {
@@ -145,6 +171,13 @@ pub async fn apply(
         };
         let already_ended = probes::link_wave(conn, wave, &step.wave).await?;
         studies::set_wave(conn, place.study, place.wave, already_ended > 0).await?;
+        if already_ended == step.wave.len() {
+            applied = Applied::Answered;
+        }
+    }
+    if ended.is_some() && place.revision > 1 {
+        // The plan is past everything that earlier revisions began.
+        probes::cancel_superseded(conn, place.study, &ProbeKind::ALL).await?;
     }
     if recommendations::replace(conn, place.study, place.revision, &step.advices).await? {
         let topics: Vec<_> = step.advices.iter().map(|advice| advice.topic).collect();
@@ -164,7 +197,7 @@ pub async fn apply(
         "probes_planned": step.wave.len(),
     });
     events::append(conn, place.study, EventKind::Study, &data).await?;
-    Ok(true)
+    Ok(applied)
 }
 
 /// Moves a study on as far as its evidence allows.
@@ -172,13 +205,20 @@ pub async fn apply(
 /// # Errors
 /// Those of the database; nothing is half-written then.
 pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreError> {
-    for _ in 0..MAX_TRIES {
+    let mut tries = 0;
+    let mut answered = 0;
+    while tries < MAX_TRIES {
         let mut conn = context.database.connection().await?;
         let Some(study) = studies::find_anywhere(&mut conn, id).await? else {
             return Ok(Advance::Nothing);
         };
+        let nothing = if answered > 0 {
+            Advance::Moved
+        } else {
+            Advance::Nothing
+        };
         if study.study_state().has_ended() {
-            return Ok(Advance::Nothing);
+            return Ok(nothing);
         }
         let mut definition = studies::definition(&mut conn, &study).await?;
         let mut filled = false;
@@ -210,7 +250,7 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
             && !filled
             && waiting_for == study.waiting_for
         {
-            return Ok(Advance::Nothing);
+            return Ok(nothing);
         }
         let evidence = probes::evidence(&mut conn, &study).await?;
         let wave = i32::try_from(evidence.next_wave()).unwrap_or(i32::MAX);
@@ -239,10 +279,17 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
         let work = write(&mut conn, place, &step, new_definition).await;
         let applied = store::finish(&mut conn, work).await?;
         drop(conn);
-        if applied {
-            context.waker.wake();
-            log_step(id, &step.plan);
-            return Ok(Advance::Moved);
+        match applied {
+            Applied::Overtaken => tries += 1,
+            Applied::Answered if answered < MAX_ANSWERED => {
+                log_step(id, &step.plan);
+                answered += 1;
+            }
+            Applied::Written | Applied::Answered => {
+                context.waker.wake();
+                log_step(id, &step.plan);
+                return Ok(Advance::Moved);
+            }
         }
     }
     Ok(Advance::Overtaken)
@@ -254,14 +301,14 @@ async fn write(
     place: Place<'_>,
     step: &Step,
     new_definition: Option<&StudyDefinition>,
-) -> Result<bool, StoreError> {
-    if !apply(conn, place, step).await? {
-        return Ok(false);
-    }
-    if let Some(definition) = new_definition {
+) -> Result<Applied, StoreError> {
+    let applied = apply(conn, place, step).await?;
+    if applied != Applied::Overtaken
+        && let Some(definition) = new_definition
+    {
         studies::update_definition(conn, place.study, place.revision, definition).await?;
     }
-    Ok(true)
+    Ok(applied)
 }
 
 fn log_step(study: StudyId, plan: &Plan) {

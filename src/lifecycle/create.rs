@@ -6,13 +6,16 @@ use uuid::Uuid;
 
 use super::advance::{self, Step};
 use super::device::{self, Choice, Wish};
+use super::replay::{Asked, replay};
 use super::{Caller, Context};
 use crate::analysis::Evidence;
 use crate::plan::{self, DryRun};
 use crate::store::studies::{IdempotencyKey, NewStudy, StudyRow};
 use crate::store::{self, Connection, StoreError, datasets, devices, studies};
 use crate::study::validation::{self, Rejected, Violation};
-use crate::study::{Dataset, StudyDefinition, StudyId, StudyRequest, defaults};
+use crate::study::{
+    Dataset, DeviceChoice, DeviceRequest, StudyDefinition, StudyId, StudyRequest, defaults,
+};
 
 /// Why a study was not created.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +52,13 @@ pub struct Created {
     pub replayed: bool,
 }
 
-/// Parses, resolves against the live devices, and checks.
-async fn define(
+/// Parses, resolves against the live devices, and checks. What a revision leaves open about its device stays as it
+/// was: the memory that is free changes from minute to minute, and that is no change of what is asked.
+pub(super) async fn define(
     context: &Context,
     caller: &Caller,
     body: &[u8],
+    before: Option<&StudyDefinition>,
 ) -> Result<(StudyDefinition, Option<String>), CreateError> {
     let mut conn = context.database.connection().await?;
     let stored = match validation::named_dataset(body) {
@@ -63,7 +68,10 @@ async fn define(
             Some(row) => Some(row.stored()?),
         },
     };
-    let request = context.rules.parse_body(body, stored.as_ref())?;
+    let mut request = context.rules.parse_body(body, stored.as_ref())?;
+    if let Some(before) = before {
+        keep_device(&mut request.device, &before.device);
+    }
     let live = devices::live(&mut conn, context.alive_secs).await?;
     let choice = device::choose(wish(&request), &live);
     if let Some(violation) = choice.violation() {
@@ -81,8 +89,19 @@ async fn define(
     Ok((definition, waiting_for))
 }
 
+/// Fills in what is left open, where it is the same device model.
+fn keep_device(asked: &mut DeviceRequest, before: &DeviceChoice) {
+    let is_same =
+        asked.backend == before.backend && (asked.model.is_none() || asked.model == before.model);
+    if is_same {
+        asked.model = before.model.clone();
+        asked.threads = asked.threads.or(before.threads);
+        asked.memory_budget_bytes = asked.memory_budget_bytes.or(before.memory_budget_bytes);
+    }
+}
+
 /// It was there when the study was read, or the study would have been refused then.
-fn dataset_is_gone() -> CreateError {
+pub(super) fn dataset_is_gone() -> CreateError {
     let violation = Violation::new("/workload/dataset/id", "the data set was deleted just now");
     Rejected::Invalid(vec![violation]).into()
 }
@@ -110,7 +129,7 @@ pub async fn create(
     {
         return Err(CreateError::IdempotencyKeyInvalid);
     }
-    let (definition, waiting_for) = define(context, caller, body).await?;
+    let (definition, waiting_for) = define(context, caller, body, None).await?;
     let id = StudyId(Uuid::now_v7());
     let step = advance::work_out(
         caller.project.clone(),
@@ -218,8 +237,20 @@ pub async fn dry_run(
     caller: &Caller,
     body: &[u8],
 ) -> Result<(StudyDefinition, DryRun), CreateError> {
-    let (definition, waiting_for) = define(context, caller, body).await?;
-    let mut dry_run = plan::dry_run(&definition);
+    let (definition, waiting_for) = define(context, caller, body, None).await?;
+    let asked = Asked {
+        project: &caller.project,
+        study: None,
+        definition: &definition,
+        stand_ins: &Evidence::default(),
+    };
+    let replay = replay(context, asked).await?;
+    let mut dry_run = plan::forecast(
+        &definition,
+        replay.probes,
+        replay.device_secs,
+        replay.reused,
+    );
     if let Some(waiting_for) = waiting_for {
         dry_run
             .warnings

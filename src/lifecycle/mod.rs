@@ -1,14 +1,17 @@
-//! A study's life: create, cancel, delete, advance. The one caller of plan and recommendation,
+//! A study's life: create, revise, cancel, delete, advance. The one caller of plan and recommendation,
 //! and the one place that composes the store with the pure modules.
 
 pub mod advance;
 pub mod create;
 pub mod device;
 pub mod end;
+mod replay;
+pub mod revise;
 
 pub use advance::{Advance, advance, run_advancer};
 pub use create::{CreateError, Created, create, dry_run};
 pub use end::{EndError, cancel, delete};
+pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
 
 use std::sync::Arc;
 

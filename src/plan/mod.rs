@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::analysis::{Analysis, Evidence, MemoryPrediction};
+use crate::probe::inputs::is_same;
 use crate::probe::{ProbeKind, ProbeSpec, Task};
 use crate::study::{EndedBecause, Question, StudyDefinition};
 use budget::Purse;
@@ -177,15 +178,9 @@ fn next(
     (Next::Done { because, detail }, "ended".into())
 }
 
-/// Without what is in the wave twice, or was already done: asking for it again would bring nothing, and a study
+/// Without what is in the wave twice, or was already done, whatever it was called: asking for it again would bring nothing, and a study
 /// must never wait for what has ended.
 fn only_new(wave: Vec<PlannedProbe>, evidence: &Evidence) -> Vec<PlannedProbe> {
-    let is_same = |a: &ProbeSpec, b: &ProbeSpec| {
-        // What differs most often comes first.
-        (a.batch_size, a.replicate) == (b.batch_size, b.replicate)
-            && a.optimizer == b.optimizer
-            && a == b
-    };
     let mut new: Vec<PlannedProbe> = Vec::with_capacity(wave.len());
     for planned in wave {
         let is_known = new.iter().any(|it| is_same(&it.spec, &planned.spec))
@@ -253,13 +248,16 @@ fn needs_times(definition: &StudyDefinition) -> bool {
     .any(|question| asks(definition, question))
 }
 
-/// What a study would do, as far as it can be known before anything was measured.
+/// What a study would do, as far as it can be known before anything of it was measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DryRun {
-    /// Probes, about.
+    /// Probes that must be made, about.
     pub probes: u64,
-    /// Device time, about, seconds.
+    /// Device time that they take, about, seconds.
     pub estimated_device_secs: f64,
+    /// Probes whose figures are there already and are taken over.
+    #[serde(default)]
+    pub reused_probes: u64,
     /// What the caller should know before.
     pub warnings: Vec<String>,
 }
@@ -269,6 +267,16 @@ pub fn dry_run(definition: &StudyDefinition) -> DryRun {
     let evidence = Evidence::default();
     let purse = Purse::new(definition, &evidence);
     let (probes, secs) = purse.remaining(definition, &evidence, &Analysis::default());
+    forecast(definition, probes, secs, 0)
+}
+
+/// A study that takes over so many probes and needs so many more.
+pub fn forecast(
+    definition: &StudyDefinition,
+    probes: u64,
+    secs: f64,
+    reused_probes: u64,
+) -> DryRun {
     let mut warnings = Vec::new();
     if secs > definition.budget.device_secs || probes > definition.budget.probes {
         warnings.push(format!(
@@ -285,6 +293,7 @@ pub fn dry_run(definition: &StudyDefinition) -> DryRun {
     DryRun {
         probes,
         estimated_device_secs: secs,
+        reused_probes,
         warnings,
     }
 }

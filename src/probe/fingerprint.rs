@@ -1,4 +1,5 @@
-//! What makes two probes the same: SHA-256 of the canonical JSON (RFC 8785) of what they depend on.
+//! What makes two probes one row: SHA-256 of the canonical JSON (RFC 8785) of everything that they are told. What
+//! their figures depend on is less, and what makes one take over what the other found: [`inputs`](super::inputs).
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};

@@ -6,6 +6,7 @@
 
 pub mod event;
 pub mod fingerprint;
+pub mod inputs;
 pub mod metric;
 pub mod outcome;
 pub mod spec;

@@ -8,6 +8,8 @@ mod critical_batch_size;
 mod feasible;
 mod quality;
 pub mod report;
+mod retuning;
+pub mod staleness;
 mod throughput;
 mod training_time;
 
@@ -42,11 +44,13 @@ pub enum Topic {
     UpfrontCost,
     /// Whether training ends with the same quality at every batch size.
     QualityAcrossBatchSizes,
+    /// What must be measured and tuned again when something changes.
+    Retuning,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
@@ -56,6 +60,7 @@ impl Topic {
         Self::ResourceConsumption,
         Self::UpfrontCost,
         Self::QualityAcrossBatchSizes,
+        Self::Retuning,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -70,6 +75,7 @@ impl Topic {
             Self::ResourceConsumption => "resource_consumption",
             Self::UpfrontCost => "upfront_cost",
             Self::QualityAcrossBatchSizes => "quality_across_batch_sizes",
+            Self::Retuning => "retuning",
         }
     }
 
@@ -173,7 +179,7 @@ pub fn recommend(
     analysis: &Analysis,
 ) -> Vec<Advice> {
     type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
-    let topics: [(Question, Advise); 9] = [
+    let topics: [(Question, Advise); 10] = [
         (Question::FeasibleBatchSizes, feasible::advise),
         (Question::Throughput, throughput::advise),
         (Question::Bottleneck, bottleneck::advise),
@@ -183,6 +189,7 @@ pub fn recommend(
         (Question::BatchSize, training_time::resource_consumption),
         (Question::BatchSize, training_time::upfront_cost),
         (Question::QualityAcrossBatchSizes, quality::advise),
+        (Question::BatchSize, retuning::advise),
     ];
     topics
         .into_iter()

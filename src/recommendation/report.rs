@@ -94,6 +94,7 @@ fn heading(topic: Topic) -> &'static str {
         Topic::ResourceConsumption => "What training uses up",
         Topic::UpfrontCost => "What has to be paid before",
         Topic::QualityAcrossBatchSizes => "Quality across batch sizes",
+        Topic::Retuning => "What a change would take",
     }
 }
 

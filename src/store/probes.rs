@@ -12,6 +12,7 @@ use super::error::StoreError;
 use super::schema::{measurements, probes, study_probes};
 use super::studies::StudyRow;
 use crate::analysis::{Evidence, MemoryPrediction, ProbeRecord};
+use crate::probe::inputs::{self, Ended};
 use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
 use crate::study::{Bytes, ProbeId, StudyId};
 
@@ -20,7 +21,10 @@ type SqlUuid = diesel::sql_types::Uuid;
 /// A probe to be linked to a study, and made if its project has none like it.
 #[derive(Debug, Clone)]
 pub struct NewProbe {
+    /// Hash of everything that it is told.
     pub identity: String,
+    /// Hash of what its figures depend on.
+    pub inputs: String,
     pub spec: ProbeSpec,
     pub why: String,
     pub prediction: Option<MemoryPrediction>,
@@ -46,49 +50,45 @@ struct Linked {
     existed: bool,
 }
 
-/// Stores a wave. A probe that the project already has is linked, not made again; one that failed
-/// or was cancelled is queued again with fresh attempts. Gives how many had ended already.
+/// Queues a probe again that had failed or was cancelled; an ended or an open one stays as it is. The update that
+/// changes nothing makes the row visible to RETURNING, and waits for whoever ends the probe just now.
+const REVIVE: &str = "\
+    state = CASE WHEN p.state IN ('failed', 'cancelled') THEN 'queued' ELSE p.state END, \
+    crashes = CASE WHEN p.state IN ('failed', 'cancelled') THEN 0 ELSE p.crashes END, \
+    losses = CASE WHEN p.state IN ('failed', 'cancelled') THEN 0 ELSE p.losses END, \
+    ended_at = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.ended_at END, \
+    reason = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.reason END, \
+    detail = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.detail END, \
+    cancel_requested = false";
+
+/// Stores a wave. A probe that the project already has is linked, not made again, and so is one that was told
+/// something else and has found what is asked for; one that failed or was cancelled is queued again with fresh
+/// attempts. Gives how many had ended already.
 pub async fn link_wave(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
     wave: &[NewProbe],
 ) -> Result<usize, StoreError> {
     let mut ended = 0;
+    let known = find_answers(conn, place.project, None, wave).await?;
     // In one order for everybody: two studies that link the same probes must not wait for each other.
-    let mut wave: Vec<(i32, &NewProbe)> = (0_i32..).zip(wave).collect();
-    wave.sort_by(|(_, a), (_, b)| a.identity.cmp(&b.identity));
-    for (position, new) in wave {
+    let mut wave: Vec<(i32, &NewProbe, Option<Answer>)> = (0_i32..)
+        .zip(wave.iter().zip(known))
+        .map(|(position, (new, known))| (position, new, known))
+        .collect();
+    wave.sort_by(|(_, a, _), (_, b, _)| a.identity.cmp(&b.identity));
+    for (position, new, known) in wave {
         let spec = serde_json::to_value(&new.spec)
             .map_err(|error| StoreError::unreadable("probe spec", error))?;
-        let id = Uuid::now_v7();
-        // The no-op update makes the row visible to RETURNING and waits for a concurrent twin.
-        let linked: Linked = diesel::sql_query(
-            "INSERT INTO probes AS p (id, project, created_by, identity, kind, batch_size, backend, device_model, exclusive, spec) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-             ON CONFLICT (project, identity) DO UPDATE SET \
-                state = CASE WHEN p.state IN ('failed', 'cancelled') THEN 'queued' ELSE p.state END, \
-                crashes = CASE WHEN p.state IN ('failed', 'cancelled') THEN 0 ELSE p.crashes END, \
-                losses = CASE WHEN p.state IN ('failed', 'cancelled') THEN 0 ELSE p.losses END, \
-                ended_at = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.ended_at END, \
-                reason = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.reason END, \
-                detail = CASE WHEN p.state IN ('failed', 'cancelled') THEN NULL ELSE p.detail END, \
-                cancel_requested = false \
-             RETURNING id, state, (id <> $1) AS existed",
-        )
-        .bind::<SqlUuid, _>(id)
-        .bind::<Text, _>(place.project)
-        .bind::<Text, _>(place.created_by)
-        .bind::<Text, _>(&new.identity)
-        .bind::<Text, _>(new.spec.kind().as_str())
-        .bind::<diesel::sql_types::BigInt, _>(
-            i64::try_from(new.spec.batch_size.0).unwrap_or(i64::MAX),
-        )
-        .bind::<Text, _>(new.spec.device.backend.as_str())
-        .bind::<Text, _>(&new.spec.device.model)
-        .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
-        .bind::<diesel::sql_types::Jsonb, _>(spec)
-        .get_result(conn)
-        .await?;
+        let found = match &known {
+            Some(answer) => revive(conn, answer.id).await?,
+            None => None,
+        };
+        let differs = known.is_some_and(|answer| answer.spec != new.spec) && found.is_some();
+        let linked = match found {
+            Some(linked) => linked,
+            None => insert_or_find(conn, place, new, &spec).await?,
+        };
         let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
         ended += usize::from(has_ended);
         let predicted = |of: fn(&MemoryPrediction) -> Bytes| {
@@ -104,6 +104,7 @@ pub async fn link_wave(
                 study_probes::position.eq(position),
                 study_probes::reused.eq(linked.existed && has_ended),
                 study_probes::open.eq(!has_ended),
+                study_probes::spec.eq(differs.then_some(&spec)),
                 study_probes::why.eq(&new.why),
                 study_probes::predicted_bytes.eq(predicted(|it| it.peak_bytes)),
                 study_probes::predicted_lower_bytes.eq(predicted(|it| it.ci_lower)),
@@ -112,7 +113,255 @@ pub async fn link_wave(
             .execute(conn)
             .await?;
     }
+    // What an earlier revision of the study has made cost this study something.
+    diesel::sql_query(
+        "UPDATE study_probes sp SET paid_before = true \
+         WHERE sp.study = $1 AND sp.revision = $2 AND sp.wave = $3 AND sp.reused AND EXISTS (\
+            SELECT 1 FROM study_probes o WHERE o.study = sp.study AND o.probe = sp.probe \
+              AND o.revision < sp.revision AND (o.paid_before OR NOT o.reused))",
+    )
+    .bind::<SqlUuid, _>(place.study.0)
+    .bind::<Integer, _>(place.revision)
+    .bind::<Integer, _>(place.wave)
+    .execute(conn)
+    .await?;
     Ok(ended)
+}
+
+/// A probe by what it is told: made, or found.
+async fn insert_or_find(
+    conn: &mut AsyncPgConnection,
+    place: WavePlace<'_>,
+    new: &NewProbe,
+    spec: &serde_json::Value,
+) -> Result<Linked, StoreError> {
+    Ok(diesel::sql_query(format!(
+        "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+         ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
+         RETURNING id, state, (id <> $1) AS existed"
+    ))
+    .bind::<SqlUuid, _>(Uuid::now_v7())
+    .bind::<Text, _>(place.project)
+    .bind::<Text, _>(place.created_by)
+    .bind::<Text, _>(&new.identity)
+    .bind::<Text, _>(&new.inputs)
+    .bind::<Text, _>(new.spec.kind().as_str())
+    .bind::<diesel::sql_types::BigInt, _>(i64::try_from(new.spec.batch_size.0).unwrap_or(i64::MAX))
+    .bind::<Text, _>(new.spec.device.backend.as_str())
+    .bind::<Text, _>(&new.spec.device.model)
+    .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
+    .bind::<diesel::sql_types::Jsonb, _>(spec)
+    .get_result(conn)
+    .await?)
+}
+
+/// A probe by its id, to be linked; none when it has been removed meanwhile.
+async fn revive(conn: &mut AsyncPgConnection, id: Uuid) -> Result<Option<Linked>, StoreError> {
+    Ok(diesel::sql_query(format!(
+        "UPDATE probes p SET {REVIVE} WHERE id = $1 RETURNING id, state, true AS existed"
+    ))
+    .bind::<SqlUuid, _>(id)
+    .get_result(conn)
+    .await
+    .optional()?)
+}
+
+/// A probe that has ended and is the answer to one that is wanted.
+#[derive(Debug, Clone)]
+struct Answer {
+    id: Uuid,
+    spec: ProbeSpec,
+    state: ProbeState,
+    infeasible: Option<InfeasibleReason>,
+    detail: Option<String>,
+    device_secs: f64,
+    /// Whether the study that asks has made it itself.
+    is_own: bool,
+}
+
+#[derive(QueryableByName)]
+struct AnswerRow {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Text)]
+    inputs: String,
+    #[diesel(sql_type = Text)]
+    identity: String,
+    #[diesel(sql_type = Text)]
+    state: String,
+    #[diesel(sql_type = diesel::sql_types::Nullable<Text>)]
+    reason: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Nullable<Text>)]
+    detail: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Jsonb)]
+    spec: serde_json::Value,
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    device_secs: f64,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Double>)]
+    peak: Option<f64>,
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    is_own: bool,
+}
+
+/// For each probe wanted, one of the project's that has ended and answers it. The very same one comes first, then
+/// the one that ended last.
+async fn find_answers(
+    conn: &mut AsyncPgConnection,
+    project: &str,
+    study: Option<StudyId>,
+    wanted: &[NewProbe],
+) -> Result<Vec<Option<Answer>>, StoreError> {
+    let hashes: Vec<&str> = wanted.iter().map(|new| new.inputs.as_str()).collect();
+    let rows: Vec<AnswerRow> = diesel::sql_query(
+        "SELECT p.id, p.inputs, p.identity, p.state, p.reason, p.detail, p.spec, p.device_secs, \
+            (SELECT m.value FROM measurements m WHERE m.probe = p.id AND m.attempt = p.attempt \
+               AND m.metric = 'peak_memory' AND m.step IS NULL LIMIT 1) AS peak, \
+            EXISTS (SELECT 1 FROM study_probes sp WHERE sp.study = $3 AND sp.probe = p.id \
+               AND (sp.paid_before OR NOT sp.reused)) AS is_own \
+         FROM probes p WHERE p.project = $1 AND p.inputs = ANY($2) \
+           AND p.state IN ('succeeded', 'infeasible') ORDER BY p.ended_at DESC, p.id",
+    )
+    .bind::<Text, _>(project)
+    .bind::<diesel::sql_types::Array<Text>, _>(hashes)
+    .bind::<diesel::sql_types::Nullable<SqlUuid>, _>(study.map(|id| id.0))
+    .load(conn)
+    .await?;
+    let mut by_inputs = HashMap::<String, Vec<(String, Option<Bytes>, Answer)>>::new();
+    for row in rows {
+        // What a newer version stored may be of a kind that this one does not know: then it answers nothing.
+        let (Ok(spec), Some(state)) = (
+            serde_json::from_value(row.spec),
+            ProbeState::parse(&row.state),
+        ) else {
+            continue;
+        };
+        let peak = row.peak.map(|bytes| Bytes(bytes.max(0.0) as u64));
+        let answer = Answer {
+            id: row.id,
+            spec,
+            state,
+            infeasible: row.reason.as_deref().and_then(InfeasibleReason::parse),
+            detail: row.detail,
+            device_secs: row.device_secs,
+            is_own: row.is_own,
+        };
+        by_inputs
+            .entry(row.inputs)
+            .or_default()
+            .push((row.identity, peak, answer));
+    }
+    Ok(wanted
+        .iter()
+        .map(|new| {
+            let rows = by_inputs.get(&new.inputs)?;
+            let answers = |(_, peak, answer): &&(String, Option<Bytes>, Answer)| {
+                let ended = Ended {
+                    spec: answer.spec.clone(),
+                    state: answer.state,
+                    infeasible: answer.infeasible,
+                    peak: *peak,
+                };
+                inputs::answers(&ended, &new.spec)
+            };
+            let same = rows.iter().find(|(identity, ..)| *identity == new.identity);
+            let found = same.filter(answers).or_else(|| rows.iter().find(answers));
+            found.map(|(_, _, answer)| answer.clone())
+        })
+        .collect())
+}
+
+/// For each probe wanted, what is known already, as evidence of a wave; reads only. `study` is the one that asks.
+pub async fn find_known(
+    conn: &mut AsyncPgConnection,
+    project: &str,
+    study: Option<StudyId>,
+    wave: u32,
+    wanted: &[NewProbe],
+) -> Result<Vec<Option<ProbeRecord>>, StoreError> {
+    let known = find_answers(conn, project, study, wanted).await?;
+    let ids: Vec<Uuid> = known.iter().flatten().map(|answer| answer.id).collect();
+    let figures: Vec<Figure> = diesel::sql_query(
+        "SELECT m.probe, m.metric, m.value FROM probes p \
+         JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \
+         WHERE p.id = ANY($1) AND m.step IS NULL",
+    )
+    .bind::<diesel::sql_types::Array<SqlUuid>, _>(ids)
+    .load(conn)
+    .await?;
+    let by_probe = figures_by_probe(figures);
+    Ok((0_u32..)
+        .zip(wanted.iter().zip(known))
+        .map(|(position, (new, known))| {
+            let answer = known?;
+            Some(ProbeRecord {
+                id: ProbeId(answer.id),
+                spec: new.spec.clone(),
+                state: answer.state,
+                infeasible: answer.infeasible,
+                failure: None,
+                detail: answer.detail,
+                wave,
+                position,
+                reused: !answer.is_own,
+                device_secs: answer.device_secs,
+                prediction: new.prediction,
+                figures: by_probe.get(&answer.id).cloned().unwrap_or_default(),
+            })
+        })
+        .collect())
+}
+
+#[derive(QueryableByName)]
+struct Figure {
+    #[diesel(sql_type = SqlUuid)]
+    probe: Uuid,
+    #[diesel(sql_type = Text)]
+    metric: String,
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    value: f64,
+}
+
+fn figures_by_probe(figures: Vec<Figure>) -> HashMap<Uuid, BTreeMap<Metric, f64>> {
+    let mut by_probe = HashMap::<Uuid, BTreeMap<Metric, f64>>::new();
+    for figure in figures {
+        if let Some(metric) = Metric::parse(&figure.metric) {
+            by_probe
+                .entry(figure.probe)
+                .or_default()
+                .insert(metric, figure.value);
+        }
+    }
+    by_probe
+}
+
+/// Cancels the probes that only earlier revisions of a study want: queued ones at once, and running ones of the
+/// kinds given by request. What the new revision comes to want is queued again when it is linked.
+pub async fn cancel_superseded(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    kinds: &[ProbeKind],
+) -> Result<(), StoreError> {
+    const SUPERSEDED: &str = "\
+        SELECT p.id FROM probes p JOIN study_probes sp ON sp.probe = p.id \
+        WHERE sp.study = $1 AND (p.state = 'queued' OR (p.state = 'running' AND p.kind = ANY($2))) \
+          AND NOT EXISTS (\
+            SELECT 1 FROM study_probes o JOIN studies s ON s.id = o.study AND s.revision = o.revision \
+            WHERE o.probe = p.id AND s.state IN ('queued', 'running')) \
+        ORDER BY p.id FOR UPDATE OF p";
+    let kinds: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
+    diesel::sql_query(format!(
+        "UPDATE probes SET \
+            state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END, \
+            ended_at = CASE WHEN state = 'queued' THEN now() ELSE ended_at END, \
+            cancel_requested = (state = 'running') \
+         WHERE id IN ({SUPERSEDED})"
+    ))
+    .bind::<SqlUuid, _>(study.0)
+    .bind::<diesel::sql_types::Array<Text>, _>(kinds)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Cancels the probes that only this study wants: queued ones at once, running ones by request.
@@ -190,6 +439,8 @@ pub struct PlaceRow {
     pub predicted_bytes: Option<i64>,
     pub predicted_lower_bytes: Option<i64>,
     pub predicted_upper_bytes: Option<i64>,
+    pub spec: Option<serde_json::Value>,
+    pub paid_before: bool,
 }
 
 impl PlaceRow {
@@ -279,15 +530,6 @@ pub async fn evidence(
     conn: &mut AsyncPgConnection,
     study: &StudyRow,
 ) -> Result<Evidence, StoreError> {
-    #[derive(QueryableByName)]
-    struct Figure {
-        #[diesel(sql_type = SqlUuid)]
-        probe: Uuid,
-        #[diesel(sql_type = Text)]
-        metric: String,
-        #[diesel(sql_type = diesel::sql_types::Double)]
-        value: f64,
-    }
     let figures: Vec<Figure> = diesel::sql_query(
         "SELECT m.probe, m.metric, m.value FROM study_probes sp \
          JOIN probes p ON p.id = sp.probe \
@@ -299,21 +541,13 @@ pub async fn evidence(
     .bind::<Integer, _>(study.revision)
     .load(conn)
     .await?;
-    let mut by_probe = HashMap::<Uuid, BTreeMap<Metric, f64>>::new();
-    for figure in figures {
-        if let Some(metric) = Metric::parse(&figure.metric) {
-            by_probe
-                .entry(figure.probe)
-                .or_default()
-                .insert(metric, figure.value);
-        }
-    }
+    let mut by_probe = figures_by_probe(figures);
     let rows = list(conn, study, &ProbeFilter::default(), i64::MAX).await?;
     let mut records = Vec::with_capacity(rows.len());
     for (place, row) in rows {
         records.push(ProbeRecord {
             id: ProbeId(row.id),
-            spec: serde_json::from_value(row.spec)
+            spec: serde_json::from_value(place.spec.clone().unwrap_or(row.spec))
                 .map_err(|error| StoreError::unreadable(format!("probe {}", row.id), error))?,
             state: match ProbeState::parse(&row.state) {
                 // The study wants it, so `requeue_wanted` is about to queue it again.
@@ -331,7 +565,7 @@ pub async fn evidence(
             detail: row.detail,
             wave: u32::try_from(place.wave).unwrap_or(0),
             position: u32::try_from(place.position).unwrap_or(0),
-            reused: place.reused,
+            reused: place.reused && !place.paid_before,
             prediction: place.prediction(),
             device_secs: row.device_secs,
             figures: by_probe.remove(&row.id).unwrap_or_default(),

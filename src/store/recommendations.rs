@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::schema::recommendations;
-use crate::recommendation::Advice;
-use crate::study::StudyId;
+use crate::recommendation::{Advice, Topic};
+use crate::study::{Change, StudyId};
 
 /// A recommendation as stored.
 #[derive(Debug, Clone, Queryable, Selectable)]
@@ -36,7 +36,36 @@ impl RecommendationRow {
     }
 }
 
-/// Replaces what is recommended for a revision. Ids stay while the topic stays. True if anything changed.
+/// Marks topics as stale, with what made them so, whichever revision answered them. True if there were any.
+pub async fn mark_stale(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    topics: &[(Topic, Vec<Change>)],
+) -> Result<bool, StoreError> {
+    let mut marked = 0;
+    for (topic, changes) in topics {
+        let words: Vec<&str> = changes.iter().map(|change| change.as_str()).collect();
+        let words = serde_json::to_value(words)
+            .map_err(|error| StoreError::unreadable("recommendation", error))?;
+        marked += diesel::update(
+            recommendations::table
+                .filter(recommendations::study.eq(study.0))
+                .filter(recommendations::topic.eq(topic.as_str()))
+                .filter(recommendations::stale.eq(false)),
+        )
+        .set((
+            recommendations::stale.eq(true),
+            recommendations::invalidated_by.eq(words),
+            recommendations::updated_at.eq(diesel::dsl::now),
+        ))
+        .execute(conn)
+        .await?;
+    }
+    Ok(marked > 0)
+}
+
+/// Replaces what is recommended for a revision. Ids stay while the topic stays, also when an earlier revision answered
+/// it and nothing has made that stale. True if anything changed.
 pub async fn replace(
     conn: &mut AsyncPgConnection,
     study: StudyId,
@@ -50,6 +79,16 @@ pub async fn replace(
             .filter(recommendations::revision.eq(revision))
             .filter(recommendations::topic.ne_all(&topics)),
     )
+    .execute(conn)
+    .await?;
+    changed += diesel::sql_query(
+        "UPDATE recommendations r SET revision = $2, updated_at = now() \
+         WHERE r.study = $1 AND r.revision < $2 AND NOT r.stale AND r.topic = ANY($3) AND NOT EXISTS (\
+            SELECT 1 FROM recommendations o WHERE o.study = $1 AND o.revision = $2 AND o.topic = r.topic)",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(study.0)
+    .bind::<diesel::sql_types::Integer, _>(revision)
+    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(&topics)
     .execute(conn)
     .await?;
     for advice in advices {

@@ -60,6 +60,7 @@ diesel::table! {
         project -> Text,
         created_by -> Text,
         identity -> Text,
+        inputs -> Text,
         kind -> Text,
         batch_size -> BigInt,
         backend -> Text,
@@ -101,6 +102,8 @@ diesel::table! {
         predicted_bytes -> Nullable<BigInt>,
         predicted_lower_bytes -> Nullable<BigInt>,
         predicted_upper_bytes -> Nullable<BigInt>,
+        spec -> Nullable<Jsonb>,
+        paid_before -> Bool,
     }
 }
 

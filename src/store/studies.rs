@@ -119,6 +119,85 @@ pub async fn update_definition(
     Ok(())
 }
 
+/// Gives a study its next revision, to be planned from its beginning, whatever state it was in.
+pub async fn revise(
+    conn: &mut AsyncPgConnection,
+    study: &StudyRow,
+    definition: &StudyDefinition,
+) -> Result<(), StoreError> {
+    let labels = serde_json::to_value(&definition.labels)
+        .map_err(|error| StoreError::unreadable("labels", error))?;
+    let revision = study.revision + 1;
+    diesel::insert_into(study_revisions::table)
+        .values((
+            study_revisions::study.eq(study.id),
+            study_revisions::revision.eq(revision),
+            study_revisions::definition.eq(definition_json(definition)?),
+        ))
+        .execute(conn)
+        .await?;
+    diesel::update(studies::table.find(study.id))
+        .set((
+            studies::name.eq(&definition.name),
+            studies::labels.eq(labels),
+            studies::workload.eq(workload_name(definition)),
+            studies::priority.eq(definition.priority),
+            studies::revision.eq(revision),
+            studies::state.eq(StudyState::Running.as_str()),
+            studies::ended_because.eq(None::<String>),
+            studies::ended_detail.eq(None::<String>),
+            studies::ended_at.eq(None::<DateTime<Utc>>),
+            studies::phase.eq(""),
+            studies::waiting_for.eq(None::<String>),
+            studies::wave.eq(0),
+            studies::evidence_version.eq(studies::evidence_version + 1),
+            studies::updated_at.eq(now),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// A revision of a study's definition.
+#[derive(Debug, Clone, Queryable)]
+pub struct RevisionRow {
+    pub revision: i32,
+    pub definition: serde_json::Value,
+    pub created_at: DateTime<Utc>,
+}
+
+impl RevisionRow {
+    /// The definition.
+    ///
+    /// # Errors
+    /// When a newer version stored something this one cannot read.
+    pub fn definition(&self) -> Result<StudyDefinition, StoreError> {
+        serde_json::from_value(self.definition.clone())
+            .map_err(|error| StoreError::unreadable(format!("revision {}", self.revision), error))
+    }
+}
+
+/// Revisions of a study, the newest first.
+pub async fn revisions(
+    conn: &mut AsyncPgConnection,
+    id: StudyId,
+    before: Option<i32>,
+    limit: i64,
+) -> Result<Vec<RevisionRow>, StoreError> {
+    Ok(study_revisions::table
+        .filter(study_revisions::study.eq(id.0))
+        .filter(study_revisions::revision.lt(before.unwrap_or(i32::MAX)))
+        .order(study_revisions::revision.desc())
+        .select((
+            study_revisions::revision,
+            study_revisions::definition,
+            study_revisions::created_at,
+        ))
+        .limit(limit)
+        .load(conn)
+        .await?)
+}
+
 /// One study of a project.
 pub async fn find(
     conn: &mut AsyncPgConnection,
@@ -309,7 +388,7 @@ pub async fn progress(
 ) -> Result<std::collections::HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
     let rows: Vec<StateCount> = diesel::sql_query(
         "SELECT sp.study, p.state, count(*) AS probes, \
-                coalesce(sum(p.device_secs) FILTER (WHERE NOT sp.reused), 0) AS device_secs \
+                coalesce(sum(p.device_secs) FILTER (WHERE NOT sp.reused OR sp.paid_before), 0) AS device_secs \
          FROM study_probes sp \
          JOIN studies s ON s.id = sp.study AND s.revision = sp.revision \
          JOIN probes p ON p.id = sp.probe \

@@ -205,6 +205,15 @@ impl Dataset {
         }
     }
 
+    /// How its examples are held while training runs: it decides what gathering a batch takes. Uploads are all
+    /// mapped from one stored form.
+    pub fn storage(&self) -> &'static str {
+        match self {
+            Self::Builtin(dataset) => dataset.name(),
+            Self::Uploaded(_) => "uploaded",
+        }
+    }
+
     /// The name used in filters and in default study names.
     pub fn name(&self) -> &str {
         match self {

@@ -1,5 +1,6 @@
 //! What is asked: the study definition, its parts, ids and states. Pure: no clock, no I/O.
 
+pub mod changes;
 pub mod costs;
 pub mod dataset;
 pub mod defaults;
@@ -15,6 +16,7 @@ pub mod units;
 pub mod upload;
 pub mod validation;
 
+pub use changes::{Change, Changed, Figure, between};
 pub use costs::{Costs, Design, Objective, ProjectPhase, UpfrontCost};
 pub use dataset::{
     BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,
@@ -26,7 +28,8 @@ pub use evaluation::{EvaluationMetric, EvaluationTarget, Goal, TargetRequest};
 pub use model::{Activation, Cell, Initialisation, Layer, Model, Normalization, ResnetStyle};
 pub use network::{Network, NetworkError, Placed};
 pub use optimizer::{
-    AdamEpsilon, GradientClipping, InitialSquare, Optimizer, RmsPropEpsilon, Schedule,
+    AdamEpsilon, GradientClipping, InitialSquare, Optimizer, OptimizerForm, RmsPropEpsilon,
+    Schedule,
 };
 pub use search_space::{
     Axis, Configuration, Hyperparameter, Range, Regularisation, Search, SearchRequest, SearchSpace,

@@ -317,6 +317,47 @@ impl Optimizer {
     }
 }
 
+/// What of an optimizer decides which arithmetic a step does and which state it keeps, its numbers left out:
+/// two optimizers of one form take the same time and the same memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OptimizerForm {
+    family: &'static str,
+    state_per_parameter: u64,
+    decays_weights: bool,
+    adam_epsilon: Option<AdamEpsilon>,
+    rmsprop_epsilon: Option<RmsPropEpsilon>,
+}
+
+impl Optimizer {
+    /// Its form.
+    pub fn form(&self) -> OptimizerForm {
+        let decays_weights = match self {
+            Self::Sgd { weight_decay, .. }
+            | Self::SgdMomentum { weight_decay, .. }
+            | Self::SgdNesterov { weight_decay, .. }
+            | Self::AdamW { weight_decay, .. } => *weight_decay > 0.0,
+            Self::RmsProp { .. } | Self::Adam { .. } | Self::NAdam { .. } => false,
+        };
+        let adam_epsilon = match self {
+            Self::Adam { epsilon_form, .. }
+            | Self::AdamW { epsilon_form, .. }
+            | Self::NAdam { epsilon_form, .. } => Some(*epsilon_form),
+            _ => None,
+        };
+        let rmsprop_epsilon = match self {
+            Self::RmsProp { epsilon_form, .. } => Some(*epsilon_form),
+            _ => None,
+        };
+        OptimizerForm {
+            family: self.family(),
+            state_per_parameter: self.state_per_parameter(),
+            decays_weights,
+            adam_epsilon,
+            rmsprop_epsilon,
+        }
+    }
+}
+
 /// How the learning rate changes over training: a factor on the optimizer's. Step t counts from 1; over
 /// the first `warm_up_steps` steps the factor rises linearly to 1, t/warm_up_steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

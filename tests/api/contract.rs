@@ -77,6 +77,8 @@ fn every_operation_is_described_and_named() {
         "list_studies",
         "get_study",
         "get_study_definition",
+        "update_study_definition",
+        "list_study_revisions",
         "cancel_study",
         "delete_study",
         "list_probes",
@@ -148,6 +150,7 @@ async fn real_answers_fit_their_schemas() {
         ("/v1/studies", "/v1/studies".to_owned()),
         ("/v1/studies/{id}", path.clone()),
         ("/v1/studies/{id}/definition", format!("{path}/definition")),
+        ("/v1/studies/{id}/revisions", format!("{path}/revisions")),
         ("/v1/studies/{id}/probes", format!("{path}/probes")),
         (
             "/v1/studies/{id}/measurements",
@@ -171,6 +174,15 @@ async fn real_answers_fit_their_schemas() {
         assert!(schema.is_object(), "{template} documents its answer");
         check(&document, schema, &answer.json(), template);
     }
+    let mut changed = digits();
+    changed["optimizer"] = json!({"family": "adam"});
+    let url = format!("{}{path}/definition?dry_run=true", service.base);
+    let forecast = crate::service::Answer::of(service.http.put(url).json(&changed)).await;
+    assert_eq!(forecast.status, 200, "{}", forecast.text);
+    let schema = &document["paths"]["/v1/studies/{id}/definition"]["put"]["responses"]["200"]["content"]
+        ["application/json"]["schema"];
+    assert!(schema.is_object());
+    check(&document, schema, &forecast.json(), "a revision");
     let problem = service.post("/v1/studies", &json!({})).await;
     let schema = &document["paths"]["/v1/studies"]["post"]["responses"]["422"]["content"]["application/problem+json"]
         ["schema"];

@@ -11,4 +11,5 @@ mod answers;
 mod contract;
 mod datasets;
 mod problems;
+mod revisions;
 mod studies;

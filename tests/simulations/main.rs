@@ -7,6 +7,7 @@
     reason = "the figures are what these tests are for"
 )]
 
+mod changes;
 mod coverage;
 mod knees;
 mod memory_search;

@@ -16,6 +16,9 @@ use std::time::Duration;
 use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use serde_json::{Value, json};
 
+/// The learning rate at which simulated training diverges.
+const DIVERGENT: f64 = 1.0;
+
 fn main() -> io::Result<()> {
     let mut arguments: Vec<String> = env::args().skip(1).collect();
     let path = (arguments.first().map(String::as_str) == Some("--socket")).then(|| {
@@ -264,7 +267,8 @@ impl Runner {
     }
 
     /// A device whose memory and time are known: a + b·B bytes, really allocated, and α + β·B seconds
-    /// per step, only claimed.
+    /// per step, only claimed. Training takes fewer steps at larger batches, and the fewest at a fifth of the learning
+    /// rate that diverges.
     fn simulate(&mut self, a: f64, b: f64, alpha: f64, beta: f64) -> io::Result<()> {
         let batch_size = self.spec["batch_size"].as_f64().unwrap_or(1.0);
         let bytes = a + b * batch_size;
@@ -298,6 +302,31 @@ impl Runner {
                 self.measurement("last_loss", None, 1.9, "nats")?;
                 self.measurement("validation_loss", None, 2.0, "nats")?;
                 self.measurement("evaluation_difference", None, 0.0, "nats")?;
+            }
+            Some("learning_rate_range") => {
+                self.measurement("divergent_learning_rate", None, DIVERGENT, "ratio")?;
+            }
+            Some("noise_scale") => self.measurement("noise_scale", None, 40.0, "count")?,
+            Some("training") => {
+                let rate = self.spec["optimizer"]["learning_rate"].as_f64();
+                let rate = rate.unwrap_or(DIVERGENT);
+                if rate > DIVERGENT {
+                    return self.send(&json!({
+                        "event": "infeasible", "reason": "diverged", "detail": "too fast",
+                    }));
+                }
+                let off = (rate / (0.2 * DIVERGENT)).ln();
+                let seed = self.spec["seed"].as_u64().unwrap_or(0) % 7;
+                let steps = (20.0 + 600.0 / batch_size)
+                    * (1.0 + 0.3 * off * off)
+                    * (1.0 + 0.01 * seed as f64);
+                let cap = self.spec["task"]["max_steps"].as_f64().unwrap_or(1.0);
+                if steps <= cap {
+                    self.measurement("steps_to_target", None, steps, "count")?;
+                }
+                let best = 0.2 * steps / steps.min(cap);
+                self.measurement("best_evaluation", None, best, "metric")?;
+                self.measurement("best_step", None, steps.min(cap), "count")?;
             }
             _ => {
                 self.measurement("peak_memory", None, bytes, "bytes")?;

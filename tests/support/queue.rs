@@ -1,7 +1,7 @@
 //! Studies with made-up probes, put into the queue past the planner, so that a test chooses what is
 //! queued.
 
-use trialhead::probe::{Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint};
+use trialhead::probe::{Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs};
 use trialhead::store;
 use trialhead::store::connection::{Database, DatabaseConfig};
 use trialhead::store::devices::{self, NewDevice};
@@ -89,6 +89,7 @@ pub async fn study(
             let spec = spec(&definition, model, number, task(number));
             NewProbe {
                 identity: fingerprint::identity("default", Some(id), &spec).expect("hashes"),
+                inputs: inputs::inputs("default", Some(id), &spec).expect("hashes"),
                 spec,
                 why: "a test wants it".into(),
                 prediction: None,

@@ -1,0 +1,118 @@
+//! Which advice a change makes stale: each topic rests on some figures, and a change makes some figures stale
+//! ([`Change::stale`]).
+
+use super::Topic;
+use crate::study::{Change, Changed, Figure};
+
+/// The figures that a topic rests on.
+pub fn rests_on(topic: Topic) -> &'static [Figure] {
+    match topic {
+        Topic::FeasibleBatchSizes => &[Figure::Memory, Figure::Feasibility],
+        Topic::TrainingThroughput | Topic::GradientAccumulation => &[Figure::Throughput],
+        Topic::Bottleneck => &[Figure::Throughput, Figure::LoaderTime],
+        Topic::BatchSize | Topic::ResourceConsumption | Topic::UpfrontCost | Topic::Retuning => {
+            &[Figure::Decision]
+        }
+        Topic::CriticalBatchSize => &[Figure::StepsToTarget, Figure::NoiseScale],
+        Topic::QualityAcrossBatchSizes => &[Figure::Quality],
+    }
+}
+
+/// The kinds of change, each once, in the order of the table.
+pub fn kinds(changed: &[Changed]) -> Vec<Change> {
+    let mut kinds: Vec<Change> = changed.iter().map(|changed| changed.change).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+/// The topics that changes make stale, each with the changes that do.
+pub fn stale_topics(changes: &[Change]) -> Vec<(Topic, Vec<Change>)> {
+    Topic::ALL
+        .into_iter()
+        .map(|topic| (topic, invalidating(topic, changes)))
+        .filter(|(_, by)| !by.is_empty())
+        .collect()
+}
+
+fn invalidating(topic: Topic, changes: &[Change]) -> Vec<Change> {
+    changes
+        .iter()
+        .copied()
+        .filter(|change| {
+            rests_on(topic)
+                .iter()
+                .any(|figure| change.invalidates(*figure))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stale(change: Change) -> Vec<Topic> {
+        stale_topics(&[change])
+            .into_iter()
+            .map(|(topic, by)| {
+                assert_eq!(by, [change]);
+                topic
+            })
+            .collect()
+    }
+
+    #[test]
+    fn each_row_of_the_table_makes_its_topics_stale_and_no_others() {
+        use Topic as T;
+        for change in [
+            Change::Model,
+            Change::Dtype,
+            Change::OptimizerFamily,
+            Change::DataSetShape,
+            Change::Reuse,
+        ] {
+            assert_eq!(stale(change), T::ALL, "{change:?}");
+        }
+        let decision = [
+            T::BatchSize,
+            T::ResourceConsumption,
+            T::UpfrontCost,
+            T::Retuning,
+        ];
+        for change in [Change::Prices, Change::Objective, Change::ProjectPhase] {
+            assert_eq!(stale(change), decision, "{change:?}");
+        }
+        for change in [
+            Change::Budget,
+            Change::Grid,
+            Change::NameOrLabels,
+            Change::Priority,
+            Change::Questions,
+            Change::StartingLearningRate,
+        ] {
+            assert_eq!(stale(change), [], "{change:?}");
+        }
+        for change in [Change::DataSet, Change::Target, Change::Loss] {
+            let stale = stale(change);
+            for topic in [
+                T::CriticalBatchSize,
+                T::BatchSize,
+                T::QualityAcrossBatchSizes,
+            ] {
+                assert!(stale.contains(&topic), "{change:?}: {topic:?}");
+            }
+            for topic in [T::FeasibleBatchSizes, T::TrainingThroughput, T::Bottleneck] {
+                assert!(!stale.contains(&topic), "{change:?}: {topic:?}");
+            }
+        }
+        for change in [Change::DeviceModel, Change::Threads, Change::Runner] {
+            let stale = stale(change);
+            for topic in [T::FeasibleBatchSizes, T::TrainingThroughput, T::BatchSize] {
+                assert!(stale.contains(&topic), "{change:?}: {topic:?}");
+            }
+            for topic in [T::CriticalBatchSize, T::QualityAcrossBatchSizes] {
+                assert!(!stale.contains(&topic), "{change:?}: {topic:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! What a change makes stale, row by row: a study is run to its end in a simulated world; then something changes, and
+//! the study with the change is planned from its beginning with everything that is known. Which probes are made
+//! again is exactly what the table says, and the answers are those of the world.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
+use trialhead::plan::{Next, plan};
+use trialhead::probe::inputs::{Ended, answers, figures, inputs};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
+use trialhead::recommendation::{self, Topic, staleness};
+use trialhead::study::validation::{DefinitionLimits, parse};
+use trialhead::study::{
+    Bytes, Change, DeviceFactsForDefaults, Figure, ProbeId, StudyDefinition, between, resolve,
+};
+
+use ProbeKind::{
+    Confirmation, GradientAccumulation, InputPipeline, LearningRateRange, Memory, NoiseScale,
+    Smoke, StepTime, Training,
+};
+
+fn body() -> Value {
+    json!({
+        "workload": {
+            "dataset": {"builtin": "synthetic", "examples": 10_000, "features": 20, "seed": 1},
+            "target": {"metric": "validation_cross_entropy", "value": 0.2}
+        },
+        "optimizer": {"family": "sgd_nesterov", "learning_rate": 0.01, "momentum": 0.9},
+        "search": {"hyperparameters": ["learning_rate"]},
+        "batch_sizes": {"min": 4, "max": 1024},
+        "device": {"model": "simulated", "threads": 2, "memory_budget_bytes": 1 << 30},
+        "questions": ["feasible_batch_sizes", "throughput", "bottleneck", "gradient_accumulation",
+                      "batch_size", "critical_batch_size"],
+        "budget": {"device_secs": 86400, "probes": 10_000},
+        "seed": 3
+    })
+}
+
+fn definition(body: &Value) -> StudyDefinition {
+    let facts = DeviceFactsForDefaults {
+        model: body["device"]["model"].as_str().expect("named").into(),
+        threads: 2,
+        available_bytes: Bytes(8 << 30),
+    };
+    let request = parse(body, &DefinitionLimits::default()).expect("valid");
+    resolve(request, Some(&facts)).expect("known")
+}
+
+/// The learning rate at which training diverges.
+const DIVERGENT: f64 = 1.0;
+
+/// The world: what a probe measures depends on nothing but what it is told.
+fn measure(spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
+    let size = spec.batch_size.as_f64();
+    let t = 1e-3 + 1e-5 * size;
+    let wobble = 1.0 + 0.002 * f64::from(spec.replicate % 3);
+    let mut infeasible = None;
+    let figures: Vec<(Metric, f64)> = match &spec.task {
+        Task::StepTime(_) => vec![
+            (Metric::TimePerStepMedian, t * wobble),
+            (Metric::TimePerStepMean, t * wobble),
+            (Metric::SyntheticTimePerStepMedian, t * wobble),
+            (Metric::SyntheticTimePerStepMean, t * wobble),
+            (Metric::CanaryTimePerStep, 1e-4),
+            (Metric::RunQueueDelayRatio, 0.0),
+            (Metric::Converged, 1.0),
+        ],
+        Task::InputPipeline(_) => vec![
+            (Metric::SyntheticTimePerStep, t * wobble),
+            (Metric::PrefetchedTimePerStep, t * wobble),
+            (Metric::UnprefetchedTimePerStep, t * wobble + 1e-7),
+            (Metric::LoadTimePerStep, 1e-7),
+            (Metric::TransferTimePerStep, 1e-7),
+            (Metric::ReadbackTimePerStep, t * wobble),
+            (Metric::ForwardTimePerStep, 0.3 * t),
+            (Metric::ForwardBackwardTimePerStep, 0.8 * t),
+            (Metric::MatmulRate, 1e11),
+            (Metric::RunQueueDelayRatio, 0.0),
+        ],
+        Task::GradientAccumulation(_) => vec![
+            (Metric::SyntheticTimePerStep, t * wobble),
+            (Metric::ForwardBackwardTimePerStep, 0.8 * t),
+            (Metric::AccumulatedTimePerStep, 3.4 * t * wobble),
+        ],
+        Task::LearningRateRange(_) => vec![(Metric::DivergentLearningRate, DIVERGENT)],
+        Task::NoiseScale(_) => vec![(Metric::NoiseScale, 40.0)],
+        Task::Training(run) => {
+            let rate = spec.optimizer.learning_rate();
+            if rate > DIVERGENT {
+                infeasible = Some(InfeasibleReason::Diverged);
+                vec![]
+            } else {
+                let off = (rate / (0.1 * DIVERGENT)).ln();
+                let scatter = 1.0 + 0.01 * (spec.seed % 7) as f64;
+                let steps = (20.0 + 600.0 / size) * (1.0 + 0.3 * off * off) * scatter;
+                let cap = run.max_steps as f64;
+                let mut figures = vec![
+                    (Metric::BestEvaluation, 0.2 * steps / steps.min(cap)),
+                    (Metric::BestStep, steps.min(cap)),
+                ];
+                if steps <= cap {
+                    figures.push((Metric::StepsToTarget, steps));
+                }
+                figures
+            }
+        }
+        Task::Smoke { .. } | Task::Memory { .. } | Task::Confirmation { .. } => {
+            vec![(Metric::PeakMemory, 5e7 + 1e4 * size)]
+        }
+    };
+    ProbeRecord {
+        id: ProbeId(uuid::Uuid::from_u128(id)),
+        spec: spec.clone(),
+        state: if infeasible.is_some() {
+            ProbeState::Infeasible
+        } else {
+            ProbeState::Succeeded
+        },
+        infeasible,
+        failure: None,
+        detail: None,
+        wave,
+        position,
+        reused: false,
+        device_secs: 0.1,
+        prediction: None,
+        figures: figures.into_iter().collect(),
+    }
+}
+
+/// What a run came to: by kind, how many probes were taken over and how many were made.
+struct Run {
+    evidence: Evidence,
+    analysis: Analysis,
+    reused: BTreeMap<ProbeKind, usize>,
+    made: BTreeMap<ProbeKind, usize>,
+}
+
+impl Run {
+    fn of(definition: &StudyDefinition, known: &Evidence) -> Self {
+        let hash = |spec: &ProbeSpec| inputs("default", None, spec).expect("hashes");
+        let mut stored = BTreeMap::<String, Vec<&ProbeRecord>>::new();
+        for record in &known.probes {
+            stored.entry(hash(&record.spec)).or_default().push(record);
+        }
+        let mut run = Self {
+            evidence: Evidence::default(),
+            analysis: Analysis::default(),
+            reused: BTreeMap::new(),
+            made: BTreeMap::new(),
+        };
+        for _ in 0..300 {
+            run.analysis = analysis::analyze(definition, &run.evidence);
+            let planned = match plan(definition, &run.evidence, &run.analysis).next {
+                Next::Wave(planned) => planned,
+                Next::Done { .. } => return run,
+                other => panic!("{other:?}"),
+            };
+            let wave = run.evidence.next_wave();
+            for (position, probe) in (0_u32..).zip(planned) {
+                let spec = &probe.spec;
+                let mut candidates = stored.get(&hash(spec)).into_iter().flatten();
+                let found = candidates.find(|record| {
+                    let ended = Ended {
+                        spec: record.spec.clone(),
+                        state: record.state,
+                        infeasible: record.infeasible,
+                        peak: record
+                            .figure(Metric::PeakMemory)
+                            .filter(|_| spec.kind() != Smoke)
+                            .map(|bytes| Bytes(bytes as u64)),
+                    };
+                    answers(&ended, spec)
+                });
+                let counted = match found {
+                    Some(_) => &mut run.reused,
+                    None => &mut run.made,
+                };
+                *counted.entry(spec.kind()).or_default() += 1;
+                let id = (u128::from(wave) << 32) + u128::from(position) + 1;
+                let record = match found {
+                    Some(record) => ProbeRecord {
+                        spec: spec.clone(),
+                        wave,
+                        position,
+                        ..(*record).clone()
+                    },
+                    None => measure(spec, id, wave, position),
+                };
+                run.evidence.probes.push(record);
+            }
+        }
+        panic!("the study does not end");
+    }
+
+    fn made(&self) -> BTreeSet<ProbeKind> {
+        self.made.keys().copied().collect()
+    }
+}
+
+const ASKED: [ProbeKind; 9] = [
+    Smoke,
+    Memory,
+    StepTime,
+    Confirmation,
+    InputPipeline,
+    GradientAccumulation,
+    Training,
+    LearningRateRange,
+    NoiseScale,
+];
+
+#[test]
+fn each_row_of_the_table_repeats_its_probes_and_no_others() {
+    let before = definition(&body());
+    let first = Run::of(&before, &Evidence::default());
+    assert_eq!(first.made(), BTreeSet::from(ASKED));
+    assert!(first.analysis.training_time.is_some());
+
+    let hardware = [
+        Memory,
+        StepTime,
+        Confirmation,
+        InputPipeline,
+        GradientAccumulation,
+    ];
+    let with = |kinds: &[ProbeKind]| -> Vec<ProbeKind> {
+        let mut all = vec![Smoke];
+        all.extend(kinds);
+        all
+    };
+    let trained = [Training, LearningRateRange, NoiseScale];
+    type Row = (&'static str, Value, Change, Vec<ProbeKind>);
+    let rows: Vec<Row> = vec![
+        (
+            "/workload/model",
+            json!({"family": "mlp", "hidden": [65]}),
+            Change::Model,
+            ASKED.to_vec(),
+        ),
+        (
+            "/workload/dtype",
+            json!("bfloat16"),
+            Change::Dtype,
+            ASKED.to_vec(),
+        ),
+        (
+            "/optimizer",
+            json!({"family": "adam"}),
+            Change::OptimizerFamily,
+            ASKED.to_vec(),
+        ),
+        (
+            "/optimizer/weight_decay",
+            json!(1e-4),
+            Change::OptimizerFamily,
+            ASKED.to_vec(),
+        ),
+        (
+            "/gradient_clipping",
+            json!({"kind": "global_norm", "max_norm": 1.0}),
+            Change::GradientClipping,
+            ASKED.to_vec(),
+        ),
+        (
+            "/optimizer/momentum",
+            json!(0.8),
+            Change::OptimizerSettings,
+            with(&trained),
+        ),
+        (
+            "/optimizer/learning_rate",
+            json!(0.02),
+            Change::StartingLearningRate,
+            with(&[]),
+        ),
+        (
+            "/schedule",
+            json!({"kind": "constant", "warm_up_steps": 5}),
+            Change::Schedule,
+            with(&trained),
+        ),
+        (
+            "/workload/dataset/seed",
+            json!(2),
+            Change::DataSet,
+            with(&trained),
+        ),
+        (
+            "/workload/validation_examples",
+            json!(100),
+            Change::DataSet,
+            with(&trained),
+        ),
+        ("/seed", json!(4), Change::Seed, with(&trained)),
+        (
+            "/device/model",
+            json!("another"),
+            Change::DeviceModel,
+            with(&hardware),
+        ),
+        (
+            "/device/threads",
+            json!(1),
+            Change::Threads,
+            with(&hardware),
+        ),
+        (
+            "/workload/input_pipeline",
+            json!({"threads": 1}),
+            Change::InputPipeline,
+            with(&hardware),
+        ),
+        (
+            "/workload/target/value",
+            json!(0.19),
+            Change::Target,
+            vec![Training],
+        ),
+        (
+            "/device/memory_budget_bytes",
+            json!(1_u64 << 31),
+            Change::MemoryBudget,
+            vec![],
+        ),
+        // A smoke probe does not tell how much it took.
+        (
+            "/device/memory_budget_bytes",
+            json!(1 << 29),
+            Change::MemoryBudget,
+            with(&[]),
+        ),
+        (
+            "/costs",
+            json!({"device_hour": 2.5, "planned_runs": 200}),
+            Change::Prices,
+            vec![],
+        ),
+        (
+            "/objective",
+            json!("minimize_resource_consumption"),
+            Change::Objective,
+            vec![],
+        ),
+        (
+            "/project_phase",
+            json!("late"),
+            Change::ProjectPhase,
+            vec![],
+        ),
+        ("/budget/device_secs", json!(43200), Change::Budget, vec![]),
+        ("/name", json!("another name"), Change::NameOrLabels, vec![]),
+        (
+            "/labels",
+            json!({"team": "vision"}),
+            Change::NameOrLabels,
+            vec![],
+        ),
+        ("/priority", json!(5), Change::Priority, vec![]),
+    ];
+    for (pointer, value, change, expected) in rows {
+        let mut changed = body();
+        set(&mut changed, pointer, value);
+        let after = definition(&changed);
+        let kinds = staleness::kinds(&between(&before, &after));
+        assert!(kinds.contains(&change), "{pointer}: {kinds:?}");
+        let again = Run::of(&after, &first.evidence);
+        let expected: BTreeSet<ProbeKind> = expected.into_iter().collect();
+        assert_eq!(again.made(), expected, "{pointer} ({change:?})");
+        // Of what was not made again, nothing is missing: all of it was taken over.
+        for kind in ASKED {
+            let all = again.evidence.of_kind(kind).count();
+            let counted = |counts: &BTreeMap<ProbeKind, usize>| counts.get(&kind).copied();
+            let reused = counted(&again.reused).unwrap_or(0);
+            assert_eq!(
+                all,
+                reused + counted(&again.made).unwrap_or(0),
+                "{pointer}: {kind:?}"
+            );
+            assert!(all > 0, "{pointer}: {kind:?}");
+        }
+        // The table in words says the same: what is repeated is stale, and what is not is not.
+        for kind in ASKED.into_iter().filter(|kind| *kind != Smoke) {
+            let is_stale = figures(kind)
+                .iter()
+                .any(|figure| kinds.iter().any(|change| change.invalidates(*figure)));
+            let is_made = again.made.contains_key(&kind);
+            assert!(
+                is_stale || !is_made,
+                "{pointer}: {kind:?} is made and not stale"
+            );
+            // What the noise is measured along follows the steps, which need not be others.
+            if kind != NoiseScale {
+                assert_eq!(is_stale, is_made, "{pointer}: {kind:?}");
+            }
+        }
+    }
+}
+
+fn set(body: &mut Value, pointer: &str, value: Value) {
+    let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+    body.pointer_mut(parent).expect("a place")[name] = value;
+}
+
+#[test]
+fn another_device_keeps_the_steps_and_decides_anew() {
+    let before = definition(&body());
+    let first = Run::of(&before, &Evidence::default());
+    let mut changed = body();
+    set(&mut changed, "/device/model", json!("another"));
+    let again = Run::of(&definition(&changed), &first.evidence);
+    let (before, after) = (first.analysis.steps, again.analysis.steps);
+    let steps = |it: &Option<analysis::StepsAnalysis>| -> Vec<(u64, Option<f64>)> {
+        let points = &it.as_ref().expect("trained").points;
+        points
+            .iter()
+            .map(|point| (point.batch_size.0, point.steps.map(|steps| steps.value)))
+            .collect()
+    };
+    assert_eq!(steps(&before), steps(&after));
+    assert_eq!(again.made.get(&Training), None);
+    assert!(again.made[&StepTime] >= 9);
+}
+
+#[test]
+fn grid_and_budget_change_what_is_measured_beside_and_nothing_that_was() {
+    let first = Run::of(&definition(&body()), &Evidence::default());
+    let mut changed = body();
+    set(
+        &mut changed,
+        "/batch_sizes/grid",
+        json!({"values": [4, 16, 64, 256, 1024]}),
+    );
+    let after = definition(&changed);
+    let kinds = staleness::kinds(&between(&definition(&body()), &after));
+    assert_eq!(kinds, [Change::Grid]);
+    assert_eq!(staleness::stale_topics(&kinds), []);
+    let again = Run::of(&after, &first.evidence);
+    for kind in [Smoke, Memory, StepTime, LearningRateRange] {
+        assert_eq!(again.made.get(&kind), None, "{kind:?}");
+    }
+}
+
+#[test]
+fn row_29_44_45_what_must_be_tuned_again_is_told_with_its_cost() {
+    let definition = definition(&body());
+    let run = Run::of(&definition, &Evidence::default());
+    let advices = recommendation::recommend(&definition, &run.evidence, &run.analysis);
+    let retuning = advices
+        .iter()
+        .find(|advice| advice.topic == Topic::Retuning)
+        .expect("a measured batch size says what changing it takes");
+    let rows = retuning.value["retuning"].as_array().expect("rows");
+    let row = |change: &str| -> &Value {
+        let mut rows = rows.iter();
+        rows.find(|row| row["change"] == change)
+            .unwrap_or_else(|| panic!("{change} in {rows:?}"))
+    };
+    let secs = |change: &str| row(change)["estimated_device_secs"].as_f64().expect("secs");
+    let all: f64 = run.evidence.device_secs();
+    assert!((secs("model") - all).abs() < 1e-9);
+    assert_eq!(secs("prices"), 0.0);
+    assert!(0.0 < secs("batch_size") && secs("batch_size") < secs("data_set"));
+    assert!((secs("data_set") + secs("device_model") - all).abs() < 1e-9);
+    let stale = |change: &str, figure: Figure| {
+        let stale = row(change)["stale"].as_array().expect("a list");
+        stale.contains(&json!(figure))
+    };
+    assert!(stale("batch_size", Figure::LearningRate));
+    assert!(!stale("batch_size", Figure::Throughput));
+    assert!(!stale("optimizer_family", Figure::LoaderTime));
+
+    // With throughput alone nothing was tuned, so nothing is to be tuned again.
+    let mut hardware = body();
+    hardware["workload"]["target"] = Value::Null;
+    hardware["questions"] = json!(["throughput", "batch_size"]);
+    let hardware = self::definition(&hardware);
+    let run = Run::of(&hardware, &Evidence::default());
+    let advices = recommendation::recommend(&hardware, &run.evidence, &run.analysis);
+    assert!(
+        advices
+            .iter()
+            .any(|advice| advice.topic == Topic::BatchSize)
+    );
+    assert!(advices.iter().all(|advice| advice.topic != Topic::Retuning));
+}
