@@ -362,6 +362,31 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "Validation loss of the best predictor that does not look at its input.",
         ),
         entry(
+            "gain_over_chance",
+            "loss",
+            "Chance's loss of a validation example less the model's, mean over the examples, at the best evaluation.",
+        ),
+        entry(
+            "gain_over_chance_error",
+            "loss",
+            "Standard error of that mean, from the differences of single examples.",
+        ),
+        entry(
+            "best_evaluation_error",
+            "loss",
+            "Standard error of the validation loss of the best evaluation, from the losses of single examples.",
+        ),
+        entry(
+            "best_accuracy",
+            "ratio",
+            "Share of predictions that are right at the best evaluation.",
+        ),
+        entry(
+            "late_gain",
+            "ratio",
+            "How much of what the best evaluation gained over the first came in the last quarter of the steps.",
+        ),
+        entry(
             "divergent_learning_rate",
             "ratio",
             "The learning rate at which a range test diverged; absent when it never did.",

@@ -1,8 +1,8 @@
 //! What probes cost, what is left, and what is still to come.
 
 use super::{
-    PlannedProbe, accumulation, asks, bottleneck, confirmation, needs_times, quality, rounds,
-    training,
+    PlannedProbe, accumulation, asks, bottleneck, confirmation, initial, needs_times, quality,
+    rounds, training,
 };
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
@@ -176,11 +176,12 @@ impl Purse {
             ),
             (
                 ProbeKind::Training,
-                if training::is_needed(definition) {
-                    training::usual_probes(definition) + quality::usual_probes(definition)
-                } else {
-                    0
-                },
+                initial::usual_probes(definition)
+                    + if training::is_needed(definition) {
+                        training::usual_probes(definition) + quality::usual_probes(definition)
+                    } else {
+                        0
+                    },
             ),
             (
                 ProbeKind::GradientAccumulation,

@@ -6,8 +6,10 @@ mod bells;
 mod bottleneck;
 mod critical_batch_size;
 mod feasible;
+mod initial;
 mod quality;
 pub mod report;
+mod start_from;
 mod throughput;
 mod training_time;
 
@@ -42,11 +44,19 @@ pub enum Topic {
     UpfrontCost,
     /// Whether training ends with the same quality at every batch size.
     QualityAcrossBatchSizes,
+    /// The model to start from.
+    StartFrom,
+    /// The configuration to start with.
+    InitialConfiguration,
+    /// The learning rate to start with.
+    LearningRate,
+    /// The number of steps to train for.
+    NumberOfSteps,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
@@ -56,6 +66,10 @@ impl Topic {
         Self::ResourceConsumption,
         Self::UpfrontCost,
         Self::QualityAcrossBatchSizes,
+        Self::StartFrom,
+        Self::InitialConfiguration,
+        Self::LearningRate,
+        Self::NumberOfSteps,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -70,6 +84,10 @@ impl Topic {
             Self::ResourceConsumption => "resource_consumption",
             Self::UpfrontCost => "upfront_cost",
             Self::QualityAcrossBatchSizes => "quality_across_batch_sizes",
+            Self::StartFrom => "start_from",
+            Self::InitialConfiguration => "initial_configuration",
+            Self::LearningRate => "learning_rate",
+            Self::NumberOfSteps => "number_of_steps",
         }
     }
 
@@ -173,7 +191,7 @@ pub fn recommend(
     analysis: &Analysis,
 ) -> Vec<Advice> {
     type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
-    let topics: [(Question, Advise); 9] = [
+    let topics: [(Question, Advise); 13] = [
         (Question::FeasibleBatchSizes, feasible::advise),
         (Question::Throughput, throughput::advise),
         (Question::Bottleneck, bottleneck::advise),
@@ -183,6 +201,10 @@ pub fn recommend(
         (Question::BatchSize, training_time::resource_consumption),
         (Question::BatchSize, training_time::upfront_cost),
         (Question::QualityAcrossBatchSizes, quality::advise),
+        (Question::InitialConfiguration, start_from::advise),
+        (Question::InitialConfiguration, initial::advise),
+        (Question::InitialConfiguration, initial::learning_rate),
+        (Question::InitialConfiguration, initial::number_of_steps),
     ];
     topics
         .into_iter()

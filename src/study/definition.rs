@@ -84,8 +84,8 @@ pub struct StudyRequest {
     /// How the quality that training ends with is compared.
     #[serde(default)]
     pub quality: QualityComparison,
-    /// Which questions are answered. Default: those about the hardware; with a target, also the critical
-    /// batch size.
+    /// Which questions are answered. Default: those about the hardware and the initial configuration; with a
+    /// target, also the critical batch size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_items = 1)]
     pub questions: Option<Vec<Question>>,
@@ -111,6 +111,9 @@ pub struct StudyDefinition {
     pub labels: BTreeMap<String, String>,
     /// What is trained.
     pub workload: Workload,
+    /// Whether the model was asked for (`study`) or follows from the data set (`default`).
+    #[serde(default)]
+    pub model_from: ModelFrom,
     /// How it is optimised.
     pub optimizer: Optimizer,
     /// How the learning rate changes over training.
@@ -374,6 +377,17 @@ pub enum MaxFrom {
     Dataset,
 }
 
+/// Where the model of a study comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelFrom {
+    /// The study named it.
+    #[default]
+    Study,
+    /// It is the simplest that can read the data set.
+    Default,
+}
+
 /// The batch sizes at which throughput is measured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -541,6 +555,8 @@ pub enum Question {
     BatchSize,
     /// Does training end with the same quality at every batch size, once each is tuned?
     QualityAcrossBatchSizes,
+    /// Which model, learning rate and number of steps should a project start with?
+    InitialConfiguration,
 }
 
 impl Question {
@@ -552,6 +568,7 @@ impl Question {
             Self::Bottleneck,
             Self::GradientAccumulation,
             Self::BatchSize,
+            Self::InitialConfiguration,
         ];
         if has_target {
             questions.push(Self::CriticalBatchSize);

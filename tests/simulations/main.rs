@@ -8,6 +8,7 @@
 )]
 
 mod coverage;
+mod initial;
 mod knees;
 mod memory_search;
 mod quality;
