@@ -195,3 +195,131 @@ fn summary(
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::study::{StudyRequest, resolve};
+
+    fn advised(workload: serde_json::Value) -> Advice {
+        let request: StudyRequest =
+            serde_json::from_value(json!({ "workload": workload })).expect("a request");
+        let definition = resolve(request, None).expect("known");
+        advise(&definition, &Evidence::default(), &Analysis::default()).expect("known at once")
+    }
+
+    fn codes(advice: &Advice) -> Vec<&str> {
+        let caveats = advice.caveats.iter();
+        caveats.map(|caveat| caveat.code.as_str()).collect()
+    }
+
+    #[test]
+    fn row_4_every_kind_of_task_has_a_model_to_start_from_with_its_source() {
+        for (dataset, task, family) in [
+            ("digits", "classification", "mlp"),
+            ("synthetic_images", "classification", "mlp"),
+            ("linear_teacher", "regression", "mlp"),
+            ("markov_text", "language modelling", "transformer_lm"),
+        ] {
+            let advice = advised(json!({"dataset": {"builtin": dataset}}));
+            assert_eq!(advice.value["task"], task);
+            assert_eq!(advice.value["start_from"], family);
+            assert_eq!(advice.basis, Basis::RuleOfThumb);
+            let sources = advice.value["provenance"].as_array().expect("a list");
+            assert!(!sources.is_empty());
+            let sizes = advice.value["sizes"].as_array().expect("a list");
+            let names: Vec<&str> = sizes.iter().filter_map(|it| it["name"].as_str()).collect();
+            assert_eq!(names, ["S", "M", "L"]);
+            let parameters: Vec<u64> = sizes
+                .iter()
+                .filter_map(|it| it["parameters"].as_u64())
+                .collect();
+            assert!(parameters.is_sorted_by(|a, b| a < b), "{parameters:?}");
+            assert_eq!(codes(&advice), [""; 0]);
+        }
+        // Images have more families than the simplest.
+        let images = advised(json!({"dataset": {"builtin": "synthetic_images"}}));
+        let others = images.value["alternatives"].as_array().expect("a list");
+        let others: Vec<&str> = others
+            .iter()
+            .filter_map(|it| it["family"].as_str())
+            .collect();
+        assert!(
+            others.contains(&"cnn") && others.contains(&"resnet"),
+            "{others:?}"
+        );
+    }
+
+    #[test]
+    fn row_4_a_custom_model_is_flagged() {
+        let advice = advised(json!({
+            "dataset": {"builtin": "digits"},
+            "model": {"family": "sequential", "layers": [
+                {"layer": "linear", "units": 4}, {"layer": "output"}
+            ]}
+        }));
+        assert_eq!(codes(&advice), ["W_CUSTOM_MODEL"]);
+        assert_eq!(advice.confidence.grade, Grade::Low);
+        assert_eq!(advice.value["start_from"], "mlp");
+    }
+
+    /// Table of the first optimizer of a family.
+    #[test]
+    fn row_8_the_most_popular_optimizer_of_the_family_comes_first() {
+        for (dataset, model, optimizer, fields) in [
+            (
+                "synthetic_images",
+                "cnn",
+                "sgd_nesterov",
+                json!({"momentum": 0.9}),
+            ),
+            (
+                "synthetic_images",
+                "resnet",
+                "sgd_nesterov",
+                json!({"momentum": 0.9}),
+            ),
+            (
+                "synthetic_images",
+                "transformer_encoder",
+                "adamw",
+                json!({"beta_1": 0.9, "epsilon": 1e-8}),
+            ),
+            (
+                "markov_text",
+                "transformer_lm",
+                "adamw",
+                json!({"beta_1": 0.9, "epsilon": 1e-8}),
+            ),
+            ("markov_text", "rnn", "adam", json!({})),
+            (
+                "digits",
+                "mlp",
+                "adam",
+                json!({"beta_1": 0.9, "beta_2": 0.999}),
+            ),
+        ] {
+            let advice = advised(json!({
+                "dataset": {"builtin": dataset}, "model": {"family": model}
+            }));
+            let first = &advice.value["optimizer"];
+            assert_eq!(first["family"], optimizer, "{model}");
+            for (name, value) in fields.as_object().expect("fields") {
+                assert_eq!(first[name], *value, "{model} {name}");
+            }
+            if optimizer == "adamw" {
+                let beta_2 = first["beta_2"].as_f64().expect("a number");
+                assert!((0.95..=0.999).contains(&beta_2));
+            }
+            let clips = advice.value["gradient_clipping"]["kind"] == "global_norm";
+            assert_eq!(clips, model == "rnn", "{model}");
+        }
+    }
+
+    #[test]
+    fn row_6_the_digits_come_with_a_result_to_reproduce() {
+        let advice = advised(json!({"dataset": {"builtin": "digits"}}));
+        assert_eq!(advice.value["reference"]["target"], 0.20);
+        assert_eq!(advice.value["reproduced"], Value::Null, "not tried yet");
+    }
+}

@@ -400,7 +400,7 @@ fn training_to_a_target_is_not_misled_by_what_sought_a_start() {
                 "target": {"metric": "validation_cross_entropy", "value": 0.6}
             },
             "questions": questions,
-            "budget": {"device_secs": 1e6, "probes": 100_000}
+            "budget": {"device_secs": 86400, "probes": 10_000}
         }))
     };
     let specs = |ran: &Ran| -> Vec<(ProbeSpec, bool)> {
