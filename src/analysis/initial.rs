@@ -59,8 +59,11 @@ const LEARNING: f64 = 0.05;
 const REASONABLE: f64 = 0.5;
 /// Of a language model, whose chance already knows the frequencies of tokens.
 const REASONABLE_TEXT: f64 = 0.15;
-/// Standard errors above chance that a control may show.
+/// Standard errors above chance that a control may show; and where the skill stays below what matters, any: shuffled
+/// targets agree a little with the true ones by chance, which no standard error of examples knows.
 const CONTROL: f64 = 3.0;
+/// Shuffles of a control.
+const SHUFFLES: u32 = 3;
 /// Widths of the smaller rungs below a model that the study named.
 const WIDTHS: [f64; 2] = [0.25, 0.5];
 /// The target that a study without one would get: the best loss, relaxed by this share of what was gained over
@@ -186,8 +189,17 @@ pub struct Control {
     pub level: Level,
     /// Whether it is above chance beyond what chance allows: a leak, or a broken split.
     pub is_leak: bool,
-    /// The probe.
-    pub probe_id: ProbeId,
+    /// Shuffles behind it.
+    pub seeds: u64,
+    /// Their probes.
+    pub probe_ids: Vec<ProbeId>,
+}
+
+impl Control {
+    /// Whether a skill without anything to learn is more than chance allows.
+    pub fn is_leak(skill: &Skill) -> bool {
+        skill.z > CONTROL && skill.value >= LEARNING
+    }
 }
 
 /// A published result, tried again.
@@ -279,8 +291,17 @@ pub fn is_of_initial(probe: &ProbeRecord) -> bool {
     matches!(&probe.spec.task, Task::Training(run) if run.compares_with_chance)
 }
 
+/// Whether a study's own model is tuned to a target for its batch size, so that a smaller one would answer nothing.
+fn is_settled(definition: &StudyDefinition) -> bool {
+    let is_about_batch_sizes = definition
+        .questions
+        .iter()
+        .any(|question| matches!(question, Question::BatchSize | Question::CriticalBatchSize));
+    definition.workload.target.is_some() && is_about_batch_sizes
+}
+
 /// The sizes to try, smallest first: those of the catalog where the study leaves the model open, else the study's
-/// model after a quarter and a half of its widths.
+/// model after a quarter and a half of its widths; that alone where its batch size is tuned to a target.
 pub fn ladder(definition: &StudyDefinition) -> Vec<Model> {
     let asked = &definition.workload.model;
     let facts = definition.workload.dataset.facts();
@@ -290,6 +311,8 @@ pub fn ladder(definition: &StudyDefinition) -> Vec<Model> {
     };
     let mut models: Vec<Model> = match definition.model_from {
         ModelFrom::Default => sizes(asked.family()),
+        // All else that the study asks is about this very model: it is settled.
+        ModelFrom::Study if is_settled(definition) => vec![asked.clone()],
         ModelFrom::Study => WIDTHS
             .into_iter()
             .filter_map(|share| asked.scaled(share))
@@ -760,23 +783,24 @@ impl<'a> Ladder<'a> {
         let Some(steps) = rung.steps else {
             return Ok(None);
         };
-        let mut wanted = self.run(
-            rung,
-            &rung.optimizer,
-            steps,
-            0,
-            "the control: on shuffled targets nothing may be learned".into(),
-        );
-        if let Some(run) = &mut wanted.run {
-            run.shuffles_targets = true;
-        }
-        let probe = self.find(wanted).map_err(|wanted| vec![wanted])?;
+        let wanted = (0..SHUFFLES)
+            .map(|replicate| {
+                let why = "the control: from shuffled targets nothing may be learned".to_owned();
+                let mut wanted = self.run(rung, &rung.optimizer, steps, replicate, why);
+                if let Some(run) = &mut wanted.run {
+                    run.shuffles_targets = true;
+                }
+                wanted
+            })
+            .collect();
+        let runs = self.find_all(wanted)?;
         let target = &self.definition.workload.dataset.facts().target;
-        Ok(skill_of(&[probe]).map(|skill| Control {
+        Ok(skill_of(&runs).map(|skill| Control {
             level: Level::of(&skill, target),
-            is_leak: skill.z > CONTROL,
+            is_leak: Control::is_leak(&skill),
             skill,
-            probe_id: probe.id,
+            seeds: runs.len() as u64,
+            probe_ids: runs.iter().map(|probe| probe.id).collect(),
         }))
     }
 

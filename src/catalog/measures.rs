@@ -22,6 +22,17 @@ pub(super) fn losses() -> Vec<LossEntry> {
 
 pub(super) fn workload_options() -> Vec<Parameter> {
     vec![
+        optional(choice(
+            "task",
+            "The kind of task; it follows from the data set, and one that is named must be that one.",
+            "classification",
+            &[
+                "classification",
+                "regression",
+                "language_modelling",
+                "self_supervised",
+            ],
+        )),
         fraction(
             "label_smoothing",
             "The share of a label's probability that training spreads over all classes; validation is \

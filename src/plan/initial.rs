@@ -9,8 +9,8 @@ use crate::analysis::{Analysis, Evidence};
 use crate::probe::{RangeTest, Task};
 use crate::study::{Configuration, Regularisation, Schedule, StudyDefinition};
 
-/// Runs of a rung: eight learning rates, a change of the number of steps, three seeds, the control.
-const USUAL_RUNS: u64 = 13;
+/// Runs of a rung: eight learning rates, a change of the number of steps, three seeds, three controls.
+const USUAL_RUNS: u64 = 15;
 /// And of a known result.
 const REPRODUCTION_RUNS: u64 = 3;
 

@@ -357,7 +357,7 @@ fn confidence(initial: &InitialAnalysis, caveats: &[Caveat]) -> Confidence {
 fn summary(chosen: &Chosen<'_>) -> String {
     let rung = chosen.rung;
     let mut text = format!(
-        "Start with {} {}, {} at a constant learning rate, batch size {}, {} steps.",
+        "Start with {} {}, {}, kept constant, batch size {}, {} steps.",
         rung.model.family(),
         rung.model.size(),
         optimizer_text(&chosen.optimizer),

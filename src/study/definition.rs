@@ -178,6 +178,9 @@ pub struct WorkloadRequest {
     /// The network. Default: an MLP with one hidden layer of 64 units; for text, a `transformer_lm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
+    /// The kind of task. It follows from the data set; one that is named must be that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskKind>,
     /// The training loss. Default: the one of the task, which is also the only one that fits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
@@ -291,6 +294,51 @@ impl Workload {
     /// definition's does.
     pub fn parameters(&self) -> Option<u64> {
         self.network().ok().map(|network| network.parameters())
+    }
+}
+
+/// The kinds of tasks: supervised learning, or what looks like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// One of several classes is predicted.
+    Classification,
+    /// Numbers are predicted.
+    Regression,
+    /// The next token of a text is predicted.
+    LanguageModelling,
+    /// What is predicted is a part of the input: of a text, the next token.
+    SelfSupervised,
+}
+
+impl TaskKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [
+        Self::Classification,
+        Self::Regression,
+        Self::LanguageModelling,
+        Self::SelfSupervised,
+    ];
+
+    /// Whether a data set with such targets is one of the kind.
+    pub fn fits(self, target: &Target) -> bool {
+        match self {
+            Self::Classification => matches!(target, Target::Classes { .. }),
+            Self::Regression => matches!(target, Target::Values { .. }),
+            Self::LanguageModelling | Self::SelfSupervised => {
+                matches!(target, Target::NextToken { .. })
+            }
+        }
+    }
+
+    /// The name used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classification => "classification",
+            Self::Regression => "regression",
+            Self::LanguageModelling => "language_modelling",
+            Self::SelfSupervised => "self_supervised",
+        }
     }
 }
 

@@ -10,5 +10,6 @@ mod service;
 mod answers;
 mod contract;
 mod datasets;
+mod prescriptions;
 mod problems;
 mod studies;

@@ -74,9 +74,34 @@ impl World {
         let mut figures = std::collections::BTreeMap::new();
         let mut infeasible = None;
         let rate = spec.optimizer.learning_rate();
+        let batch = spec.batch_size.0;
         match &spec.task {
             Task::LearningRateRange(_) => {
                 figures.insert(Metric::DivergentLearningRate, DIVERGES);
+            }
+            Task::NoiseScale(_) => {
+                figures.insert(Metric::NoiseScale, 60.0);
+            }
+            Task::StepTime(_) => {
+                let z = self.normal(&[batch, u64::from(spec.replicate)]);
+                let t = 1e-3 * (1.0 + batch as f64 / 60.0) * (0.01 * z).exp();
+                figures.extend([
+                    (Metric::TimePerStepMedian, t),
+                    (Metric::TimePerStepMean, t),
+                    (Metric::SyntheticTimePerStepMedian, t),
+                    (Metric::CanaryTimePerStep, 1e-4),
+                    (Metric::RunQueueDelayRatio, 0.0),
+                    (Metric::Converged, 1.0),
+                ]);
+            }
+            Task::Training(run) if run.target.is_some() && rate <= DIVERGES => {
+                let off = (rate / BEST).ln();
+                let z = self.normal(&[spec.seed, rate.to_bits(), batch]);
+                let steps = 40.0 * (1.0 + 60.0 / batch as f64) * (0.3 * off * off + 0.1 * z).exp();
+                if steps < run.max_steps as f64 {
+                    figures.insert(Metric::StepsToTarget, steps);
+                }
+                figures.insert(Metric::BestEvaluation, 0.5);
             }
             Task::Training(_) if rate > DIVERGES => infeasible = Some(InfeasibleReason::Diverged),
             Task::Training(run) => {
@@ -421,4 +446,37 @@ fn training_to_a_target_is_not_misled_by_what_sought_a_start() {
     );
     assert_eq!(specs(&alone), specs(&both));
     assert!(both.initial().is_complete);
+}
+
+#[test]
+fn a_batch_size_tuned_to_a_target_is_what_one_starts_with() {
+    let ran = run(
+        definition(&json!({
+            "workload": {
+                "dataset": {"builtin": "synthetic", "examples": 1000},
+                "model": {"family": "mlp", "hidden": [64]},
+                "target": {"metric": "validation_cross_entropy", "value": 0.6}
+            },
+            "questions": ["batch_size", "initial_configuration"],
+            "budget": {"device_secs": 86400, "probes": 10_000}
+        })),
+        &World::default(),
+    );
+    let decided = ran.advice(Topic::BatchSize);
+    assert_eq!(decided.basis, recommendation::Basis::Measured);
+    let start = ran.advice(Topic::InitialConfiguration);
+    assert_eq!(start.value["tuned_to_target"], true, "{start:?}");
+    let configuration = &start.value["configuration"];
+    assert_eq!(configuration["batch_size"], decided.value["batch_size"]);
+    assert_eq!(configuration["optimizer"], decided.value["optimizer"]);
+    assert_eq!(configuration["model"]["hidden"], json!([64]));
+    // Steps follow the curve of steps to the target.
+    let steps = configuration["steps"].as_u64().expect("a number");
+    let batch = configuration["batch_size"].as_f64().expect("a number");
+    let expected = 500.0 * (1.0 + 60.0 / batch) / (1.0 + 60.0 / 64.0);
+    let ratio = steps as f64 / expected;
+    assert!(
+        (0.8..1.25).contains(&ratio),
+        "{steps} steps, {expected} expected"
+    );
 }

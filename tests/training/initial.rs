@@ -56,7 +56,7 @@ async fn a_data_set_and_no_opinions_give_a_complete_configuration_within_the_def
     println!("{}", steps["summary"]);
     assert!(steps["value"]["number_of_steps"].as_u64() >= Some(100));
 
-    // Row 6: the known result on the digits, once more.
+    // The known result on the digits, once more.
     let from = topic(&advices, "start_from");
     println!("{}", from["summary"]);
     assert_eq!(from["value"]["start_from"], "mlp");
@@ -142,8 +142,7 @@ async fn row_3_a_handful_of_validation_examples_is_remarked_on() {
             "workload": {
                 "dataset": {"builtin": "synthetic", "examples": 8000, "features": 8, "classes": 3},
                 "model": {"family": "mlp", "hidden": [4]},
-                "validation_examples": examples,
-                "target": {"metric": "validation_accuracy", "value": 0.99}
+                "validation_examples": examples
             },
             "optimizer": {"family": "sgd"},
             "questions": ["initial_configuration"],

@@ -97,6 +97,19 @@ fn row_5_the_ladder_is_one_of_typed_sizes_and_none_is_larger_than_what_was_asked
         of(json!({"dataset": digits, "model": {"family": "mlp", "hidden": [1]}})),
         [Model::mlp(vec![1])]
     );
+    let settled = definition(json!({"workload": {
+        "dataset": digits, "model": {"family": "mlp", "hidden": [40]},
+        "target": {"metric": "validation_cross_entropy", "value": 0.2}
+    }}));
+    assert_eq!(ladder(&settled), [Model::mlp(vec![40])]);
+    // A width is part of what a measurement depends on.
+    let identity = |width: u64| {
+        let mut spec =
+            crate::analysis::fixtures::succeeded(Task::Smoke { steps: 1 }, 64, 0, &[]).spec;
+        spec.workload.model = Model::mlp(vec![width]);
+        crate::probe::fingerprint::identity("default", None, &spec).expect("hashes")
+    };
+    assert_ne!(identity(10), identity(20));
     let own = json!({"family": "sequential", "layers": [{"layer": "linear", "units": 4}, {"layer": "output"}]});
     assert_eq!(of(json!({"dataset": digits, "model": own})).len(), 1);
     let text = of(json!({"dataset": {"builtin": "markov_text"}}));
