@@ -155,6 +155,9 @@ async fn run(service: &TestService, batch_sizes: &Value) -> Study {
             "workload": {"dataset": {"builtin": "digits"}, "model": {"family": "mlp", "hidden": [64]}},
             "batch_sizes": batch_sizes,
             "device": {"memory_budget_bytes": 2_u64 << 30},
+            "questions": [
+                "feasible_batch_sizes", "throughput", "bottleneck", "gradient_accumulation", "batch_size"
+            ],
             "reuse": false
         }))
         .await;

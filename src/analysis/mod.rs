@@ -1,5 +1,5 @@
 //! What the measurements mean, as numbers with units: memory, throughput, saturation,
-//! bottlenecks, gradient accumulation, steps to target, training time, quality across batch sizes.
+//! bottlenecks, gradient accumulation, steps to target, training time, quality across batch sizes, where to start.
 //! Pure and deterministic: the same evidence gives the same analysis.
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ pub mod decision;
 pub mod evidence;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod initial;
 pub mod memory;
 pub mod memory_search;
 pub mod quality;
@@ -23,6 +24,7 @@ pub use accumulation::AccumulationPoint;
 pub use bottleneck::{Bottleneck, BottleneckAnalysis, BottleneckPoint, Finding, StepParts};
 pub use decision::{Feasibility, StartChoice};
 pub use evidence::{Evidence, ProbeRecord};
+pub use initial::InitialAnalysis;
 pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint, MemoryPrediction, MemorySplit};
 pub use quality::{QualityAnalysis, QualityPair, QualityPoint};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
@@ -92,6 +94,9 @@ pub struct Analysis {
     /// The quality that training ends with, across batch sizes; null before it was measured.
     #[serde(default)]
     pub quality: Option<QualityAnalysis>,
+    /// Where to start: model, learning rate, number of steps; null where it is not asked for.
+    #[serde(default)]
+    pub initial: Option<InitialAnalysis>,
     /// Remarks on the whole study.
     pub caveats: Vec<Caveat>,
 }
@@ -134,6 +139,12 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
                 largest_feasible: feasibility.as_ref().and_then(|it| it.largest_feasible),
             })
         });
+    let initial = initial::analyze(
+        definition,
+        evidence,
+        feasibility.as_ref(),
+        throughput.as_ref(),
+    );
     let bottleneck = bottleneck::analyze(&definition.workload, evidence, saturation.as_ref());
     Analysis {
         memory,
@@ -146,6 +157,7 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         steps,
         training_time,
         quality,
+        initial,
         caveats,
     }
 }

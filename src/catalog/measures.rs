@@ -22,6 +22,17 @@ pub(super) fn losses() -> Vec<LossEntry> {
 
 pub(super) fn workload_options() -> Vec<Parameter> {
     vec![
+        optional(choice(
+            "task",
+            "The kind of task; it follows from the data set, and one that is named must be that one.",
+            "classification",
+            &[
+                "classification",
+                "regression",
+                "language_modelling",
+                "self_supervised",
+            ],
+        )),
         fraction(
             "label_smoothing",
             "The share of a label's probability that training spreads over all classes; validation is \
@@ -360,6 +371,31 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "chance_loss",
             "loss",
             "Validation loss of the best predictor that does not look at its input.",
+        ),
+        entry(
+            "gain_over_chance",
+            "loss",
+            "Chance's loss of a validation example less the model's, mean over the examples, at the best evaluation.",
+        ),
+        entry(
+            "gain_over_chance_error",
+            "loss",
+            "Standard error of that mean, from the differences of single examples.",
+        ),
+        entry(
+            "best_evaluation_error",
+            "loss",
+            "Standard error of the validation loss of the best evaluation, from the losses of single examples.",
+        ),
+        entry(
+            "best_accuracy",
+            "ratio",
+            "Share of predictions that are right at the best evaluation.",
+        ),
+        entry(
+            "late_gain",
+            "ratio",
+            "How much of what the best evaluation gained over the first came in the last quarter of the steps.",
         ),
         entry(
             "divergent_learning_rate",

@@ -73,6 +73,8 @@ pub struct ModelFamily {
     pub reads: &'static str,
     /// What a member of the family is known to reach, and by whom; absent where nothing is published.
     pub known_result: Option<KnownResult>,
+    /// Results on data sets that need no upload, with every setting: a study can reproduce them.
+    pub references: Vec<ReferenceResult>,
     /// Where it comes from.
     pub provenance: Vec<Provenance>,
 }
@@ -83,6 +85,35 @@ pub struct KnownResult {
     /// Which member of the family, on what, reaches what.
     pub what: &'static str,
     /// Where it is published.
+    pub provenance: Provenance,
+}
+
+/// A result that can be reproduced: training of this model on this data set, so optimised, needs so many steps to
+/// the target.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct ReferenceResult {
+    /// Which result, in a sentence.
+    pub what: &'static str,
+    /// The data set, as a study names it.
+    #[schema(value_type = Object)]
+    pub dataset: serde_json::Value,
+    /// The model, as a study names it.
+    #[schema(value_type = Object)]
+    pub model: serde_json::Value,
+    /// The optimizer, as a study names it.
+    #[schema(value_type = Object)]
+    pub optimizer: serde_json::Value,
+    /// Examples per step.
+    pub batch_size: u64,
+    /// The metric of the target.
+    pub metric: &'static str,
+    /// The value of the metric that is reached.
+    pub target: f64,
+    /// Optimizer steps to it, a typical run's.
+    pub steps: f64,
+    /// The median of a few runs is within this factor of `steps` when the result is reproduced.
+    pub within_factor: f64,
+    /// Where it comes from.
     pub provenance: Provenance,
 }
 
@@ -289,6 +320,11 @@ pub struct ProbeKindEntry {
 /// The optimizers.
 pub fn optimizer_families() -> Vec<OptimizerFamily> {
     optimizers::optimizers()
+}
+
+/// The model families.
+pub fn model_families() -> Vec<ModelFamily> {
+    models::families()
 }
 
 /// The range over which a hyperparameter of an optimizer is searched, where it is known.

@@ -10,11 +10,7 @@ const CHUNK: usize = 4096;
 /// there is no example, or a class of the validation examples is not in the training ones, for which no
 /// constant predictor has a finite loss.
 pub fn chance_loss(training: &Examples, validation: &Examples, validated: &[u32]) -> Option<f64> {
-    let all: Vec<u32> = (0..).take(training.len()).collect();
-    let mut fitted = Constant::default();
-    for chunk in all.chunks(CHUNK) {
-        fitted.add(training.gather(chunk).targets, chunk.len());
-    }
+    let fitted = Constant::of(training);
     let (mut loss, mut count) = (0.0, 0.0);
     for chunk in validated.chunks(CHUNK) {
         let (sum, rows) = fitted.loss(&validation.gather(chunk).targets);
@@ -23,6 +19,22 @@ pub fn chance_loss(training: &Examples, validation: &Examples, validated: &[u32]
     }
     let mean = loss / count;
     mean.is_finite().then_some(mean)
+}
+
+/// The same of every validated example, a text's the mean over its tokens; `None` where one of them has no finite
+/// loss.
+pub fn chance_losses(
+    training: &Examples,
+    validation: &Examples,
+    validated: &[u32],
+) -> Option<Vec<f64>> {
+    let fitted = Constant::of(training);
+    let mut losses = Vec::with_capacity(validated.len());
+    for example in validated {
+        let (sum, rows) = fitted.loss(&validation.gather(&[*example]).targets);
+        losses.push(sum / rows);
+    }
+    losses.iter().all(|loss| loss.is_finite()).then_some(losses)
 }
 
 /// What is fitted.
@@ -36,6 +48,15 @@ struct Constant {
 }
 
 impl Constant {
+    fn of(training: &Examples) -> Self {
+        let all: Vec<u32> = (0..).take(training.len()).collect();
+        let mut fitted = Self::default();
+        for chunk in all.chunks(CHUNK) {
+            fitted.add(training.gather(chunk).targets, chunk.len());
+        }
+        fitted
+    }
+
     fn add(&mut self, targets: BatchTargets, examples: usize) {
         match targets {
             BatchTargets::Classes(classes) => {

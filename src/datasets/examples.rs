@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
 use super::content::{Mapped, Scaling};
 
 /// What a network reads.
@@ -91,6 +95,40 @@ impl Examples {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Gives every example the target of another one, at random: the targets stay what they are, and say nothing
+    /// about the inputs any more. Of a text it is the tokens that change places.
+    pub fn shuffle_targets(&mut self, seed: u64) {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        match &mut self.targets {
+            Targets::Classes(labels) => labels.shuffle(&mut random),
+            Targets::Values { values, width } => {
+                let width = (*width).max(1);
+                let mut order: Vec<usize> = (0..values.len() / width).collect();
+                order.shuffle(&mut random);
+                *values = order
+                    .into_iter()
+                    .flat_map(|row| values[row * width..(row + 1) * width].iter().copied())
+                    .collect();
+            }
+            Targets::NextToken => {
+                let (mut tokens, length) = match &self.inputs {
+                    Inputs::Text { tokens, length } => (tokens.clone(), *length),
+                    Inputs::MappedText { tokens, length } => {
+                        let count = self.len() * length + 1;
+                        let mut all = Vec::with_capacity(count);
+                        tokens.tokens(0..count, &mut all);
+                        // A token is one of at most 2^16.
+                        let all = all.into_iter().map(|it| u16::try_from(it).unwrap_or(0));
+                        (all.collect(), *length)
+                    }
+                    Inputs::Numbers { .. } | Inputs::Mapped { .. } => return,
+                };
+                tokens.shuffle(&mut random);
+                self.inputs = Inputs::Text { tokens, length };
+            }
+        }
     }
 
     /// The examples at `indices`, in that order.
@@ -199,6 +237,51 @@ mod tests {
             BatchInputs::Numbers(vec![2.0, 2.1, 0.0, 0.1, 2.0, 2.1])
         );
         assert_eq!(batch.targets, BatchTargets::Classes(vec![7, 5, 7]));
+    }
+
+    #[test]
+    fn shuffled_targets_are_the_same_ones_in_another_order() {
+        let labels: Vec<u32> = (0..100).collect();
+        let mut examples = Examples::classified(vec![0.0; 100], 1, labels.clone());
+        examples.shuffle_targets(7);
+        let Targets::Classes(shuffled) = &examples.targets else {
+            panic!("classes stay classes");
+        };
+        assert_ne!(*shuffled, labels);
+        let mut sorted = shuffled.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, labels);
+
+        let mut pairs = Examples {
+            inputs: Inputs::Numbers {
+                values: vec![0.0; 50],
+                width: 1,
+            },
+            targets: Targets::Values {
+                values: (0..100_u16).map(f32::from).collect(),
+                width: 2,
+            },
+        };
+        pairs.shuffle_targets(7);
+        let Targets::Values { values, .. } = &pairs.targets else {
+            panic!("values stay values");
+        };
+        assert!(values.chunks(2).all(|pair| pair[1] == pair[0] + 1.0));
+        assert_ne!(values[..2], [0.0, 1.0]);
+
+        let mut text = Examples {
+            inputs: Inputs::Text {
+                tokens: (0..41).collect(),
+                length: 4,
+            },
+            targets: Targets::NextToken,
+        };
+        text.shuffle_targets(7);
+        assert_eq!(text.len(), 10);
+        let BatchTargets::Classes(next) = text.gather(&[0]).targets else {
+            panic!("tokens");
+        };
+        assert_ne!(next, [1, 2, 3, 4]);
     }
 
     #[test]

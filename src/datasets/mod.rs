@@ -18,7 +18,7 @@ mod synthetic;
 mod teacher;
 
 pub use batches::BatchOrder;
-pub use chance::chance_loss;
+pub use chance::{chance_loss, chance_losses};
 pub use examples::{Batch, BatchInputs, BatchTargets, Examples, Inputs, Targets};
 
 pub use content::Content;

@@ -1,8 +1,8 @@
 //! What probes cost, what is left, and what is still to come.
 
 use super::{
-    PlannedProbe, accumulation, asks, bottleneck, confirmation, needs_times, quality, rounds,
-    training,
+    PlannedProbe, accumulation, asks, bottleneck, confirmation, initial, needs_times, quality,
+    rounds, training,
 };
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
@@ -20,6 +20,10 @@ fn usual_secs(kind: ProbeKind) -> f64 {
         ProbeKind::NoiseScale => 1.0,
     }
 }
+
+/// A run of training takes as long as its steps, which differ from study to study: before one was seen it may well
+/// take so many times as long as usual.
+const UNSEEN_TRAINING: f64 = 2.0;
 
 /// Looks that the memory search usually needs.
 const USUAL_LOOKS: u64 = 6;
@@ -82,7 +86,12 @@ impl Purse {
 
     /// What a wave may take: now and then a probe takes as long as the longest so far, so one does.
     fn wave_cost(&self, wave: &[PlannedProbe]) -> f64 {
-        let usual: f64 = wave.iter().map(|probe| self.cost(probe.spec.kind())).sum();
+        let is_seen = |kind: ProbeKind| self.costs.iter().any(|cost| cost.kind == kind);
+        let careful = |kind: ProbeKind| match kind {
+            ProbeKind::Training if !is_seen(kind) => UNSEEN_TRAINING * self.cost(kind),
+            _ => self.cost(kind),
+        };
+        let usual: f64 = wave.iter().map(|probe| careful(probe.spec.kind())).sum();
         let excess = self
             .costs
             .iter()
@@ -176,11 +185,12 @@ impl Purse {
             ),
             (
                 ProbeKind::Training,
-                if training::is_needed(definition) {
-                    training::usual_probes(definition) + quality::usual_probes(definition)
-                } else {
-                    0
-                },
+                initial::usual_probes(definition)
+                    + if training::is_needed(definition) {
+                        training::usual_probes(definition) + quality::usual_probes(definition)
+                    } else {
+                        0
+                    },
             ),
             (
                 ProbeKind::GradientAccumulation,

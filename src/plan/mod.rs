@@ -4,13 +4,14 @@
 //! not depend on the order in which probes finish. The phases: does the pipeline run ([`smoke`]);
 //! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
 //! run ([`confirmation`]); what keeps its steps from being shorter ([`bottleneck`]); what gradient
-//! accumulation brings ([`accumulation`]); how many steps training takes to its target
+//! accumulation brings ([`accumulation`]); which model, learning rate and number of steps to start with ([`initial`]); how many steps training takes to its target
 //! ([`training`]); whether it ends with the same quality everywhere ([`quality`]). The [`budget`] is looked at before every wave.
 
 mod accumulation;
 mod bottleneck;
 mod budget;
 mod confirmation;
+mod initial;
 mod memory;
 mod quality;
 mod rounds;
@@ -116,7 +117,7 @@ fn next(
     }
     let mut cut_short = false;
     type Phase = fn(&Specs<'_>, &StudyDefinition, &Evidence, &Analysis) -> Wish;
-    let phases: [(Phase, bool); 9] = [
+    let phases: [(Phase, bool); 10] = [
         (smoke::wish, true),
         (memory::wish, true),
         // Rounds may be cut short: what was timed until then is used, and the confirmation, which
@@ -125,6 +126,7 @@ fn next(
         (confirmation::wish, true),
         (bottleneck::wish, false),
         (accumulation::wish, false),
+        (initial::wish, false),
         (training::wish, false),
         // Training may recommend another batch size than throughput alone.
         (confirmation::wish, true),
@@ -222,6 +224,9 @@ fn phase(spec: &ProbeSpec) -> String {
         Task::Confirmation { .. } => "confirming the recommendation in a longer run".into(),
         Task::InputPipeline(_) => "timing the parts of a step".into(),
         Task::GradientAccumulation(_) => "timing gradient accumulation".into(),
+        Task::Training(run) if run.compares_with_chance => {
+            "seeking a configuration to start with".into()
+        }
         Task::Training(run) if run.target.is_none() => {
             "training to see how good the model gets".into()
         }

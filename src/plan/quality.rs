@@ -59,11 +59,7 @@ pub fn wish(
         wanted
             .iter()
             .map(|it| {
-                let run = TrainingRun {
-                    max_steps: it.max_steps,
-                    target: None,
-                    evaluation_ratio: training.evaluation_ratio,
-                };
+                let run = TrainingRun::new(it.max_steps, None, training.evaluation_ratio);
                 let why = format!("quality at batch size {batch_size}: {}", it.why);
                 let probe = specs.probe(Task::Training(run), batch_size, it.replicate, why);
                 trials::at(probe, &it.configuration, it.replicate, definition.seed)

@@ -3,7 +3,7 @@
 use super::Wish;
 use super::specs::{self as tasks, Specs};
 use crate::analysis::{Analysis, Evidence};
-use crate::probe::{InfeasibleReason, ProbeKind, ProbeState};
+use crate::probe::{FailureReason, InfeasibleReason, ProbeKind, ProbeState};
 use crate::study::{EndedBecause, StudyDefinition};
 
 pub fn wish(
@@ -36,6 +36,11 @@ pub fn wish(
         (ProbeState::Infeasible, _) => Wish::End(
             EndedBecause::PipelineBroken,
             format!("E_PIPELINE: {detail}; the smoke probe's log tells more"),
+        ),
+        // It ended every time, whoever ran it: the training code's own doing.
+        (ProbeState::Failed, _) if probe.failure == Some(FailureReason::Crashed) => Wish::End(
+            EndedBecause::PipelineBroken,
+            format!("E_PIPELINE: the smoke probe crashed in every attempt: {detail}"),
         ),
         _ => Wish::End(
             EndedBecause::ProbesFailed,

@@ -167,11 +167,8 @@ impl Planner<'_> {
         wanted
             .iter()
             .map(|it| {
-                let run = TrainingRun {
-                    max_steps: it.max_steps,
-                    target: Some(target.clone()),
-                    evaluation_ratio: self.training.evaluation_ratio,
-                };
+                let ratio = self.training.evaluation_ratio;
+                let run = TrainingRun::new(it.max_steps, Some(target.clone()), ratio);
                 let why = match chosen_because {
                     Some(because) => format!("batch size {batch_size}: {because}; {}", it.why),
                     None => format!("batch size {batch_size}: {}", it.why),

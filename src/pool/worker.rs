@@ -15,7 +15,7 @@ use super::inventory::DeviceFacts;
 use crate::library::Library;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
-use crate::probe::{FailureReason, KilledFor, Outcome};
+use crate::probe::{FailureReason, KilledFor, Outcome, ProbeKind};
 use crate::settings::PoolSettings;
 use crate::store::StoreError;
 use crate::store::leases::{self, Claim, Claimed, Completed, Completion, Heartbeat, RetryPolicy};
@@ -213,9 +213,13 @@ impl Worker {
     /// Stores the end of an attempt; goes on trying while the database is away.
     async fn complete(&self, claimed: &Claimed, report: ChildReport) {
         let measurements = report.measurements.len();
+        let outcome = match claimed.spec.kind() {
+            ProbeKind::Smoke => report.outcome.with_log(&report.stderr_tail),
+            _ => report.outcome,
+        };
         let completion = Completion {
             fence: claimed.fence(),
-            outcome: report.outcome,
+            outcome,
             measurements: report.measurements,
             stderr_tail: report.stderr_tail,
             device_secs: report.wall_secs,

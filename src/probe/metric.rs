@@ -145,6 +145,16 @@ metrics! {
     BestStep = "best_step", "count";
     /// Validation loss of the best predictor that does not look at its input, fitted on the training targets.
     ChanceLoss = "chance_loss", "loss";
+    /// Chance's loss of a validation example less the model's, mean over the examples, at the best evaluation.
+    GainOverChance = "gain_over_chance", "loss";
+    /// Standard error of that mean, from the differences of single examples.
+    GainOverChanceError = "gain_over_chance_error", "loss";
+    /// Standard error of the validation loss of the best evaluation, from the losses of single examples.
+    BestEvaluationError = "best_evaluation_error", "loss";
+    /// Share of predictions that are right at the best evaluation.
+    BestAccuracy = "best_accuracy", "ratio";
+    /// How much of what the best evaluation gained over the first came in the last quarter of the steps.
+    LateGain = "late_gain", "ratio";
     /// The learning rate at which a range test diverged; absent when it never did.
     DivergentLearningRate = "divergent_learning_rate", "ratio";
     /// Squared norm of the gradient over all examples, |G|², estimated at a step.

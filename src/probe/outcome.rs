@@ -31,6 +31,35 @@ pub enum Outcome {
     HandedBack,
 }
 
+/// What is told of a child's log with the detail of its end, characters.
+const LOG_IN_DETAIL: usize = 600;
+
+impl Outcome {
+    /// With the end of the child's stderr in the detail, where the child is to blame: whoever reads why a pipeline
+    /// is broken should not have to look for its log.
+    pub fn with_log(mut self, stderr_tail: &str) -> Self {
+        let detail = match &mut self {
+            Self::Infeasible {
+                reason: InfeasibleReason::PipelineBroken | InfeasibleReason::Diverged,
+                detail,
+            }
+            | Self::Failed {
+                reason: FailureReason::Crashed | FailureReason::InvalidOutput,
+                detail,
+            } => detail,
+            _ => return self,
+        };
+        let log = stderr_tail.trim();
+        let skipped = log.chars().count().saturating_sub(LOG_IN_DETAIL);
+        let end: String = log.chars().skip(skipped).collect();
+        if !end.is_empty() && !detail.contains(&end) {
+            let cut = if skipped > 0 { "…" } else { "" };
+            detail.push_str(&format!("; the child's log ends: {cut}{end}"));
+        }
+        self
+    }
+}
+
 /// Why a probe's task cannot be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

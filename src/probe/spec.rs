@@ -151,6 +151,32 @@ pub struct TrainingRun {
     pub target: Option<EvaluationTarget>,
     /// After an evaluation at step t the next is at max(t + 1, ⌈ratio·t⌉).
     pub evaluation_ratio: f64,
+    /// Whether the loss of every validation example is compared with that of the best predictor that does not
+    /// look at its input.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub compares_with_chance: bool,
+    /// Whether training sees the targets of its examples in another order, so that there is nothing to learn:
+    /// a control.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shuffles_targets: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl TrainingRun {
+    /// A run to a target, or without one to its cap.
+    pub fn new(max_steps: u64, target: Option<EvaluationTarget>, evaluation_ratio: f64) -> Self {
+        Self {
+            max_steps,
+            target,
+            evaluation_ratio,
+            compares_with_chance: false,
+            shuffles_targets: false,
+        }
+    }
 }
 
 /// The default ratio between the steps of two evaluations.

@@ -51,7 +51,7 @@ pub fn advise(
         },
         evidence: references(evidence, |probe| match probe.kind() {
             ProbeKind::Training => {
-                matches!(&probe.spec.task, Task::Training(run) if run.target.is_some())
+                matches!(&probe.spec.task, Task::Training(run) if run.target.is_some() && !run.compares_with_chance)
             }
             ProbeKind::NoiseScale | ProbeKind::LearningRateRange => true,
             _ => false,

@@ -6,10 +6,12 @@ mod bells;
 mod bottleneck;
 mod critical_batch_size;
 mod feasible;
+mod initial;
 mod quality;
 pub mod report;
 mod retuning;
 pub mod staleness;
+mod start_from;
 mod throughput;
 mod training_time;
 
@@ -46,11 +48,19 @@ pub enum Topic {
     QualityAcrossBatchSizes,
     /// What must be measured and tuned again when something changes.
     Retuning,
+    /// The model to start from.
+    StartFrom,
+    /// The configuration to start with.
+    InitialConfiguration,
+    /// The learning rate to start with.
+    LearningRate,
+    /// The number of steps to train for.
+    NumberOfSteps,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
@@ -61,6 +71,10 @@ impl Topic {
         Self::UpfrontCost,
         Self::QualityAcrossBatchSizes,
         Self::Retuning,
+        Self::StartFrom,
+        Self::InitialConfiguration,
+        Self::LearningRate,
+        Self::NumberOfSteps,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -76,6 +90,10 @@ impl Topic {
             Self::UpfrontCost => "upfront_cost",
             Self::QualityAcrossBatchSizes => "quality_across_batch_sizes",
             Self::Retuning => "retuning",
+            Self::StartFrom => "start_from",
+            Self::InitialConfiguration => "initial_configuration",
+            Self::LearningRate => "learning_rate",
+            Self::NumberOfSteps => "number_of_steps",
         }
     }
 
@@ -179,7 +197,7 @@ pub fn recommend(
     analysis: &Analysis,
 ) -> Vec<Advice> {
     type Advise = fn(&StudyDefinition, &Evidence, &Analysis) -> Option<Advice>;
-    let topics: [(Question, Advise); 10] = [
+    let topics: [(Question, Advise); 14] = [
         (Question::FeasibleBatchSizes, feasible::advise),
         (Question::Throughput, throughput::advise),
         (Question::Bottleneck, bottleneck::advise),
@@ -190,6 +208,10 @@ pub fn recommend(
         (Question::BatchSize, training_time::upfront_cost),
         (Question::QualityAcrossBatchSizes, quality::advise),
         (Question::BatchSize, retuning::advise),
+        (Question::InitialConfiguration, start_from::advise),
+        (Question::InitialConfiguration, initial::advise),
+        (Question::InitialConfiguration, initial::learning_rate),
+        (Question::InitialConfiguration, initial::number_of_steps),
     ];
     topics
         .into_iter()

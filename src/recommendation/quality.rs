@@ -43,7 +43,7 @@ pub fn advise(
         },
         evidence: references(evidence, |probe| {
             probe.kind() == ProbeKind::Training
-                && matches!(&probe.spec.task, Task::Training(run) if run.target.is_none())
+                && matches!(&probe.spec.task, Task::Training(run) if run.target.is_none() && !run.compares_with_chance)
         }),
         caveats: quality.caveats.clone(),
         playbook:

@@ -49,6 +49,11 @@ fn write_report(
             advice.confidence.because,
             advice.evidence.len()
         )?;
+        if let Some(configuration) = advice.value.get("configuration").filter(|it| !it.is_null()) {
+            // Pretty JSON of a JSON value cannot fail.
+            let text = serde_json::to_string_pretty(configuration).unwrap_or_default();
+            writeln!(out, "```json\n{text}\n```\n")?;
+        }
         for caveat in &advice.caveats {
             writeln!(out, "- `{}`: {}", caveat.code, caveat.detail)?;
         }
@@ -95,6 +100,10 @@ fn heading(topic: Topic) -> &'static str {
         Topic::UpfrontCost => "What has to be paid before",
         Topic::QualityAcrossBatchSizes => "Quality across batch sizes",
         Topic::Retuning => "What a change would take",
+        Topic::StartFrom => "The model to start from",
+        Topic::InitialConfiguration => "The configuration to start with",
+        Topic::LearningRate => "The learning rate to start with",
+        Topic::NumberOfSteps => "The number of steps",
     }
 }
 

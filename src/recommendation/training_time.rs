@@ -151,8 +151,7 @@ fn is_behind(probe: &ProbeRecord, size: BatchSize) -> bool {
         ProbeKind::StepTime | ProbeKind::NoiseScale | ProbeKind::LearningRateRange => true,
         ProbeKind::Confirmation | ProbeKind::Memory => probe.batch_size() == size,
         ProbeKind::Training => {
-            let has_target =
-                matches!(&probe.spec.task, Task::Training(run) if run.target.is_some());
+            let has_target = matches!(&probe.spec.task, Task::Training(run) if run.target.is_some() && !run.compares_with_chance);
             // Of other batch sizes the runs with fresh seeds: they are what the curve was fitted to.
             has_target && (probe.batch_size() == size || probe.spec.replicate > 0)
         }

@@ -2,8 +2,8 @@
 
 use super::{
     Backend, BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Facts, GradientClipping, Grid,
-    Loss, MaxFrom, Model, Optimizer, Question, Shape, StudyDefinition, StudyRequest, Target,
-    TargetRequest, Workload,
+    Loss, MaxFrom, Model, ModelFrom, Optimizer, Question, Shape, StudyDefinition, StudyRequest,
+    Target, TargetRequest, Workload,
 };
 
 /// The part of the memory free on a host that a study uses when it names no budget.
@@ -50,6 +50,10 @@ pub fn resolve(
     } = request;
     let dataset = workload.dataset.resolve()?;
     let facts = dataset.facts();
+    let model_from = match workload.model {
+        Some(_) => ModelFrom::Study,
+        None => ModelFrom::Default,
+    };
     let model = workload.model.unwrap_or_else(|| default_model(&facts));
     let max_from = match batch_sizes.max {
         Some(_) => MaxFrom::Range,
@@ -62,6 +66,7 @@ pub fn resolve(
         labels,
         search: search.resolve(&optimizer),
         questions: questions.unwrap_or_else(|| Question::usual(target.is_some())),
+        model_from,
         optimizer,
         schedule,
         gradient_clipping: gradient_clipping.unwrap_or_else(|| GradientClipping::first_for(&model)),
@@ -129,7 +134,7 @@ pub fn fill_device(definition: &mut StudyDefinition, facts: &DeviceFactsForDefau
 }
 
 /// The simplest model that can read the data set.
-pub(super) fn default_model(facts: &Facts) -> Model {
+pub fn default_model(facts: &Facts) -> Model {
     match facts.target {
         Target::NextToken { .. } => Model::transformer_lm(),
         Target::Classes { .. } | Target::Values { .. } => match facts.input {
@@ -191,6 +196,7 @@ mod tests {
         assert_eq!(definition.name, "digits · mlp 64");
         assert_eq!(definition.optimizer, Optimizer::adam());
         assert_eq!(definition.workload.model, Model::mlp(vec![64]));
+        assert_eq!(definition.model_from, ModelFrom::Default);
         assert_eq!(definition.batch_sizes.min, BatchSize(1));
         assert_eq!(definition.batch_sizes.max, BatchSize(1437));
         assert_eq!(definition.batch_sizes.max_from, MaxFrom::Dataset);
@@ -209,6 +215,7 @@ mod tests {
         let mut definition = resolved(posted, None);
         assert_eq!(definition.name, "digits · mlp linear");
         assert_eq!(definition.batch_sizes.max_from, MaxFrom::Range);
+        assert_eq!(definition.model_from, ModelFrom::Study);
         assert_eq!(definition.device.resolved(), None);
         fill_device(&mut definition, &facts());
         let device = definition.device.resolved().expect("known");

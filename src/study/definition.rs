@@ -84,8 +84,8 @@ pub struct StudyRequest {
     /// How the quality that training ends with is compared.
     #[serde(default)]
     pub quality: QualityComparison,
-    /// Which questions are answered. Default: those about the hardware; with a target, also the critical
-    /// batch size.
+    /// Which questions are answered. Default: those about the hardware and the initial configuration; with a
+    /// target, also the critical batch size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(min_items = 1)]
     pub questions: Option<Vec<Question>>,
@@ -111,6 +111,9 @@ pub struct StudyDefinition {
     pub labels: BTreeMap<String, String>,
     /// What is trained.
     pub workload: Workload,
+    /// Whether the model was asked for (`study`) or follows from the data set (`default`).
+    #[serde(default)]
+    pub model_from: ModelFrom,
     /// How it is optimised.
     pub optimizer: Optimizer,
     /// How the learning rate changes over training.
@@ -175,6 +178,9 @@ pub struct WorkloadRequest {
     /// The network. Default: an MLP with one hidden layer of 64 units; for text, a `transformer_lm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
+    /// The kind of task. It follows from the data set; one that is named must be that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskKind>,
     /// The training loss. Default: the one of the task, which is also the only one that fits it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
@@ -291,6 +297,51 @@ impl Workload {
     }
 }
 
+/// The kinds of tasks: supervised learning, or what looks like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// One of several classes is predicted.
+    Classification,
+    /// Numbers are predicted.
+    Regression,
+    /// The next token of a text is predicted.
+    LanguageModelling,
+    /// What is predicted is a part of the input: of a text, the next token.
+    SelfSupervised,
+}
+
+impl TaskKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [
+        Self::Classification,
+        Self::Regression,
+        Self::LanguageModelling,
+        Self::SelfSupervised,
+    ];
+
+    /// Whether a data set with such targets is one of the kind.
+    pub fn fits(self, target: &Target) -> bool {
+        match self {
+            Self::Classification => matches!(target, Target::Classes { .. }),
+            Self::Regression => matches!(target, Target::Values { .. }),
+            Self::LanguageModelling | Self::SelfSupervised => {
+                matches!(target, Target::NextToken { .. })
+            }
+        }
+    }
+
+    /// The name used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classification => "classification",
+            Self::Regression => "regression",
+            Self::LanguageModelling => "language_modelling",
+            Self::SelfSupervised => "self_supervised",
+        }
+    }
+}
+
 /// The training loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -372,6 +423,17 @@ pub enum MaxFrom {
     Range,
     /// It is the number of training examples.
     Dataset,
+}
+
+/// Where the model of a study comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelFrom {
+    /// The study named it.
+    #[default]
+    Study,
+    /// It is the simplest that can read the data set.
+    Default,
 }
 
 /// The batch sizes at which throughput is measured.
@@ -541,6 +603,8 @@ pub enum Question {
     BatchSize,
     /// Does training end with the same quality at every batch size, once each is tuned?
     QualityAcrossBatchSizes,
+    /// Which model, learning rate and number of steps should a project start with?
+    InitialConfiguration,
 }
 
 impl Question {
@@ -552,6 +616,7 @@ impl Question {
             Self::Bottleneck,
             Self::GradientAccumulation,
             Self::BatchSize,
+            Self::InitialConfiguration,
         ];
         if has_target {
             questions.push(Self::CriticalBatchSize);

@@ -17,6 +17,9 @@ pub(super) trait Learner {
     /// Validates the parameters as they are.
     fn evaluate(&self) -> Evaluation;
 
+    /// The same, and the loss of every validation example; none where there are no examples.
+    fn evaluate_examples(&self) -> (Evaluation, Vec<f64>);
+
     /// Optimizer steps made so far.
     fn steps(&self) -> u64;
 
@@ -28,6 +31,9 @@ pub(super) trait Learner {
 
     /// Validation loss of the best predictor that does not look at its input.
     fn chance_loss(&self) -> Option<f64>;
+
+    /// The same of every validation example.
+    fn chance_losses(&self) -> Option<Vec<f64>>;
 }
 
 /// The learner of a spec; `is_expected` for the expectation instead of a sample.
@@ -52,6 +58,10 @@ impl Learner for Session {
         Session::evaluate(self)
     }
 
+    fn evaluate_examples(&self) -> (Evaluation, Vec<f64>) {
+        Session::evaluate_examples(self)
+    }
+
     fn steps(&self) -> u64 {
         Session::steps(self)
     }
@@ -66,5 +76,9 @@ impl Learner for Session {
 
     fn chance_loss(&self) -> Option<f64> {
         Session::chance_loss(self)
+    }
+
+    fn chance_losses(&self) -> Option<Vec<f64>> {
+        Session::chance_losses(self)
     }
 }

@@ -1,6 +1,7 @@
 //! What training minimises, and what evaluation reports.
 
 use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 
 use super::network::Value;
@@ -147,6 +148,8 @@ pub(super) struct Evaluator<'a> {
     correct: u64,
     /// For two classes: how much more likely the second is taken to be, and whether it is it.
     scores: Vec<(f64, bool)>,
+    /// The loss of every example, where it is wanted.
+    examples: Option<Vec<f64>>,
 }
 
 impl<'a> Evaluator<'a> {
@@ -157,13 +160,28 @@ impl<'a> Evaluator<'a> {
             total_loss: 0.0,
             correct: 0,
             scores: Vec::new(),
+            examples: None,
         }
     }
 
-    /// Adds a batch.
-    pub(super) fn add(&mut self, prediction: Value, targets: Targets) {
+    /// One that keeps the loss of every example.
+    pub(super) fn of_examples(objective: &'a Objective) -> Self {
+        Self {
+            examples: Some(Vec::new()),
+            ..Self::new(objective)
+        }
+    }
+
+    /// Adds a batch of so many examples.
+    pub(super) fn add(&mut self, prediction: Value, targets: Targets, examples: usize) {
         let prediction = self.objective.rows(prediction);
         let rows = prediction.dims()[0];
+        if let Some(losses) = &mut self.examples {
+            let each = row_losses(prediction.clone(), &targets);
+            let mean =
+                |rows: &[f32]| rows.iter().copied().map(f64::from).sum::<f64>() / rows.len() as f64;
+            losses.extend(each.chunks((rows / examples.max(1)).max(1)).map(mean));
+        }
         let loss = match (&self.objective.kind, targets) {
             (Kind::CrossEntropy { evaluation, .. }, Targets::Classes(labels)) => {
                 let hits = prediction
@@ -196,8 +214,8 @@ impl<'a> Evaluator<'a> {
         );
     }
 
-    /// The result.
-    pub(super) fn finish(self) -> Evaluation {
+    /// The result, and the loss of every example where it was kept: a text's is the mean over its tokens.
+    pub(super) fn finish(self) -> (Evaluation, Vec<f64>) {
         let rows = self.rows as f64;
         let loss = self.total_loss / rows;
         let accuracy = self.correct as f64 / rows;
@@ -221,6 +239,23 @@ impl<'a> Evaluator<'a> {
                 metrics.push((EvaluationMetric::ValidationMeanSquaredError, loss));
             }
         }
-        Evaluation { loss, metrics }
+        (
+            Evaluation { loss, metrics },
+            self.examples.unwrap_or_default(),
+        )
     }
+}
+
+/// The loss of every row of predictions, without label smoothing.
+fn row_losses(prediction: Tensor<2>, targets: &Targets) -> Vec<f32> {
+    let losses: Tensor<2> = match targets {
+        Targets::Classes(labels) => log_softmax(prediction, 1)
+            .gather(1, labels.clone().unsqueeze_dim(1))
+            .neg(),
+        Targets::Values(values) => {
+            let values = values.clone().cast(prediction.dtype());
+            (prediction - values).square().mean_dim(1)
+        }
+    };
+    losses.into_data().try_to_vec().unwrap_or_default()
 }

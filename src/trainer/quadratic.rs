@@ -115,6 +115,10 @@ impl Learner for Quadratic {
         Evaluation::new(loss, vec![(EvaluationMetric::ExpectedExcessLoss, loss)])
     }
 
+    fn evaluate_examples(&self) -> (Evaluation, Vec<f64>) {
+        (self.evaluate(), Vec::new())
+    }
+
     fn steps(&self) -> u64 {
         self.steps
     }
@@ -128,6 +132,10 @@ impl Learner for Quadratic {
     }
 
     fn chance_loss(&self) -> Option<f64> {
+        None
+    }
+
+    fn chance_losses(&self) -> Option<Vec<f64>> {
         None
     }
 }

@@ -17,7 +17,7 @@ use super::network::{Net, Value};
 use super::objective::{Evaluation, Evaluator, Objective, Targets};
 use super::optimizer;
 use crate::datasets::{self, Batch, BatchInputs, BatchOrder, DatasetError, Examples};
-use crate::probe::ProbeSpec;
+use crate::probe::{ProbeSpec, Task};
 use crate::study::{
     Backend, DType, GradientClipping, InputPipeline, Network, NetworkError, Schedule, Shape,
 };
@@ -103,6 +103,8 @@ const MODEL_IS_PRESENT: &str = "the model is put back before a step returns";
 
 /// Draws the fixed subset of validation examples: the same in every probe of every study.
 const SUBSET_SEED: u64 = 0;
+/// Keeps the order of a control's targets apart from what else the seed draws.
+const SHUFFLE_SEED: u64 = 0x5f0f_f1e5;
 
 /// burn's optimizer cannot be printed.
 struct Opaque<T>(T);
@@ -120,7 +122,10 @@ impl Session {
         let network = workload.network()?;
         check_addressable(&network, spec.batch_size.0)?;
         let before = memory::in_use();
-        let split = datasets::load(&workload.dataset, uploaded_content)?;
+        let mut split = datasets::load(&workload.dataset, uploaded_content)?;
+        if matches!(&spec.task, Task::Training(run) if run.shuffles_targets) {
+            split.training.shuffle_targets(spec.seed ^ SHUFFLE_SEED);
+        }
         let with_dataset = memory::in_use();
         let device = training_device(spec.device.backend, workload.dtype)?;
         device.seed(spec.seed);
@@ -293,6 +298,11 @@ impl Session {
         datasets::chance_loss(&self.training, &self.validation, &self.validated)
     }
 
+    /// Validation loss of every example under that predictor.
+    pub(super) fn chance_losses(&self) -> Option<Vec<f64>> {
+        datasets::chance_losses(&self.training, &self.validation, &self.validated)
+    }
+
     /// Training examples.
     pub(super) fn training_examples(&self) -> usize {
         self.training.len()
@@ -336,12 +346,20 @@ impl Session {
     /// Validates the parameters as they are. Evaluates chunks of at most one training batch, so that
     /// evaluation never needs more memory than training.
     pub(super) fn evaluate(&self) -> Evaluation {
+        self.validate(Evaluator::new(&self.objective)).0
+    }
+
+    /// The same, and the loss of every example.
+    pub(super) fn evaluate_examples(&self) -> (Evaluation, Vec<f64>) {
+        self.validate(Evaluator::of_examples(&self.objective))
+    }
+
+    fn validate(&self, mut evaluator: Evaluator<'_>) -> (Evaluation, Vec<f64>) {
         let model = self.model().valid();
         let device = self.plain_device();
-        let mut evaluator = Evaluator::new(&self.objective);
         for chunk in self.validated.chunks(self.batch_size) {
             let (input, targets) = to_device(self.validation.gather(chunk), self.input, &device);
-            evaluator.add(model.forward(input), targets);
+            evaluator.add(model.forward(input), targets, chunk.len());
         }
         evaluator.finish()
     }

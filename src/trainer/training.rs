@@ -14,6 +14,7 @@ use super::session::SessionError;
 use super::tasks::{TaskEnd, TaskError};
 use crate::datasets;
 use crate::probe::{Metric, ProbeSpec, TrainingRun};
+use crate::statistics::intervals::{mean, standard_deviation};
 use crate::study::EvaluationMetric;
 
 /// Seconds between two reports of progress.
@@ -37,6 +38,10 @@ pub(super) fn run(
         |target| target.metric,
     );
     let mut best: Option<(f64, u64)> = None;
+    let mut best_examples = Vec::new();
+    let mut best_accuracy = None;
+    // Every evaluation, the less the better.
+    let mut followed: Vec<(u64, f64)> = Vec::new();
     let mut crossing = run
         .target
         .as_ref()
@@ -50,7 +55,11 @@ pub(super) fn run(
         let step = session.steps();
         if step >= next_evaluation || step >= run.max_steps {
             let before = Instant::now();
-            let evaluation = session.evaluate();
+            let (evaluation, losses_of_examples) = if run.compares_with_chance {
+                session.evaluate_examples()
+            } else {
+                (session.evaluate(), Vec::new())
+            };
             evaluating += before.elapsed();
             if !evaluation.loss.is_finite() {
                 return Ok(TaskEnd::diverged(step));
@@ -63,10 +72,13 @@ pub(super) fn run(
                     at_step(log, Metric::from(*metric), step, *value)?;
                 }
             }
-            if let Some(value) = evaluation.metric(watched)
-                && best.is_none_or(|(best, _)| watched.score(value) < watched.score(best))
-            {
-                best = Some((value, step));
+            if let Some(value) = evaluation.metric(watched) {
+                if best.is_none_or(|(best, _)| watched.score(value) < watched.score(best)) {
+                    best = Some((value, step));
+                    best_examples = losses_of_examples;
+                    best_accuracy = evaluation.metric(EvaluationMetric::ValidationAccuracy);
+                }
+                followed.push((step, watched.score(value)));
             }
             let loss = evaluation.loss;
             if let Some(crossing) = &mut crossing
@@ -107,8 +119,27 @@ pub(super) fn run(
         log.measurement(Metric::BestEvaluation, best)?;
         log.measurement(Metric::BestStep, step as f64)?;
     }
+    if run.compares_with_chance {
+        if let Some(gain) = late_gain(&followed, run.max_steps) {
+            log.measurement(Metric::LateGain, gain)?;
+        }
+        if let Some(accuracy) = best_accuracy {
+            log.measurement(Metric::BestAccuracy, accuracy)?;
+        }
+        if let Some(error) = standard_error(&best_examples) {
+            log.measurement(Metric::BestEvaluationError, error)?;
+        }
+        if let Some(chance) = session.chance_losses() {
+            let gains = chance.iter().zip(&best_examples);
+            let gains: Vec<f64> = gains.map(|(chance, loss)| chance - loss).collect();
+            if let (Some(gain), Some(error)) = (mean(&gains), standard_error(&gains)) {
+                log.measurement(Metric::GainOverChance, gain)?;
+                log.measurement(Metric::GainOverChanceError, error)?;
+            }
+        }
+    }
     // Without a target the run is to set one, and for that it must be known what learning is worth.
-    if run.target.is_none()
+    if (run.target.is_none() || run.compares_with_chance)
         && let Some(loss) = session.chance_loss()
     {
         log.measurement(Metric::ChanceLoss, loss)?;
@@ -136,6 +167,26 @@ fn at_step(log: &mut EventLog, metric: Metric, step: u64, value: f64) -> Result<
     let elapsed_secs = log.elapsed_secs();
     log.measurement_at(metric, Some(step), value, elapsed_secs)?;
     Ok(())
+}
+
+/// Standard error of a mean.
+fn standard_error(values: &[f64]) -> Option<f64> {
+    Some(standard_deviation(values)? / (values.len() as f64).sqrt())
+}
+
+/// The share of the whole gain that came after three quarters of the steps. Evaluations are (step, score), the
+/// less the better. None where nothing was gained.
+fn late_gain(evaluations: &[(u64, f64)], max_steps: u64) -> Option<f64> {
+    let early = max_steps.saturating_mul(3) / 4;
+    let least = |until: u64| {
+        evaluations
+            .iter()
+            .filter(|(step, _)| *step <= until)
+            .map(|(_, score)| *score)
+            .reduce(f64::min)
+    };
+    let (first, before, best) = (evaluations.first()?.1, least(early)?, least(u64::MAX)?);
+    (first > best).then(|| (before - best) / (first - best))
 }
 
 /// The step of the evaluation after the one at `step`.
@@ -244,6 +295,16 @@ mod tests {
         for pair in steps.windows(2).filter(|pair| pair[0] >= 34) {
             assert!(pair[1] as f64 <= pair[0] as f64 * 1.03 + 1.0);
         }
+    }
+
+    #[test]
+    fn a_late_gain_is_what_the_last_quarter_brought() {
+        let falling = [(0, 2.0), (50, 1.2), (75, 1.1), (80, 1.05), (100, 1.0)];
+        let gain = late_gain(&falling, 100).expect("it fell");
+        assert!((gain - 0.1).abs() < 1e-12, "{gain}");
+        let flat = [(0, 2.0), (60, 1.0), (100, 1.0)];
+        assert_eq!(late_gain(&flat, 100), Some(0.0));
+        assert_eq!(late_gain(&[(0, 2.0), (100, 2.5)], 100), None);
     }
 
     #[test]

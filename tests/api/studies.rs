@@ -30,7 +30,8 @@ async fn only_the_data_set_is_required_and_every_default_is_visible() {
         json!({"device_secs": 900.0, "probes": 1000})
     );
     assert_eq!(definition["objective"], "minimize_training_time");
-    assert_eq!(definition["questions"].as_array().map(Vec::len), Some(5));
+    assert_eq!(definition["questions"].as_array().map(Vec::len), Some(6));
+    assert_eq!(definition["model_from"], "default");
     assert_eq!(definition["reuse"], true);
 
     // No worker is alive, so the device stays open and the study says what it waits for.

@@ -9,6 +9,7 @@
 
 mod changes;
 mod coverage;
+mod initial;
 mod knees;
 mod memory_search;
 mod quality;

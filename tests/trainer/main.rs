@@ -17,6 +17,7 @@ use trialhead::study::{
 };
 
 mod catalog;
+mod chance;
 mod learning;
 mod training;
 

@@ -10,11 +10,8 @@ use crate::{Ended, assert_infeasible, run, spec};
 
 /// Training of `max_steps` at most.
 pub fn training(max_steps: u64, target: Option<(EvaluationMetric, f64)>) -> Task {
-    Task::Training(TrainingRun {
-        max_steps,
-        target: target.map(|(metric, value)| EvaluationTarget { metric, value }),
-        evaluation_ratio: EVALUATION_RATIO,
-    })
+    let target = target.map(|(metric, value)| EvaluationTarget { metric, value });
+    Task::Training(TrainingRun::new(max_steps, target, EVALUATION_RATIO))
 }
 
 /// The values of a metric along the run, with their steps.

@@ -15,6 +15,7 @@ mod postgres;
 mod service;
 
 mod digits;
+mod initial;
 mod noisy_quadratic;
 mod quality;
 mod targets;

@@ -169,17 +169,15 @@ pub fn read<'a>(
     evidence: &'a Evidence,
     base: BatchSize,
 ) -> Training<'a> {
-    let first = evidence.probes.iter().find(|probe| {
-        matches!(
-            probe.kind(),
-            ProbeKind::LearningRateRange | ProbeKind::Training
-        )
-    });
+    let first = evidence
+        .probes
+        .iter()
+        .find(|probe| is_range_test(definition, probe) || is_run(probe));
     let base = first.map_or(base, ProbeRecord::batch_size);
     let named = definition.search.ranges.get(&Hyperparameter::LearningRate);
     let tested = evidence
         .of_kind(ProbeKind::LearningRateRange)
-        .find(|probe| probe.state.has_ended());
+        .find(|probe| is_range_test(definition, probe) && probe.state.has_ended());
     let never_diverged = named.is_none()
         && tested.is_some_and(|probe| {
             probe.succeeded() && probe.figure(Metric::DivergentLearningRate).is_none()
@@ -201,8 +199,7 @@ pub fn read<'a>(
     let noise_scale = evidence
         .of_kind(ProbeKind::NoiseScale)
         .find_map(|probe| probe.figure(Metric::NoiseScale));
-    let shares: Vec<f64> = evidence
-        .of_kind(ProbeKind::Training)
+    let shares: Vec<f64> = runs(evidence)
         .filter(|probe| probe.wave <= first_wave(evidence) && probe.device_secs >= WORTH_SPARING)
         .filter_map(|probe| probe.figure(Metric::EvaluationShare))
         .collect();
@@ -222,8 +219,7 @@ pub fn read<'a>(
         noise_scale,
     };
     training.searches = searches(definition, evidence, &training);
-    let counted: Vec<f64> = evidence
-        .of_kind(ProbeKind::Training)
+    let counted: Vec<f64> = runs(evidence)
         .filter(|probe| probe.wave > first_wave(evidence))
         .filter_map(|probe| probe.figure(Metric::EvaluationShare))
         .collect();
@@ -231,14 +227,34 @@ pub fn read<'a>(
     training
 }
 
+/// Whether a probe is a run of a pilot or of a search: not one that seeks where to start.
+fn is_run(probe: &ProbeRecord) -> bool {
+    matches!(&probe.spec.task, Task::Training(run) if !run.compares_with_chance)
+}
+
+/// The runs of pilots and searches, in plan order.
+fn runs(evidence: &Evidence) -> impl Iterator<Item = &ProbeRecord> {
+    evidence.probes.iter().filter(|probe| is_run(probe))
+}
+
+/// Whether a probe is the range test of the study's own model and optimizer.
+fn is_range_test(definition: &StudyDefinition, probe: &ProbeRecord) -> bool {
+    probe.kind() == ProbeKind::LearningRateRange
+        && probe.spec.workload.model == definition.workload.model
+        && probe.spec.optimizer == definition.optimizer
+}
+
 /// The wave of the first pilots.
 fn first_wave(evidence: &Evidence) -> u32 {
-    let mut waves = evidence.of_kind(ProbeKind::Training).map(|it| it.wave);
+    let mut waves = runs(evidence).map(|it| it.wave);
     waves.next().unwrap_or(0)
 }
 
 /// ln of the range of effective learning rates that a range test leaves.
-fn tested_range(definition: &StudyDefinition, test: &ProbeRecord) -> (f64, f64) {
+pub(in crate::analysis) fn tested_range(
+    definition: &StudyDefinition,
+    test: &ProbeRecord,
+) -> (f64, f64) {
     let top = match &test.spec.task {
         Task::LearningRateRange(test) => test.upper,
         _ => 1.0,
@@ -266,13 +282,9 @@ fn pilot(definition: &StudyDefinition, evidence: &Evidence, base: BatchSize, upp
         );
         optimizer
     };
-    let run = |max_steps| TrainingRun {
-        max_steps,
-        target: target.clone(),
-        evaluation_ratio: EVALUATION_RATIO,
-    };
+    let run = |max_steps| TrainingRun::new(max_steps, target.clone(), EVALUATION_RATIO);
     let find = |optimizer: &Optimizer, max_steps: u64| {
-        evidence.of_kind(ProbeKind::Training).find(|probe| {
+        runs(evidence).find(|probe| {
             probe.batch_size() == base
                 && probe.spec.replicate == 0
                 && probe.spec.optimizer == *optimizer
@@ -352,7 +364,7 @@ fn pilot_target(
     let Pilot::Steps(_) = pilot else { return None };
     // Runs without a target come again later, when it is asked how good a model gets.
     let pilots = || {
-        evidence.of_kind(ProbeKind::Training).take_while(
+        runs(evidence).take_while(
             |probe| matches!(&probe.spec.task, Task::Training(run) if run.target.is_none()),
         )
     };
@@ -372,8 +384,7 @@ pub(in crate::analysis) fn trials<'a>(
     batch_size: BatchSize,
     target: Option<&EvaluationTarget>,
 ) -> Vec<Trial<'a>> {
-    evidence
-        .of_kind(ProbeKind::Training)
+    runs(evidence)
         .filter(|probe| probe.batch_size() == batch_size && probe.state.has_ended())
         .filter_map(|probe| {
             let Task::Training(run) = &probe.spec.task else {
@@ -438,7 +449,7 @@ fn searches<'a>(
         return Vec::new();
     };
     let mut begun: Vec<(BatchSize, u32)> = Vec::new();
-    for probe in evidence.of_kind(ProbeKind::Training) {
+    for probe in runs(evidence) {
         let is_to_target =
             matches!(&probe.spec.task, Task::Training(run) if run.target.as_ref() == Some(target));
         if is_to_target && !begun.iter().any(|(size, _)| *size == probe.batch_size()) {

@@ -5,8 +5,8 @@ use super::{DefinitionLimits, Violation};
 use crate::study::defaults::default_model;
 use crate::study::{
     BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, Facts, Goal, Grid,
-    Hyperparameter, Loss, Model, Network, Optimizer, Question, StudyRequest, UploadedRequest,
-    is_noisy_quadratic,
+    Hyperparameter, Loss, Model, Network, Optimizer, Question, StudyRequest, TaskKind,
+    UploadedRequest, is_noisy_quadratic,
 };
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
@@ -182,6 +182,25 @@ fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check
             format!(
                 "must be at most the {} validation examples of the data set, is {examples}",
                 facts.validation_examples
+            ),
+        );
+    }
+    if let Some(task) = workload.task
+        && !task.fits(&facts.target)
+    {
+        let fitting: Vec<&str> = TaskKind::ALL
+            .into_iter()
+            .filter(|it| it.fits(&facts.target))
+            .map(TaskKind::as_str)
+            .collect();
+        check.refuse(
+            "/workload/task",
+            &[DATASET],
+            format!(
+                "the data set is one for {}, not for {}; leave it out or take {}",
+                facts.target.task(),
+                task.as_str(),
+                fitting.join(" or ")
             ),
         );
     }
