@@ -1,8 +1,8 @@
 //! What probes cost, what is left, and what is still to come.
 
 use super::{
-    PlannedProbe, accumulation, asks, bottleneck, confirmation, needs_times, quality, rounds,
-    training,
+    PlannedProbe, accumulation, asks, batch_norm, bottleneck, confirmation, needs_times,
+    optimizers, quality, rounds, training,
 };
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
@@ -159,7 +159,10 @@ impl Purse {
                     USUAL_LOOKS
                 },
             ),
-            (ProbeKind::StepTime, timed),
+            (
+                ProbeKind::StepTime,
+                timed + optimizers::usual_timings(definition),
+            ),
             (
                 ProbeKind::Confirmation,
                 confirmation::batch_sizes(definition, analysis).len().max(1) as u64,
@@ -174,14 +177,14 @@ impl Purse {
                     0
                 },
             ),
-            (
-                ProbeKind::Training,
-                if training::is_needed(definition) {
+            (ProbeKind::Training, {
+                let own = if training::is_needed(definition) {
                     training::usual_probes(definition) + quality::usual_probes(definition)
                 } else {
                     0
-                },
-            ),
+                };
+                own + optimizers::usual_probes(definition) + batch_norm::usual_probes(definition)
+            }),
             (
                 ProbeKind::GradientAccumulation,
                 if asks(definition, Question::GradientAccumulation) {

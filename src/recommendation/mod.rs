@@ -1,13 +1,16 @@
 //! What to do, why, and how sure. Pure and deterministic.
 
 mod accumulation;
+mod batch_norm;
 mod batch_size;
 mod bells;
 mod bottleneck;
 mod critical_batch_size;
 mod feasible;
+mod optimizer;
 mod quality;
 pub mod report;
+mod tables;
 mod throughput;
 mod training_time;
 
@@ -42,11 +45,15 @@ pub enum Topic {
     UpfrontCost,
     /// Whether training ends with the same quality at every batch size.
     QualityAcrossBatchSizes,
+    /// The optimizer to start with.
+    Optimizer,
+    /// Over how many examples batch normalization takes its statistics.
+    BatchNorm,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
@@ -56,6 +63,8 @@ impl Topic {
         Self::ResourceConsumption,
         Self::UpfrontCost,
         Self::QualityAcrossBatchSizes,
+        Self::Optimizer,
+        Self::BatchNorm,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -70,6 +79,8 @@ impl Topic {
             Self::ResourceConsumption => "resource_consumption",
             Self::UpfrontCost => "upfront_cost",
             Self::QualityAcrossBatchSizes => "quality_across_batch_sizes",
+            Self::Optimizer => "optimizer",
+            Self::BatchNorm => "batch_norm",
         }
     }
 
@@ -184,10 +195,18 @@ pub fn recommend(
         (Question::BatchSize, training_time::upfront_cost),
         (Question::QualityAcrossBatchSizes, quality::advise),
     ];
+    // These read the probes of comparisons, and the rest does not.
+    let comparing: [(Question, Advise); 2] = [
+        (Question::Optimizer, optimizer::advise),
+        (Question::BatchNorm, batch_norm::advise),
+    ];
+    let own = &*evidence.own();
     topics
         .into_iter()
-        .filter(|(question, _)| definition.questions.contains(question))
-        .filter_map(|(_, advise)| advise(definition, evidence, analysis))
+        .map(|topic| (topic, own))
+        .chain(comparing.map(|topic| (topic, evidence)))
+        .filter(|((question, _), _)| definition.questions.contains(question))
+        .filter_map(|((_, advise), read)| advise(definition, read, analysis))
         .collect()
 }
 

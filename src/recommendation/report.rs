@@ -60,6 +60,8 @@ fn write_report(
     write_throughput(out, analysis)?;
     write_parts(out, analysis)?;
     write_steps(out, analysis)?;
+    super::tables::write_optimizers(out, analysis)?;
+    super::tables::write_ghost_batches(out, analysis)?;
     let device = &definition.device;
     writeln!(out, "## What was asked\n")?;
     writeln!(
@@ -94,6 +96,8 @@ fn heading(topic: Topic) -> &'static str {
         Topic::ResourceConsumption => "What training uses up",
         Topic::UpfrontCost => "What has to be paid before",
         Topic::QualityAcrossBatchSizes => "Quality across batch sizes",
+        Topic::Optimizer => "The optimizer to start with",
+        Topic::BatchNorm => "Batch normalization",
     }
 }
 
@@ -278,7 +282,8 @@ fn write_steps(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
     writeln!(out)
 }
 
-fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {
+/// An interval in brackets.
+pub(super) fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {
     match (estimate.ci_lower, estimate.ci_upper) {
         (Some(lower), Some(upper)) => format!(" ({} to {})", say(lower), say(upper)),
         _ => " (no interval)".into(),

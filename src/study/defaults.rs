@@ -43,6 +43,8 @@ pub fn resolve(
         search,
         design,
         quality,
+        optimizers,
+        batch_norm,
         questions,
         reuse,
         priority,
@@ -61,7 +63,17 @@ pub fn resolve(
         name: name.unwrap_or_else(|| default_name(&dataset, &model)),
         labels,
         search: search.resolve(&optimizer),
-        questions: questions.unwrap_or_else(|| Question::usual(target.is_some())),
+        questions: questions.unwrap_or_else(|| {
+            let mut usual = Question::usual(target.is_some());
+            // Whoever names what is to be looked into asks for it.
+            if optimizers.candidates.is_some() {
+                usual.push(Question::Optimizer);
+            }
+            if batch_norm.probe {
+                usual.push(Question::BatchNorm);
+            }
+            usual
+        }),
         optimizer,
         schedule,
         gradient_clipping: gradient_clipping.unwrap_or_else(|| GradientClipping::first_for(&model)),
@@ -97,6 +109,8 @@ pub fn resolve(
         budget,
         design,
         quality,
+        optimizers,
+        batch_norm,
         reuse,
         priority,
         seed,

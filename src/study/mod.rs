@@ -1,5 +1,6 @@
 //! What is asked: the study definition, its parts, ids and states. Pure: no clock, no I/O.
 
+pub mod comparison;
 pub mod costs;
 pub mod dataset;
 pub mod defaults;
@@ -15,6 +16,9 @@ pub mod units;
 pub mod upload;
 pub mod validation;
 
+pub use comparison::{
+    BatchNormProbe, LEAST_GHOST_BATCH, OptimizerComparison, Role, TreatedHyperparameter, Tuning,
+};
 pub use costs::{Costs, Design, Objective, ProjectPhase, UpfrontCost};
 pub use dataset::{
     BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,
