@@ -1,5 +1,6 @@
 //! What analysis, plan and recommendation read: the probes of a study with what they measured.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::memory::MemoryPrediction;
@@ -42,6 +43,11 @@ impl ProbeRecord {
         self.spec.kind()
     }
 
+    /// Which series it belongs to; 0 is that of the study's own optimizer.
+    pub fn series(&self) -> u32 {
+        self.spec.replicate / SERIES
+    }
+
     /// Examples per step.
     pub fn batch_size(&self) -> BatchSize {
         self.spec.batch_size
@@ -62,6 +68,31 @@ impl ProbeRecord {
         self.state == ProbeState::Infeasible
             && self.infeasible == Some(InfeasibleReason::OutOfMemory)
     }
+}
+
+/// Replicates of a series: each part of a study that trains on its own account (a candidate of a comparison, say) counts
+/// its replicates within a block of its own, so that its probes are told from all others and its seeds are its own.
+/// No part makes nearly as many.
+const SERIES: u32 = 10_000;
+/// The series of the study's own optimizer: everything that is no comparison.
+const OWN: u32 = 0;
+
+/// The number that the replicates of a series begin with.
+pub fn first_replicate(series: u32) -> u32 {
+    series * SERIES
+}
+
+/// The seed of a series, given that of the study; the replicates within it have theirs from it, as those of the study
+/// have theirs from the study's.
+pub fn series_seed(study: u64, series: u32) -> u64 {
+    replicate_seed(study, first_replicate(series))
+}
+
+/// The seed of a replicate: that of the study for the common one.
+pub fn replicate_seed(study: u64, replicate: u32) -> u64 {
+    /// 2^53 − 1: JSON's largest exact integer.
+    const LARGEST: u64 = (1 << 53) - 1;
+    study.wrapping_add(u64::from(replicate).wrapping_mul(0x9e37_79b9_7f4a_7c15)) & LARGEST
 }
 
 /// Everything known about a study, in the order of its plan (wave, position).
@@ -92,6 +123,30 @@ impl Evidence {
             .map(|probe| probe.wave + 1)
             .max()
             .unwrap_or(0)
+    }
+
+    /// The probes of one series, their replicates counted from 0.
+    pub fn series(&self, series: u32) -> Self {
+        let probes = self.probes.iter().filter(|it| it.series() == series);
+        let first = first_replicate(series);
+        Self {
+            probes: probes
+                .cloned()
+                .map(|mut probe| {
+                    probe.spec.replicate -= first;
+                    probe
+                })
+                .collect(),
+        }
+    }
+
+    /// What is known beside the comparisons, which train with other optimizers and networks.
+    pub fn own(&self) -> Cow<'_, Self> {
+        if self.probes.iter().all(|probe| probe.series() == OWN) {
+            Cow::Borrowed(self)
+        } else {
+            Cow::Owned(self.series(OWN))
+        }
     }
 
     /// Device time spent by this study: what it reused cost it nothing.

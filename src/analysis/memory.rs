@@ -377,6 +377,8 @@ mod tests {
             search: crate::study::Search::default(),
             design: crate::study::Design::Adaptive,
             quality: Default::default(),
+            optimizers: Default::default(),
+            batch_norm: Default::default(),
             reuse: true,
             priority: 0,
             seed: 0,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub mod accumulation;
+pub mod batch_norm;
 pub mod bottleneck;
 pub mod decision;
 pub mod evidence;
@@ -14,6 +15,7 @@ pub(crate) mod fixtures;
 pub mod initial;
 pub mod memory;
 pub mod memory_search;
+pub mod optimizers;
 pub mod quality;
 pub mod saturation;
 pub mod steps;
@@ -21,11 +23,13 @@ pub mod throughput;
 pub mod training_time;
 
 pub use accumulation::AccumulationPoint;
+pub use batch_norm::BatchNormAnalysis;
 pub use bottleneck::{Bottleneck, BottleneckAnalysis, BottleneckPoint, Finding, StepParts};
 pub use decision::{Feasibility, StartChoice};
 pub use evidence::{Evidence, ProbeRecord};
 pub use initial::InitialAnalysis;
 pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint, MemoryPrediction, MemorySplit};
+pub use optimizers::OptimizerAnalysis;
 pub use quality::{QualityAnalysis, QualityPair, QualityPoint};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
 pub use steps::{StepsAnalysis, StepsPoint};
@@ -97,12 +101,21 @@ pub struct Analysis {
     /// Where to start: model, learning rate, number of steps; null where it is not asked for.
     #[serde(default)]
     pub initial: Option<InitialAnalysis>,
+    /// The comparison of optimizers; null where none is asked for.
+    #[serde(default)]
+    pub optimizers: Option<OptimizerAnalysis>,
+    /// Over how many examples batch normalization should take its statistics; null where it is not asked.
+    #[serde(default)]
+    pub batch_norm: Option<BatchNormAnalysis>,
     /// Remarks on the whole study.
     pub caveats: Vec<Caveat>,
 }
 
 /// Works out everything the evidence allows.
 pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
+    // Comparisons train with other optimizers and networks: nothing else is read off their probes.
+    let all = evidence;
+    let evidence = &*all.own();
     let memory = memory::analyze(definition, evidence);
     let feasibility = decision::feasibility(definition, evidence);
     let mut throughput = throughput::analyze(evidence);
@@ -145,6 +158,17 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         feasibility.as_ref(),
         throughput.as_ref(),
     );
+    let optimizers = training
+        .as_ref()
+        .and_then(|training| optimizers::analyze(definition, all, training));
+    let batch_norm = batch_norm::analyze(batch_norm::Known {
+        definition,
+        evidence: all,
+        training: training.as_ref(),
+        steps: steps.as_ref(),
+        decision: training_time.as_ref(),
+        largest_feasible: feasibility.as_ref().and_then(|it| it.largest_feasible),
+    });
     let bottleneck = bottleneck::analyze(&definition.workload, evidence, saturation.as_ref());
     Analysis {
         memory,
@@ -158,6 +182,8 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         training_time,
         quality,
         initial,
+        optimizers,
+        batch_norm,
         caveats,
     }
 }

@@ -16,21 +16,21 @@ use super::{Caveat, Estimate, Evidence, TrainingTimeAnalysis};
 use crate::probe::{Metric, ProbeKind, Task};
 use crate::statistics::intervals::{mean, standard_deviation, two_sided_t, welch};
 use crate::study::{
-    BatchSize, EvaluationMetric, Hyperparameter, Optimizer, ProbeId, Question, Regularisation,
-    StudyDefinition,
+    BatchSize, EvaluationMetric, EvaluationTarget, Hyperparameter, Optimizer, ProbeId, Question,
+    Regularisation, StudyDefinition,
 };
 
 /// A run trains for so many times the steps to target.
-const OVER_TARGET: f64 = 10.0;
+pub(in crate::analysis) const OVER_TARGET: f64 = 10.0;
 /// But for so many steps at least.
-const LEAST_STEPS: u64 = 100;
+pub(in crate::analysis) const LEAST_STEPS: u64 = 100;
 /// Losses that differ by less than this share of what lies between chance and the target count as the same.
 const MARGIN: f64 = 0.05;
 /// Batch sizes that are compared at least.
 const LEAST_COMPARED: usize = 2;
 /// Confidence of a difference's interval at a look. Two one-sided tests at 5% would be 90%; with up to three looks (5, 10 and
 /// 15 seeds) each has to be stricter for all of them to be wrong in 5% (Pocock 1977: 2.3% at each of three).
-const CONFIDENCE: f64 = 0.954;
+pub(in crate::analysis) const CONFIDENCE: f64 = 0.954;
 /// Confidence of a loss's interval.
 const OF_A_MEAN: f64 = 0.95;
 
@@ -259,7 +259,7 @@ pub fn analyze(known: Known<'_, '_>) -> Option<QualityAnalysis> {
     if !has_begun && !are_too_few {
         return None;
     }
-    let margin = margin(definition, evidence, steps);
+    let margin = margin(definition, evidence, steps.target.as_ref());
     let is_tuned = is_regularisation_tuned(definition);
     let pairs = margin.map_or_else(Vec::new, |margin| pairs(&searches, margin));
     let have_ended = searches
@@ -286,7 +286,11 @@ pub fn analyze(known: Known<'_, '_>) -> Option<QualityAnalysis> {
 
 /// δ: the study's, or 5% of what lies between chance and the target; where the target is of another metric,
 /// between chance and a loss of 0.
-fn margin(definition: &StudyDefinition, evidence: &Evidence, steps: &StepsAnalysis) -> Option<f64> {
+pub(in crate::analysis) fn margin(
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    target: Option<&EvaluationTarget>,
+) -> Option<f64> {
     if let Some(margin) = definition.quality.margin {
         return Some(margin);
     }
@@ -295,9 +299,7 @@ fn margin(definition: &StudyDefinition, evidence: &Evidence, steps: &StepsAnalys
         .filter(|probe| matches!(&probe.spec.task, Task::Training(run) if run.target.is_none()))
         .find_map(|probe| probe.figure(Metric::ChanceLoss))?;
     let of_loss = EvaluationMetric::of_loss(definition.workload.loss);
-    let target = steps
-        .target
-        .as_ref()
+    let target = target
         .filter(|target| target.metric == of_loss)
         .map_or(0.0, |target| target.value);
     // A target that is worse than chance says nothing about what training gains.
@@ -338,7 +340,8 @@ fn pairs(searches: &[BatchSearch<'_>], margin: f64) -> Vec<QualityPair> {
     pairs
 }
 
-fn verdict(lower: f64, upper: f64, margin: f64) -> Verdict {
+/// What an interval of a difference says.
+pub(in crate::analysis) fn verdict(lower: f64, upper: f64, margin: f64) -> Verdict {
     if lower > -margin && upper < margin {
         Verdict::Equivalent
     } else if lower >= margin || upper <= -margin {
@@ -398,7 +401,8 @@ fn point(search: &BatchSearch<'_>) -> QualityPoint {
     point
 }
 
-fn interval(losses: &[f64]) -> Option<Estimate> {
+/// A mean with its interval.
+pub(in crate::analysis) fn interval(losses: &[f64]) -> Option<Estimate> {
     let value = mean(losses)?;
     let half = standard_deviation(losses).and_then(|sd| {
         let factor = two_sided_t(OF_A_MEAN, losses.len() as f64 - 1.0)?;

@@ -1,8 +1,8 @@
 //! What probes cost, what is left, and what is still to come.
 
 use super::{
-    PlannedProbe, accumulation, asks, bottleneck, confirmation, initial, needs_times, quality,
-    rounds, training,
+    PlannedProbe, accumulation, asks, batch_norm, bottleneck, confirmation, initial, needs_times,
+    optimizers, quality, rounds, training,
 };
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
@@ -168,7 +168,10 @@ impl Purse {
                     USUAL_LOOKS
                 },
             ),
-            (ProbeKind::StepTime, timed),
+            (
+                ProbeKind::StepTime,
+                timed + optimizers::usual_timings(definition),
+            ),
             (
                 ProbeKind::Confirmation,
                 confirmation::batch_sizes(definition, analysis).len().max(1) as u64,
@@ -183,15 +186,17 @@ impl Purse {
                     0
                 },
             ),
-            (
-                ProbeKind::Training,
-                initial::usual_probes(definition)
-                    + if training::is_needed(definition) {
-                        training::usual_probes(definition) + quality::usual_probes(definition)
-                    } else {
-                        0
-                    },
-            ),
+            (ProbeKind::Training, {
+                let to_target = if training::is_needed(definition) {
+                    training::usual_probes(definition) + quality::usual_probes(definition)
+                } else {
+                    0
+                };
+                to_target
+                    + initial::usual_probes(definition)
+                    + optimizers::usual_probes(definition)
+                    + batch_norm::usual_probes(definition)
+            }),
             (
                 ProbeKind::GradientAccumulation,
                 if asks(definition, Question::GradientAccumulation) {

@@ -4,15 +4,19 @@
 //! not depend on the order in which probes finish. The phases: does the pipeline run ([`smoke`]);
 //! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
 //! run ([`confirmation`]); what keeps its steps from being shorter ([`bottleneck`]); what gradient
-//! accumulation brings ([`accumulation`]); which model, learning rate and number of steps to start with ([`initial`]); how many steps training takes to its target
-//! ([`training`]); whether it ends with the same quality everywhere ([`quality`]). The [`budget`] is looked at before every wave.
+//! accumulation brings ([`accumulation`]); which model, learning rate and number of steps to start with ([`initial`]);
+//! how many steps training takes to its target ([`training`]); whether it ends with the same quality everywhere
+//! ([`quality`]); which of several optimizers needs the fewest steps ([`optimizers`]); how batch normalization trains with
+//! ghost batches ([`batch_norm`]). The [`budget`] is looked at before every wave.
 
 mod accumulation;
+mod batch_norm;
 mod bottleneck;
 mod budget;
 mod confirmation;
 mod initial;
 mod memory;
+mod optimizers;
 mod quality;
 mod rounds;
 mod smoke;
@@ -22,6 +26,7 @@ mod training;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::analysis::evidence::first_replicate;
 use crate::analysis::{Analysis, Evidence, MemoryPrediction};
 use crate::probe::inputs::is_same;
 use crate::probe::{ProbeKind, ProbeSpec, Task};
@@ -116,6 +121,8 @@ fn next(
         return (Next::WaitForProbes, phase);
     }
     let mut cut_short = false;
+    // What is read off the study's own probes is not read off those of comparisons.
+    let own = &*evidence.own();
     type Phase = fn(&Specs<'_>, &StudyDefinition, &Evidence, &Analysis) -> Wish;
     let phases: [(Phase, bool); 10] = [
         (smoke::wish, true),
@@ -132,8 +139,13 @@ fn next(
         (confirmation::wish, true),
         (quality::wish, false),
     ];
-    for (wish, is_needed) in phases {
-        match wish(&specs, definition, evidence, analysis) {
+    let comparing: [(Phase, bool); 2] = [(optimizers::wish, false), (batch_norm::wish, false)];
+    let phases = phases
+        .into_iter()
+        .map(|phase| (phase, own))
+        .chain(comparing.map(|phase| (phase, evidence)));
+    for ((wish, is_needed), read) in phases {
+        match wish(&specs, definition, read, analysis) {
             Wish::Nothing => {}
             Wish::End(because, detail) => return (Next::Done { because, detail }, "ended".into()),
             Wish::Probes(wave) => {
@@ -220,12 +232,16 @@ fn phase(spec: &ProbeSpec) -> String {
     match &spec.task {
         Task::Smoke { .. } => "checking that the pipeline runs".into(),
         Task::Memory { .. } => "seeking the largest batch size that fits".into(),
+        Task::StepTime(_) if is_of_a_comparison(spec) => "timing what is compared".into(),
         Task::StepTime(_) => format!("timing every batch size, round {}", spec.replicate + 1),
         Task::Confirmation { .. } => "confirming the recommendation in a longer run".into(),
         Task::InputPipeline(_) => "timing the parts of a step".into(),
         Task::GradientAccumulation(_) => "timing gradient accumulation".into(),
         Task::Training(run) if run.compares_with_chance => {
             "seeking a configuration to start with".into()
+        }
+        Task::Training(_) | Task::LearningRateRange(_) if is_of_a_comparison(spec) => {
+            "comparing at one batch size".into()
         }
         Task::Training(run) if run.target.is_none() => {
             "training to see how good the model gets".into()
@@ -234,6 +250,11 @@ fn phase(spec: &ProbeSpec) -> String {
         Task::LearningRateRange(_) => "seeking the learning rate at which training diverges".into(),
         Task::NoiseScale(_) => "measuring the noise of the gradient".into(),
     }
+}
+
+/// Whether a probe is of a series of its own.
+fn is_of_a_comparison(spec: &ProbeSpec) -> bool {
+    spec.replicate >= first_replicate(1)
 }
 
 /// Whether a question is asked.

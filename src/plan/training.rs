@@ -3,6 +3,7 @@
 
 use super::specs::Specs;
 use super::{PlannedProbe, Wish, asks};
+use crate::analysis::evidence::replicate_seed;
 use crate::analysis::steps::search::{Next, SEEDS, Search, Wanted};
 use crate::analysis::steps::{
     self, BatchSearch, NotIdentified, Pilot, StepsAnalysis, Training, setup,
@@ -33,9 +34,14 @@ const NOISE_POINTS: u64 = 18;
 
 /// Whether training to a target is needed.
 pub fn is_needed(definition: &StudyDefinition) -> bool {
-    asks(definition, Question::CriticalBatchSize)
-        || asks(definition, Question::QualityAcrossBatchSizes)
-        || (asks(definition, Question::BatchSize) && definition.workload.target.is_some())
+    definition.tunes()
+}
+
+/// Whether a target is needed that pilots have to set, and nothing else of this phase.
+fn needs_only_a_target(definition: &StudyDefinition) -> bool {
+    !is_needed(definition)
+        && definition.compares_optimizers()
+        && definition.workload.target.is_none()
 }
 
 /// Probes of training that are usually needed, before anything is known.
@@ -57,7 +63,7 @@ pub fn wish(
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Wish {
-    if !is_needed(definition) {
+    if !is_needed(definition) && !needs_only_a_target(definition) {
         return Wish::Nothing;
     }
     let Some(training) = steps::read(definition, evidence, analysis.feasibility.as_ref()) else {
@@ -119,7 +125,7 @@ impl Planner<'_> {
             Pilot::NotReached(_) | Pilot::Diverged => return Vec::new(),
             Pilot::Steps(_) => {}
         }
-        if self.training.target.is_none() {
+        if self.training.target.is_none() || needs_only_a_target(self.definition) {
             return Vec::new();
         }
         // Searches that were begun go on, whatever else.
@@ -489,13 +495,6 @@ pub fn at(
     let spec = &mut probe.spec;
     spec.optimizer = configuration.optimizer.clone();
     configuration.regularisation.apply(&mut spec.workload);
-    spec.seed = seed(study_seed, replicate);
+    spec.seed = replicate_seed(study_seed, replicate);
     probe
-}
-
-/// The seed of a replicate: that of the study for the common one.
-fn seed(study: u64, replicate: u32) -> u64 {
-    /// 2^53 − 1: JSON's largest exact integer.
-    const LARGEST: u64 = (1 << 53) - 1;
-    study.wrapping_add(u64::from(replicate).wrapping_mul(0x9e37_79b9_7f4a_7c15)) & LARGEST
 }

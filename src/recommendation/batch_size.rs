@@ -10,6 +10,7 @@ use super::{
     Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, is_contended,
     probability, references, sizes, training_time,
 };
+use crate::analysis::batch_norm::confounded;
 use crate::analysis::{Analysis, Caveat, Evidence, StartChoice, ThroughputPoint};
 use crate::probe::ProbeKind;
 use crate::study::{BatchSize, StudyDefinition};
@@ -46,6 +47,8 @@ pub fn advise(
             detail: "no run of 200 steps has shown yet that it never runs out of memory".into(),
         });
     }
+    let timed: Vec<BatchSize> = throughput.points.iter().map(|it| it.batch_size).collect();
+    caveats.extend(confounded(definition, &timed));
     caveats.extend(throughput.caveats.iter().cloned());
     caveats.extend(bottleneck::remarks(analysis));
     caveats.extend(accumulation::remarks(analysis));

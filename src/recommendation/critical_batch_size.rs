@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::training_time::count;
 use super::{Advice, Basis, Confidence, Grade, Topic, references};
+use crate::analysis::batch_norm::confounded;
 use crate::analysis::steps::{NotIdentified, Regime, TargetSource};
 use crate::analysis::{Analysis, Evidence, StepsAnalysis};
 use crate::probe::{ProbeKind, Task};
@@ -15,7 +16,7 @@ const NARROW: f64 = 2.0;
 const WIDE: f64 = 4.0;
 
 pub fn advise(
-    _definition: &StudyDefinition,
+    definition: &StudyDefinition,
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Option<Advice> {
@@ -23,6 +24,9 @@ pub fn advise(
     let limits = &steps.limits;
     let (grade, because) = grade(steps);
     let critical = limits.critical_batch_size;
+    let mut caveats = steps.caveats.clone();
+    let trained: Vec<BatchSize> = steps.points.iter().map(|it| it.batch_size).collect();
+    caveats.extend(confounded(definition, &trained));
     Some(Advice {
         topic: Topic::CriticalBatchSize,
         value: json!({
@@ -56,7 +60,7 @@ pub fn advise(
             ProbeKind::NoiseScale | ProbeKind::LearningRateRange => true,
             _ => false,
         }),
-        caveats: steps.caveats.clone(),
+        caveats,
         playbook: "choosing-the-batch-size-to-minimize-training-time".into(),
     })
 }

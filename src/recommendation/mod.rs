@@ -1,17 +1,20 @@
 //! What to do, why, and how sure. Pure and deterministic.
 
 mod accumulation;
+mod batch_norm;
 mod batch_size;
 mod bells;
 mod bottleneck;
 mod critical_batch_size;
 mod feasible;
 mod initial;
+mod optimizer;
 mod quality;
 pub mod report;
 mod retuning;
 pub mod staleness;
 mod start_from;
+mod tables;
 mod throughput;
 mod training_time;
 
@@ -56,11 +59,15 @@ pub enum Topic {
     LearningRate,
     /// The number of steps to train for.
     NumberOfSteps,
+    /// The optimizer to start with.
+    Optimizer,
+    /// Over how many examples batch normalization takes its statistics.
+    BatchNorm,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::FeasibleBatchSizes,
         Self::TrainingThroughput,
         Self::Bottleneck,
@@ -75,6 +82,8 @@ impl Topic {
         Self::InitialConfiguration,
         Self::LearningRate,
         Self::NumberOfSteps,
+        Self::Optimizer,
+        Self::BatchNorm,
     ];
 
     /// The name used in JSON, in the database and in metrics.
@@ -94,6 +103,8 @@ impl Topic {
             Self::InitialConfiguration => "initial_configuration",
             Self::LearningRate => "learning_rate",
             Self::NumberOfSteps => "number_of_steps",
+            Self::Optimizer => "optimizer",
+            Self::BatchNorm => "batch_norm",
         }
     }
 
@@ -213,10 +224,18 @@ pub fn recommend(
         (Question::InitialConfiguration, initial::learning_rate),
         (Question::InitialConfiguration, initial::number_of_steps),
     ];
+    // These read the probes of comparisons, and the rest does not.
+    let comparing: [(Question, Advise); 2] = [
+        (Question::Optimizer, optimizer::advise),
+        (Question::BatchNorm, batch_norm::advise),
+    ];
+    let own = &*evidence.own();
     topics
         .into_iter()
-        .filter(|(question, _)| definition.questions.contains(question))
-        .filter_map(|(_, advise)| advise(definition, evidence, analysis))
+        .map(|topic| (topic, own))
+        .chain(comparing.map(|topic| (topic, evidence)))
+        .filter(|((question, _), _)| definition.questions.contains(question))
+        .filter_map(|((_, advise), read)| advise(definition, read, analysis))
         .collect()
 }
 

@@ -65,6 +65,8 @@ fn write_report(
     write_throughput(out, analysis)?;
     write_parts(out, analysis)?;
     write_steps(out, analysis)?;
+    super::tables::write_optimizers(out, analysis)?;
+    super::tables::write_ghost_batches(out, analysis)?;
     let device = &definition.device;
     writeln!(out, "## What was asked\n")?;
     writeln!(
@@ -104,6 +106,8 @@ fn heading(topic: Topic) -> &'static str {
         Topic::InitialConfiguration => "The configuration to start with",
         Topic::LearningRate => "The learning rate to start with",
         Topic::NumberOfSteps => "The number of steps",
+        Topic::Optimizer => "The optimizer to start with",
+        Topic::BatchNorm => "Batch normalization",
     }
 }
 
@@ -288,7 +292,8 @@ fn write_steps(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
     writeln!(out)
 }
 
-fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {
+/// An interval in brackets.
+pub(super) fn range(estimate: &Estimate, say: impl Fn(f64) -> String) -> String {
     match (estimate.ci_lower, estimate.ci_upper) {
         (Some(lower), Some(upper)) => format!(" ({} to {})", say(lower), say(upper)),
         _ => " (no interval)".into(),

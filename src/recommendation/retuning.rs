@@ -155,14 +155,11 @@ mod tests {
     #[test]
     fn a_change_costs_what_the_probes_of_its_row_took() {
         let trial = |batch_size, replicate| {
-            let run = TrainingRun {
-                max_steps: 100,
-                target: Some(EvaluationTarget {
-                    metric: EvaluationMetric::ValidationCrossEntropy,
-                    value: 0.2,
-                }),
-                evaluation_ratio: 1.03,
+            let target = EvaluationTarget {
+                metric: EvaluationMetric::ValidationCrossEntropy,
+                value: 0.2,
             };
+            let run = TrainingRun::new(100, Some(target), 1.03);
             succeeded(Task::Training(run), batch_size, replicate, &[])
         };
         let mut probes = vec![timed(16, 0, 1.0), timed(32, 0, 1.0)];

@@ -15,6 +15,12 @@ pub fn rests_on(topic: Topic) -> &'static [Figure] {
         }
         Topic::CriticalBatchSize => &[Figure::StepsToTarget, Figure::NoiseScale],
         Topic::QualityAcrossBatchSizes => &[Figure::Quality],
+        Topic::StartFrom => &[Figure::StartingModel],
+        Topic::InitialConfiguration => &[Figure::InitialConfiguration],
+        Topic::LearningRate => &[Figure::InitialConfiguration, Figure::LearningRate],
+        Topic::NumberOfSteps => &[Figure::InitialConfiguration, Figure::NumberOfSteps],
+        Topic::Optimizer => &[Figure::OptimizerComparison],
+        Topic::BatchNorm => &[Figure::GhostBatch],
     }
 }
 
@@ -67,12 +73,15 @@ mod tests {
         for change in [
             Change::Model,
             Change::Dtype,
-            Change::OptimizerFamily,
             Change::DataSetShape,
             Change::Reuse,
         ] {
             assert_eq!(stale(change), T::ALL, "{change:?}");
         }
+        // The model to start from is a matter of the data alone.
+        let mut measured = T::ALL.to_vec();
+        measured.retain(|topic| *topic != T::StartFrom);
+        assert_eq!(stale(Change::OptimizerFamily), measured);
         let decision = [
             T::BatchSize,
             T::ResourceConsumption,
@@ -98,6 +107,7 @@ mod tests {
                 T::CriticalBatchSize,
                 T::BatchSize,
                 T::QualityAcrossBatchSizes,
+                T::Optimizer,
             ] {
                 assert!(stale.contains(&topic), "{change:?}: {topic:?}");
             }
@@ -110,7 +120,13 @@ mod tests {
             for topic in [T::FeasibleBatchSizes, T::TrainingThroughput, T::BatchSize] {
                 assert!(stale.contains(&topic), "{change:?}: {topic:?}");
             }
-            for topic in [T::CriticalBatchSize, T::QualityAcrossBatchSizes] {
+            for topic in [
+                T::CriticalBatchSize,
+                T::QualityAcrossBatchSizes,
+                T::InitialConfiguration,
+                T::Optimizer,
+                T::BatchNorm,
+            ] {
                 assert!(!stale.contains(&topic), "{change:?}: {topic:?}");
             }
         }

@@ -9,6 +9,7 @@ use super::{
     Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, is_contended,
     probability, references, sizes, three_figures,
 };
+use crate::analysis::batch_norm::confounded;
 use crate::analysis::steps::StepsPoint;
 use crate::analysis::training_time::{Direction, NEAR_TIE, UpfrontDecision};
 use crate::analysis::{
@@ -63,6 +64,8 @@ pub fn batch_size(
         .as_ref()
         .is_some_and(|feasibility| feasibility.confirmed.contains(&size));
     let mut caveats = it.steps.caveats.clone();
+    let trained: Vec<BatchSize> = it.steps.points.iter().map(|it| it.batch_size).collect();
+    caveats.extend(confounded(definition, &trained));
     if !is_confirmed {
         caveats.push(Caveat {
             code: "W_NOT_CONFIRMED".into(),

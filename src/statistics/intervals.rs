@@ -21,6 +21,21 @@ pub fn student_t_quantile(p: f64, degrees_of_freedom: f64) -> Option<f64> {
         .map(|t| t.inverse_cdf(p))
 }
 
+/// The probability that Student's t is below `value`; with endless degrees of freedom that of a normal deviate.
+///
+/// `None` where a number is not one, or there are no degrees of freedom.
+pub fn student_t_cdf(value: f64, degrees_of_freedom: f64) -> Option<f64> {
+    if value.is_nan() || degrees_of_freedom.is_nan() || degrees_of_freedom <= 0.0 {
+        return None;
+    }
+    if degrees_of_freedom > NEARLY_NORMAL {
+        return Normal::new(0.0, 1.0).ok().map(|z| z.cdf(value));
+    }
+    StudentsT::new(0.0, 1.0, degrees_of_freedom)
+        .ok()
+        .map(|t| t.cdf(value))
+}
+
 /// Two-sided factor: the interval is estimate ± factor × standard error.
 pub fn two_sided_t(confidence: f64, degrees_of_freedom: f64) -> Option<f64> {
     student_t_quantile(0.5 + confidence / 2.0, degrees_of_freedom)
@@ -175,6 +190,12 @@ mod tests {
         close(two_sided_t(0.98, 8.0).expect("a factor"), 2.896);
         assert_eq!(two_sided_t(0.95, 0.0), None);
         assert_eq!(student_t_quantile(1.0, 5.0), None);
+        for freedom in [3.0, 40.0, f64::INFINITY] {
+            let p = student_t_cdf(1.0, freedom).expect("a probability");
+            let back = student_t_quantile(p, freedom).expect("a quantile");
+            close(back, 1.0);
+        }
+        assert_eq!(student_t_cdf(0.0, 0.0), None);
     }
 
     #[test]

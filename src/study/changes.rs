@@ -72,6 +72,12 @@ pub enum Change {
     Design,
     /// How quality is compared.
     Quality,
+    /// Whether the model is the study's own or left open, and so which sizes are tried first.
+    ModelFrom,
+    /// Which optimizers are compared.
+    Candidates,
+    /// How batch normalization is looked into.
+    BatchNorm,
     /// Which questions are asked.
     Questions,
     /// What everything random is drawn from.
@@ -120,13 +126,17 @@ pub enum Figure {
     OptimizerComparison,
     /// The batch that batch normalization takes its statistics from.
     GhostBatch,
+    /// The family of models to start from.
+    StartingModel,
+    /// The model, the learning rate and the number of steps to start with.
+    InitialConfiguration,
     /// Which batch size to train with.
     Decision,
 }
 
 impl Figure {
     /// Every figure.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Memory,
         Self::Throughput,
         Self::LoaderTime,
@@ -139,6 +149,8 @@ impl Figure {
         Self::Quality,
         Self::OptimizerComparison,
         Self::GhostBatch,
+        Self::StartingModel,
+        Self::InitialConfiguration,
         Self::Decision,
     ];
 
@@ -157,14 +169,16 @@ impl Figure {
             Self::Quality => "quality",
             Self::OptimizerComparison => "optimizer_comparison",
             Self::GhostBatch => "ghost_batch",
+            Self::StartingModel => "starting_model",
+            Self::InitialConfiguration => "initial_configuration",
             Self::Decision => "decision",
         }
     }
 }
 
 use Figure::{
-    Decision, Feasibility, GhostBatch, LearningRate, LoaderTime, Memory, NoiseScale, NumberOfSteps,
-    OptimizerComparison, Regularisation, StepsToTarget, Throughput,
+    Decision, Feasibility, GhostBatch, InitialConfiguration, LearningRate, LoaderTime, Memory, NoiseScale, NumberOfSteps,
+    OptimizerComparison, Regularisation, StartingModel, StepsToTarget, Throughput,
 };
 
 /// What training comes to, and what follows from it.
@@ -177,9 +191,24 @@ const LEARNING: &[Figure] = &[
     Figure::Quality,
     OptimizerComparison,
     GhostBatch,
+    InitialConfiguration,
     Decision,
 ];
-/// Everything but the raw time of gathering a batch.
+/// The same, and which model to start from.
+const LEARNING_AND_MODEL: &[Figure] = &[
+    LearningRate,
+    Regularisation,
+    StepsToTarget,
+    NoiseScale,
+    NumberOfSteps,
+    Figure::Quality,
+    OptimizerComparison,
+    GhostBatch,
+    StartingModel,
+    InitialConfiguration,
+    Decision,
+];
+/// Everything that is measured but the raw time of gathering a batch.
 const ALL_BUT_LOADER: &[Figure] = &[
     Memory,
     Throughput,
@@ -192,6 +221,7 @@ const ALL_BUT_LOADER: &[Figure] = &[
     Figure::Quality,
     OptimizerComparison,
     GhostBatch,
+    InitialConfiguration,
     Decision,
 ];
 /// What a device and a program are like.
@@ -226,6 +256,9 @@ impl Change {
             Self::Search => "search",
             Self::Design => "design",
             Self::Quality => "quality",
+            Self::ModelFrom => "model_from",
+            Self::Candidates => "candidates",
+            Self::BatchNorm => "batch_norm",
             Self::Questions => "questions",
             Self::Seed => "seed",
             Self::Reuse => "reuse",
@@ -247,9 +280,10 @@ impl Change {
             | Self::Reuse
             | Self::Other => &Figure::ALL,
             Self::OptimizerFamily | Self::GradientClipping => ALL_BUT_LOADER,
+            // Another data set of the same task may have another known result to start from.
+            Self::DataSet => LEARNING_AND_MODEL,
             Self::OptimizerSettings
             | Self::Schedule
-            | Self::DataSet
             | Self::Loss
             | Self::Search
             | Self::Seed => LEARNING,
@@ -272,9 +306,13 @@ impl Change {
                 GhostBatch,
                 Figure::Quality,
                 OptimizerComparison,
+                InitialConfiguration,
             ],
             Self::Prices | Self::Objective | Self::ProjectPhase => &[Decision],
             Self::Quality => &[Figure::Quality],
+            Self::ModelFrom => &[StartingModel, InitialConfiguration],
+            Self::Candidates => &[OptimizerComparison],
+            Self::BatchNorm => &[GhostBatch],
             Self::StartingLearningRate
             | Self::Design
             | Self::Questions
@@ -327,6 +365,10 @@ impl Change {
             }
             Self::Search => {
                 "steps are the least over what is searched, which is something else now"
+            }
+            Self::ModelFrom => "other sizes of the model are tried first; what was measured of this one stays true",
+            Self::Candidates | Self::BatchNorm => {
+                "the comparison is another one; what was trained for it serves"
             }
             Self::Quality => "the comparison is another one; what was trained for it serves",
             Self::Seed => {
@@ -447,6 +489,9 @@ fn kind(pointer: &str, old: &StudyDefinition, new: &StudyDefinition) -> Change {
         ("search", _) => Change::Search,
         ("design", _) => Change::Design,
         ("quality", _) => Change::Quality,
+        ("model_from", _) => Change::ModelFrom,
+        ("optimizers", _) => Change::Candidates,
+        ("batch_norm", _) => Change::BatchNorm,
         ("questions", _) => Change::Questions,
         ("reuse", _) => Change::Reuse,
         ("priority", _) => Change::Priority,

@@ -43,6 +43,8 @@ pub fn resolve(
         search,
         design,
         quality,
+        optimizers,
+        batch_norm,
         questions,
         reuse,
         priority,
@@ -65,7 +67,17 @@ pub fn resolve(
         name: name.unwrap_or_else(|| default_name(&dataset, &model)),
         labels,
         search: search.resolve(&optimizer),
-        questions: questions.unwrap_or_else(|| Question::usual(target.is_some())),
+        questions: questions.unwrap_or_else(|| {
+            let mut usual = Question::usual(target.is_some());
+            // Whoever names what is to be looked into asks for it.
+            if optimizers.candidates.is_some() {
+                usual.push(Question::Optimizer);
+            }
+            if batch_norm.probe {
+                usual.push(Question::BatchNorm);
+            }
+            usual
+        }),
         model_from,
         optimizer,
         schedule,
@@ -102,6 +114,8 @@ pub fn resolve(
         budget,
         design,
         quality,
+        optimizers,
+        batch_norm,
         reuse,
         priority,
         seed,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::comparison::{BatchNormProbe, OptimizerComparison};
 use super::costs::{Costs, Design, Objective, ProjectPhase};
 use super::dataset::{Dataset, DatasetRequest};
 use super::evaluation::{EvaluationTarget, TargetRequest};
@@ -84,6 +85,12 @@ pub struct StudyRequest {
     /// How the quality that training ends with is compared.
     #[serde(default)]
     pub quality: QualityComparison,
+    /// Which optimizers are compared.
+    #[serde(default)]
+    pub optimizers: OptimizerComparison,
+    /// How batch normalization is looked into.
+    #[serde(default)]
+    pub batch_norm: BatchNormProbe,
     /// Which questions are answered. Default: those about the hardware and the initial configuration; with a
     /// target, also the critical batch size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -145,6 +152,12 @@ pub struct StudyDefinition {
     /// How the quality that training ends with is compared.
     #[serde(default)]
     pub quality: QualityComparison,
+    /// Which optimizers are compared.
+    #[serde(default)]
+    pub optimizers: OptimizerComparison,
+    /// How batch normalization is looked into.
+    #[serde(default)]
+    pub batch_norm: BatchNormProbe,
     /// Which questions are answered.
     pub questions: Vec<Question>,
     /// Whether measurements of other studies may serve.
@@ -605,6 +618,10 @@ pub enum Question {
     QualityAcrossBatchSizes,
     /// Which model, learning rate and number of steps should a project start with?
     InitialConfiguration,
+    /// Which optimizer should training start with, or which of several needs the fewest steps to the target?
+    Optimizer,
+    /// Over how many examples should batch normalization take its statistics?
+    BatchNorm,
 }
 
 impl Question {
@@ -622,5 +639,20 @@ impl Question {
             questions.push(Self::CriticalBatchSize);
         }
         questions
+    }
+}
+
+impl StudyDefinition {
+    /// Whether optimizers are compared, and not only the first one named.
+    pub fn compares_optimizers(&self) -> bool {
+        self.questions.contains(&Question::Optimizer) && !self.optimizers.candidates().is_empty()
+    }
+
+    /// Whether hyperparameters are searched for at the study's own optimizer, so that those in `search` are tuned.
+    pub fn tunes(&self) -> bool {
+        let asks = |question| self.questions.contains(&question);
+        asks(Question::CriticalBatchSize)
+            || asks(Question::QualityAcrossBatchSizes)
+            || (asks(Question::BatchSize) && self.workload.target.is_some())
     }
 }

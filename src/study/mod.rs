@@ -1,6 +1,7 @@
 //! What is asked: the study definition, its parts, ids and states. Pure: no clock, no I/O.
 
 pub mod changes;
+pub mod comparison;
 pub mod costs;
 pub mod dataset;
 pub mod defaults;
@@ -17,6 +18,9 @@ pub mod upload;
 pub mod validation;
 
 pub use changes::{Change, Changed, Figure, between};
+pub use comparison::{
+    BatchNormProbe, LEAST_GHOST_BATCH, OptimizerComparison, Role, TreatedHyperparameter, Tuning,
+};
 pub use costs::{Costs, Design, Objective, ProjectPhase, UpfrontCost};
 pub use dataset::{
     BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,

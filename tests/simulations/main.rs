@@ -7,11 +7,14 @@
     reason = "the figures are what these tests are for"
 )]
 
+mod batch_norm;
 mod changes;
 mod coverage;
 mod initial;
 mod knees;
 mod memory_search;
+mod noisy_quadratic;
+mod optimizers;
 mod quality;
 mod studies;
 mod time_per_step;

@@ -22,9 +22,9 @@ use fit::{Point, Prior};
 use search::{Found, Next, Steps};
 
 /// What the standard deviation of ln S between seeds is taken to be before any was seen.
-const USUAL_SEED_SD: f64 = 0.15;
+pub(in crate::analysis) const USUAL_SEED_SD: f64 = 0.15;
 /// The median's standard error over that of a mean (normal distribution).
-const MEDIAN_OVER_MEAN: f64 = 1.25;
+pub(in crate::analysis) const MEDIAN_OVER_MEAN: f64 = 1.25;
 /// The fitted critical batch size of SGD over the noise scale along a run, in ln: what the two differ by on
 /// average.
 const NOISE_SCALE_SHIFT: f64 = -0.25;
@@ -35,7 +35,7 @@ const DISAGREEMENT: f64 = 3.0;
 /// Steps at a larger batch above this multiple of those at a smaller one are no property of training.
 const NOT_MONOTONE: f64 = 1.1;
 /// Two standard errors.
-const SURE: f64 = 1.96;
+pub(in crate::analysis) const SURE: f64 = 1.96;
 
 /// Steps to target at one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -236,7 +236,8 @@ impl Trial<'_> {
         }
     }
 
-    fn is_at(&self, at: &Configuration) -> bool {
+    /// Whether it trained with this configuration.
+    pub(in crate::analysis) fn is_at(&self, at: &Configuration) -> bool {
         *self.optimizer == at.optimizer && self.regularisation == at.regularisation
     }
 

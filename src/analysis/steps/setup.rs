@@ -15,7 +15,7 @@ use crate::study::{
 /// The batch size around which everything begins.
 const BASE: f64 = 48.0;
 /// The learning rates looked at reach down to this part of the one that diverges.
-const RANGE_DOWN: f64 = 300.0;
+pub(in crate::analysis) const RANGE_DOWN: f64 = 300.0;
 /// And for a batch this many times smaller than the base, a tenth of that.
 const MUCH_SMALLER: u64 = 8;
 const RANGE_DOWN_SMALL: f64 = 3000.0;
@@ -265,7 +265,7 @@ pub(in crate::analysis) fn tested_range(
 }
 
 /// Steps that a pilot trains at most.
-fn pilot_steps(definition: &StudyDefinition, base: BatchSize) -> u64 {
+pub(in crate::analysis) fn pilot_steps(definition: &StudyDefinition, base: BatchSize) -> u64 {
     let epoch = definition.workload.dataset.facts().training_examples / base.0.max(1);
     epoch.saturating_mul(PILOT_EPOCHS).max(PILOT_STEPS)
 }
@@ -561,7 +561,8 @@ pub(in crate::analysis) fn trial_count(
     }
 }
 
-fn set_up(
+/// The search of a batch size, given what was found at others.
+pub(in crate::analysis) fn set_up(
     definition: &StudyDefinition,
     training: &Training<'_>,
     batch_size: BatchSize,

@@ -49,11 +49,7 @@ fn tasks() -> [Task; 9] {
             with_whole_batch: true,
             sampling,
         }),
-        Task::Training(TrainingRun {
-            max_steps: 100,
-            target: None,
-            evaluation_ratio: 1.03,
-        }),
+        Task::Training(TrainingRun::new(100, None, 1.03)),
         Task::LearningRateRange(RangeTest::usual(false)),
         Task::NoiseScale(NoiseScaleRun {
             steps: 50,

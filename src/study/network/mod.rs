@@ -178,6 +178,20 @@ impl Network {
         })
     }
 
+    /// The normalizations whose statistics are taken over the batch, first to last.
+    pub fn batch_normalizations(&self) -> Vec<Normalization> {
+        self.fold(Vec::new(), &mut |mut found: Vec<Normalization>, placed| {
+            if let Layer::Norm {
+                normalization:
+                    normalization @ (Normalization::Batch { .. } | Normalization::GhostBatch { .. }),
+            } = &placed.layer
+            {
+                found.push(normalization.clone());
+            }
+            found
+        })
+    }
+
     /// Whether something holds for every layer.
     pub fn all(&self, holds: impl Fn(&Placed) -> bool) -> bool {
         self.fold(true, &mut |all, placed| all && holds(placed))

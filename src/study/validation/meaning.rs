@@ -5,8 +5,8 @@ use super::{DefinitionLimits, Violation};
 use crate::study::defaults::default_model;
 use crate::study::{
     BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, Facts, Goal, Grid,
-    Hyperparameter, Loss, Model, Network, Optimizer, Question, StudyRequest, TaskKind,
-    UploadedRequest, is_noisy_quadratic,
+    Hyperparameter, LEAST_GHOST_BATCH, Loss, Model, Network, Optimizer, Question, StudyRequest,
+    TaskKind, UploadedRequest, is_noisy_quadratic,
 };
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
@@ -27,6 +27,8 @@ pub(super) fn violations(
     search(request, &mut check);
     questions(request, &mut check);
     quality(request, &mut check);
+    optimizers(request, &mut check);
+    batch_norm(request, &mut check);
     check.found
 }
 
@@ -511,6 +513,89 @@ fn quality(request: &StudyRequest, check: &mut Check<'_>) {
             &format!("/questions/{index}"),
             &["/workload/target"],
             "is about losses that scatter from seed to seed, and an expectation has none; leave it out".into(),
+        );
+    }
+}
+
+fn optimizers(request: &StudyRequest, check: &mut Check<'_>) {
+    const CANDIDATES: &str = "/optimizers/candidates";
+    const NAMES: &str = "/optimizers/hyperparameters";
+    let asked = &request.optimizers;
+    let candidates = asked.candidates();
+    let questions = request.questions.as_deref();
+    if !candidates.is_empty() && questions.is_some_and(|it| !it.contains(&Question::Optimizer)) {
+        check.refuse(
+            CANDIDATES,
+            &["/questions"],
+            "are compared where the question optimizer is asked; add it, or leave the candidates out".into(),
+        );
+    }
+    let target = request.workload.target.as_ref();
+    let is_expected =
+        target.is_some_and(|target| target.metric == EvaluationMetric::ExpectedExcessLoss);
+    for (index, candidate) in candidates.iter().enumerate() {
+        let has_recursion = matches!(
+            candidate,
+            Optimizer::Sgd { .. } | Optimizer::SgdMomentum { .. }
+        );
+        if is_expected && !has_recursion {
+            check.refuse(
+                &format!("{CANDIDATES}/{index}"),
+                &["/workload/target"],
+                "expected_excess_loss has a recursion for sgd and sgd_momentum only; name one of them".into(),
+            );
+        }
+    }
+    let names = asked.hyperparameters.as_deref().unwrap_or_default();
+    if !names.is_empty() && candidates.is_empty() {
+        check.refuse(
+            NAMES,
+            &[CANDIDATES],
+            "are those of candidates, of which there are none; search.hyperparameters are the study's own".into(),
+        );
+        return;
+    }
+    for (index, name) in names.iter().enumerate() {
+        let pointer = format!("{NAMES}/{index}");
+        if candidates.iter().all(|it| it.get(*name).is_none()) {
+            check.refuse(
+                &pointer,
+                &[CANDIDATES],
+                format!("no candidate has a {}", name.as_str()),
+            );
+        }
+        if names[..index].contains(name) {
+            check.refuse(
+                &pointer,
+                &[],
+                format!("{} is already in the list", name.as_str()),
+            );
+        }
+    }
+}
+
+fn batch_norm(request: &StudyRequest, check: &mut Check<'_>) {
+    const SIZE: &str = "/batch_norm/batch_size";
+    let asked = &request.batch_norm;
+    let questions = request.questions.as_deref();
+    if asked.probe && questions.is_some_and(|it| !it.contains(&Question::BatchNorm)) {
+        check.refuse(
+            "/batch_norm/probe",
+            &["/questions"],
+            "is made where the question batch_norm is asked; add it, or leave the probe out".into(),
+        );
+    }
+    let (Some(size), Some(facts)) = (asked.batch_size, request.workload.dataset.facts()) else {
+        return;
+    };
+    if size.0 > facts.training_examples || size.0 < LEAST_GHOST_BATCH {
+        check.refuse(
+            SIZE,
+            &["/workload/dataset"],
+            format!(
+                "must be from {LEAST_GHOST_BATCH}, the smallest ghost batch worth its statistics, to the {} training examples; is {size}",
+                facts.training_examples
+            ),
         );
     }
 }

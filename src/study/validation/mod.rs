@@ -96,6 +96,9 @@ impl DefinitionRules {
         stored: Option<&StoredDataset>,
     ) -> Result<StudyRequest, Vec<Violation>> {
         let mut violations = explain::violations(&self.schema, &self.validator, value);
+        let searched = batch_size_as_hyperparameter(value);
+        violations.retain(|it| searched.iter().all(|other| other.pointer != it.pointer));
+        violations.extend(searched);
         let mut rest = value.clone();
         json::integers_as_integers(&mut rest);
         let cut: Vec<String> = violations
@@ -142,6 +145,30 @@ impl DefinitionRules {
             }
         }
     }
+}
+
+/// Where a study wants the batch size searched like a hyperparameter: it cannot be, and why is worth more than that the
+/// name is not in a list.
+fn batch_size_as_hyperparameter(value: &Value) -> Vec<Violation> {
+    const NAME: &str = "batch_size";
+    const DETAIL: &str = "W_BATCH_TUNED_FOR_QUALITY: the batch size is not tuned for the quality of the model: with every \
+         other hyperparameter tuned at each, no batch size ends with a better one, and a search over it would favour the \
+         batch size whose other hyperparameters happen to fit. It is chosen for speed: ask batch_size, or \
+         quality_across_batch_sizes to see that the quality is the same";
+    let mut found = Vec::new();
+    for list in ["/search/hyperparameters", "/optimizers/hyperparameters"] {
+        let names = value.pointer(list).and_then(Value::as_array);
+        for (index, name) in names.into_iter().flatten().enumerate() {
+            if name == NAME {
+                found.push(Violation::new(format!("{list}/{index}"), DETAIL));
+            }
+        }
+    }
+    let ranges = value.pointer("/search/ranges").and_then(Value::as_object);
+    if ranges.is_some_and(|ranges| ranges.contains_key(NAME)) {
+        found.push(Violation::new(format!("/search/ranges/{NAME}"), DETAIL));
+    }
+    found
 }
 
 /// Why a posted body was not accepted.
