@@ -16,5 +16,6 @@ mod service;
 
 mod digits;
 mod noisy_quadratic;
+mod optimizers;
 mod quality;
 mod targets;
