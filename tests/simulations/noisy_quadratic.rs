@@ -22,6 +22,7 @@ const REFERENCE: [(u64, f64, f64); 3] = [
 
 /// E[θ²], E[θv] and E[v²] along every direction.
 struct Recursion {
+    curvature: Vec<f64>,
     theta: Vec<f64>,
     mixed: Vec<f64>,
     velocity: Vec<f64>,
@@ -31,6 +32,7 @@ struct Recursion {
 impl Recursion {
     fn new(batch: u64) -> Self {
         Self {
+            curvature: (1..=DIRECTIONS).map(|index| 1.0 / index as f64).collect(),
             theta: vec![1.0; DIRECTIONS],
             mixed: vec![0.0; DIRECTIONS],
             velocity: vec![0.0; DIRECTIONS],
@@ -39,26 +41,25 @@ impl Recursion {
     }
 
     fn step(&mut self, rate: f64, gamma: f64) {
-        for index in 0..DIRECTIONS {
-            let h = 1.0 / (index as f64 + 1.0);
-            let (theta, mixed, velocity) =
-                (self.theta[index], self.mixed[index], self.velocity[index]);
+        let of_noise = 1.0 / self.batch;
+        let moments = self.theta.iter_mut().zip(&mut self.mixed);
+        let moments = moments.zip(&mut self.velocity).zip(&self.curvature);
+        for (((theta, mixed), velocity), h) in moments {
             // v ← γv + hθ + ξ with Var ξ = h/B, θ ← θ − ηv.
-            let with_new = gamma * mixed + h * theta;
-            let new =
-                gamma * gamma * velocity + 2.0 * gamma * h * mixed + h * h * theta + h / self.batch;
-            self.theta[index] = theta - 2.0 * rate * with_new + rate * rate * new;
-            self.mixed[index] = with_new - rate * new;
-            self.velocity[index] = new;
+            let with_new = gamma * *mixed + h * *theta;
+            let new = gamma * gamma * *velocity
+                + 2.0 * gamma * h * *mixed
+                + h * h * *theta
+                + h * of_noise;
+            *theta += rate * (rate * new - 2.0 * with_new);
+            *mixed = with_new - rate * new;
+            *velocity = new;
         }
     }
 
     fn loss(&self) -> f64 {
-        let terms = self.theta.iter().enumerate();
-        terms
-            .map(|(index, theta)| theta / (index as f64 + 1.0))
-            .sum::<f64>()
-            / 2.0
+        let terms = self.theta.iter().zip(&self.curvature);
+        terms.map(|(theta, h)| h * theta).sum::<f64>() / 2.0
     }
 }
 

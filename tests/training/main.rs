@@ -17,5 +17,6 @@ mod service;
 mod digits;
 mod initial;
 mod noisy_quadratic;
+mod optimizers;
 mod quality;
 mod targets;

@@ -95,8 +95,15 @@ impl DefinitionRules {
         value: &Value,
         stored: Option<&StoredDataset>,
     ) -> Result<StudyRequest, Vec<Violation>> {
-        let mut violations = explain::violations(&self.schema, &self.validator, value);
         let searched = batch_size_as_hyperparameter(value);
+        let mut known = value.clone();
+        // The name of a range is all that is wrong with it: said once.
+        let ranges = known.pointer_mut("/search/ranges");
+        if let Some(ranges) = ranges.and_then(Value::as_object_mut) {
+            ranges.remove(SEARCHED_BATCH_SIZE);
+        }
+        let value = &known;
+        let mut violations = explain::violations(&self.schema, &self.validator, value);
         violations.retain(|it| searched.iter().all(|other| other.pointer != it.pointer));
         violations.extend(searched);
         let mut rest = value.clone();
@@ -147,10 +154,12 @@ impl DefinitionRules {
     }
 }
 
+/// What some would search like a hyperparameter.
+const SEARCHED_BATCH_SIZE: &str = "batch_size";
+
 /// Where a study wants the batch size searched like a hyperparameter: it cannot be, and why is worth more than that the
 /// name is not in a list.
 fn batch_size_as_hyperparameter(value: &Value) -> Vec<Violation> {
-    const NAME: &str = "batch_size";
     const DETAIL: &str = "W_BATCH_TUNED_FOR_QUALITY: the batch size is not tuned for the quality of the model: with every \
          other hyperparameter tuned at each, no batch size ends with a better one, and a search over it would favour the \
          batch size whose other hyperparameters happen to fit. It is chosen for speed: ask batch_size, or \
@@ -159,14 +168,17 @@ fn batch_size_as_hyperparameter(value: &Value) -> Vec<Violation> {
     for list in ["/search/hyperparameters", "/optimizers/hyperparameters"] {
         let names = value.pointer(list).and_then(Value::as_array);
         for (index, name) in names.into_iter().flatten().enumerate() {
-            if name == NAME {
+            if name == SEARCHED_BATCH_SIZE {
                 found.push(Violation::new(format!("{list}/{index}"), DETAIL));
             }
         }
     }
     let ranges = value.pointer("/search/ranges").and_then(Value::as_object);
-    if ranges.is_some_and(|ranges| ranges.contains_key(NAME)) {
-        found.push(Violation::new(format!("/search/ranges/{NAME}"), DETAIL));
+    if ranges.is_some_and(|ranges| ranges.contains_key(SEARCHED_BATCH_SIZE)) {
+        found.push(Violation::new(
+            format!("/search/ranges/{SEARCHED_BATCH_SIZE}"),
+            DETAIL,
+        ));
     }
     found
 }
