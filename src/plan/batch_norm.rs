@@ -70,9 +70,7 @@ pub fn wish(
         spec.replicate += first_replicate(SERIES);
         planned
     };
-    let run = || {
-        Task::Training(TrainingRun::new(standing.steps, None, EVALUATION_RATIO))
-    };
+    let run = || Task::Training(TrainingRun::new(standing.steps, None, EVALUATION_RATIO));
     let probes: Vec<PlannedProbe> = match &standing.next {
         Step::RangeTest(ghost) => vec![probe(
             Task::LearningRateRange(RangeTest::usual(false)),

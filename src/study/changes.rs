@@ -177,8 +177,9 @@ impl Figure {
 }
 
 use Figure::{
-    Decision, Feasibility, GhostBatch, InitialConfiguration, LearningRate, LoaderTime, Memory, NoiseScale, NumberOfSteps,
-    OptimizerComparison, Regularisation, StartingModel, StepsToTarget, Throughput,
+    Decision, Feasibility, GhostBatch, InitialConfiguration, LearningRate, LoaderTime, Memory,
+    NoiseScale, NumberOfSteps, OptimizerComparison, Regularisation, StartingModel, StepsToTarget,
+    Throughput,
 };
 
 /// What training comes to, and what follows from it.
@@ -282,11 +283,9 @@ impl Change {
             Self::OptimizerFamily | Self::GradientClipping => ALL_BUT_LOADER,
             // Another data set of the same task may have another known result to start from.
             Self::DataSet => LEARNING_AND_MODEL,
-            Self::OptimizerSettings
-            | Self::Schedule
-            | Self::Loss
-            | Self::Search
-            | Self::Seed => LEARNING,
+            Self::OptimizerSettings | Self::Schedule | Self::Loss | Self::Search | Self::Seed => {
+                LEARNING
+            }
             // Which learning rates can be trained with at all has nothing to do with where training is to end.
             Self::Target => &[
                 Regularisation,
@@ -366,7 +365,9 @@ impl Change {
             Self::Search => {
                 "steps are the least over what is searched, which is something else now"
             }
-            Self::ModelFrom => "other sizes of the model are tried first; what was measured of this one stays true",
+            Self::ModelFrom => {
+                "other sizes of the model are tried first; what was measured of this one stays true"
+            }
             Self::Candidates | Self::BatchNorm => {
                 "the comparison is another one; what was trained for it serves"
             }
