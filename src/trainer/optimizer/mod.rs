@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn sgd_follows_its_formula() {
+    fn row_13_sgd_follows_its_formula() {
         assert_same(
             &Optimizer::sgd(0.1),
             &by_formula(|_, theta, g, _| theta - 0.1 * g),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn momentum_and_nesterov_follow_their_formulae_without_dampening() {
+    fn row_13_momentum_and_nesterov_follow_their_formulae_without_dampening() {
         for weight_decay in [0.0, 0.3] {
             let optimizer = Optimizer::SgdMomentum {
                 learning_rate: 0.1,
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn adam_adamw_and_nadam_follow_their_formulae_in_both_forms() {
+    fn row_13_adam_adamw_and_nadam_follow_their_formulae_in_both_forms() {
         for epsilon_form in [AdamEpsilon::BiasCorrected, AdamEpsilon::Uncorrected] {
             let adam = Optimizer::Adam {
                 learning_rate: 0.1,
