@@ -316,8 +316,9 @@ fn hash(
 
 /// Whether two specifications ask for the same figures.
 pub fn is_same(a: &ProbeSpec, b: &ProbeSpec) -> bool {
-    // What differs most often comes first.
+    // What differs most often comes first: plans compare each probe with all before it.
     (a.batch_size, a.replicate, a.kind()) == (b.batch_size, b.replicate, b.kind())
+        && (a.kind() != ProbeKind::Training || a.optimizer == b.optimizer)
         && (a == b || Inputs::of(a, NOW) == Inputs::of(b, NOW))
 }
 

@@ -71,12 +71,17 @@ pub async fn link_wave(
 ) -> Result<usize, StoreError> {
     let mut ended = 0;
     let known = find_answers(conn, place.project, None, wave).await?;
-    // In one order for everybody: two studies that link the same probes must not wait for each other.
+    // In one order for everybody: two studies that link the same probes must not wait for each other. Rows that are
+    // there come first, by their ids.
     let mut wave: Vec<(i32, &NewProbe, Option<Answer>)> = (0_i32..)
         .zip(wave.iter().zip(known))
         .map(|(position, (new, known))| (position, new, known))
         .collect();
-    wave.sort_by(|(_, a, _), (_, b, _)| a.identity.cmp(&b.identity));
+    wave.sort_by(|(_, a, found_a), (_, b, found_b)| {
+        let row = |found: &Option<Answer>| found.as_ref().map(|answer| answer.id);
+        let (a_row, b_row) = (row(found_a), row(found_b));
+        (a_row.is_none(), a_row, &a.identity).cmp(&(b_row.is_none(), b_row, &b.identity))
+    });
     for (position, new, known) in wave {
         let spec = serde_json::to_value(&new.spec)
             .map_err(|error| StoreError::unreadable("probe spec", error))?;
@@ -215,8 +220,9 @@ async fn find_answers(
     let hashes: Vec<&str> = wanted.iter().map(|new| new.inputs.as_str()).collect();
     let rows: Vec<AnswerRow> = diesel::sql_query(
         "SELECT p.id, p.inputs, p.identity, p.state, p.reason, p.detail, p.spec, p.device_secs, \
-            (SELECT m.value FROM measurements m WHERE m.probe = p.id AND m.attempt = p.attempt \
-               AND m.metric = 'peak_memory' AND m.step IS NULL LIMIT 1) AS peak, \
+            CASE WHEN p.kind IN ('smoke', 'memory', 'confirmation') THEN (\
+               SELECT m.value FROM measurements m WHERE m.probe = p.id AND m.attempt = p.attempt \
+               AND m.metric = 'peak_memory' AND m.step IS NULL LIMIT 1) END AS peak, \
             EXISTS (SELECT 1 FROM study_probes sp WHERE sp.study = $3 AND sp.probe = p.id \
                AND (sp.paid_before OR NOT sp.reused)) AS is_own \
          FROM probes p WHERE p.project = $1 AND p.inputs = ANY($2) \

@@ -485,3 +485,32 @@ fn row_29_44_45_what_must_be_tuned_again_is_told_with_its_cost() {
     );
     assert!(advices.iter().all(|advice| advice.topic != Topic::Retuning));
 }
+
+#[test]
+fn the_budget_counts_what_earlier_revisions_paid() {
+    let with_budget = |probes: u64| {
+        let mut body = body();
+        set(&mut body, "/budget/probes", json!(probes));
+        body
+    };
+    let whole = Run::of(&definition(&with_budget(10_000)), &Evidence::default());
+    let short = Run::of(&definition(&with_budget(60)), &Evidence::default());
+    let count = |run: &Run| run.evidence.probes.len();
+    assert!(short.made.contains_key(&StepTime));
+    assert!(
+        count(&short) < count(&whole),
+        "the budget was to end it early"
+    );
+
+    // Another price buys nothing.
+    let mut changed = with_budget(60);
+    set(&mut changed, "/costs", json!({"device_hour": 2.5}));
+    let again = Run::of(&definition(&changed), &short.evidence);
+    assert_eq!(again.made(), BTreeSet::new());
+    assert_eq!(count(&again), count(&short));
+
+    // More money goes on where less had ended.
+    let richer = Run::of(&definition(&with_budget(10_000)), &short.evidence);
+    assert_eq!(count(&richer), count(&whole));
+    assert!(2 * richer.reused.values().sum::<usize>() > count(&short));
+}
