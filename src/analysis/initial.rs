@@ -604,15 +604,24 @@ impl<'a> Ladder<'a> {
 
     /// Steps that a share of the budget pays for.
     fn paid_for(&self, rung: &Rung, share: f64) -> u64 {
-        let Some(seconds) = self.seconds.filter(|seconds| *seconds > 0.0) else {
-            return u64::MAX;
-        };
         // A model with more parameters takes longer, about in proportion.
         let times = match (rung.parameters, self.definition.workload.parameters()) {
             (Some(its), Some(measured)) if its > measured => its as f64 / measured.max(1) as f64,
             _ => 1.0,
         };
-        let steps = self.definition.budget.device_secs * share / (seconds * times);
+        let scaled = self.seconds.map(|seconds| seconds * times);
+        // The range test was of this very model, but starting its process counts too.
+        let tested = self
+            .evidence
+            .of_kind(ProbeKind::LearningRateRange)
+            .filter(|probe| probe.batch_size() == self.batch_size)
+            .find(|probe| probe.spec.workload.model == rung.model)
+            .and_then(|probe| Some(probe.device_secs / probe.figure(Metric::Steps)?));
+        let seconds = [scaled, tested].into_iter().flatten();
+        let Some(seconds) = seconds.filter(|it| *it > 0.0).reduce(f64::min) else {
+            return u64::MAX;
+        };
+        let steps = self.definition.budget.device_secs * share / seconds;
         (steps as u64).max(LEAST_STEPS)
     }
 
@@ -757,7 +766,7 @@ impl<'a> Ladder<'a> {
         if counted.is_empty() || skill_of(&counted).is_none() {
             rung.state = RungState::NotTrained;
             rung.detail = Some(
-                "its runs could not be compared with chance: a class of the validation examples has no training example, or the probes failed".into(),
+                "its runs could not be compared with chance: a class of the validation examples has no training example, chance is as good as anything can be, or the probes failed".into(),
             );
             return Ok(());
         }

@@ -90,7 +90,12 @@ async fn row_2_evaluations_that_differ_are_a_broken_pipeline() {
 async fn row_2_a_loss_that_is_not_a_number_is_a_broken_pipeline() {
     let service = TestService::training().await;
     let mut body = digits();
-    body["optimizer"] = json!({"family": "sgd", "learning_rate": 1e20});
+    // A linear model's squared error: each step multiplies the parameters by about a thousand.
+    body["workload"] = json!({
+        "dataset": {"builtin": "linear_teacher", "examples": 200, "features": 4},
+        "model": {"family": "mlp", "hidden": []}
+    });
+    body["optimizer"] = json!({"family": "sgd", "learning_rate": 1000.0});
     let path = service.create(&body).await;
     let study = service.ended(&path).await;
     assert_eq!(study["ended_because"], "pipeline_broken", "{study}");

@@ -110,7 +110,8 @@ fn row_5_the_ladder_is_one_of_typed_sizes_and_none_is_larger_than_what_was_asked
         crate::probe::fingerprint::identity("default", None, &spec).expect("hashes")
     };
     assert_ne!(identity(10), identity(20));
-    let own = json!({"family": "sequential", "layers": [{"layer": "linear", "units": 4}, {"layer": "output"}]});
+    let own =
+        json!({"family": "sequential", "layers": [{"layer": "flatten"}, {"layer": "output"}]});
     assert_eq!(of(json!({"dataset": digits, "model": own})).len(), 1);
     let text = of(json!({"dataset": {"builtin": "markov_text"}}));
     assert_eq!(text.len(), 3);
