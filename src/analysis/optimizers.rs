@@ -65,6 +65,7 @@ pub enum ComparisonVerdict {
 
 /// A step of the tuning of a candidate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = TuningStage)]
 pub struct Stage {
     /// What was tuned.
     pub hyperparameters: Vec<Hyperparameter>,
@@ -157,7 +158,7 @@ pub struct OptimizerAnalysis {
     /// The number of the one to take: of those that no other is declared better than, the family's first optimizer by
     /// the rule of thumb, else the one with the least.
     pub recommended: Option<usize>,
-    /// Remarks: `W_UNFAIR_COMPARISON`, `W_TARGET_NOT_REACHED`, `W_DIVERGED`.
+    /// Remarks: `W_UNFAIR_COMPARISON`, `W_TARGET_NOT_REACHED`, `W_DIVERGED`, `W_NO_TARGET`.
     pub caveats: Vec<Caveat>,
 }
 
@@ -738,7 +739,9 @@ pub fn analyze(
             Some(_) => ComparedBy::TrainingTime,
             None => ComparedBy::StepsToTarget,
         },
-        caveats: if have_ended {
+        caveats: if comparison.target.is_none() {
+            no_target(training).into_iter().collect()
+        } else if have_ended {
             remarks(definition, &comparison, &candidates)
         } else {
             Vec::new()
@@ -971,6 +974,21 @@ fn recommended(
         .find(|(candidate, _)| candidates[*candidate].family() == first.family())
         .or_else(|| unbeaten.iter().min_by(|a, b| a.1.total_cmp(&b.1)))
         .map(|(candidate, _)| *candidate)
+}
+
+/// Nothing can be compared where the pilots of the study's own optimizer have set no target.
+fn no_target(training: &Training<'_>) -> Option<Caveat> {
+    let detail = match training.pilot {
+        Pilot::Wanted(_) => return None,
+        Pilot::Diverged => "every pilot diverged, so there is no target to compare by",
+        Pilot::NotReached(_) | Pilot::Steps(_) => {
+            "no pilot came to a lower loss than chance, so there is no target to compare by"
+        }
+    };
+    Some(Caveat {
+        code: "W_NO_TARGET".into(),
+        detail: format!("{detail}; name one in workload.target, or a model that learns"),
+    })
 }
 
 fn remarks(

@@ -246,12 +246,7 @@ fn summary(comparison: &OptimizerAnalysis, recommended: Option<&OptimizerCandida
         ComparedBy::StepsToTarget => ("steps to the target", "fewer steps"),
         ComparedBy::TrainingTime => ("training time", "less training time"),
     };
-    let name = |index: usize| {
-        comparison
-            .candidates
-            .get(index)
-            .map_or("?", |it| it.named.family())
-    };
+    let name = |index: usize| name(&comparison.candidates, index);
     let mut text = match comparison.verdict {
         None => format!(
             "Which optimizer needs the least at batch size {} cannot be said.",
@@ -305,7 +300,21 @@ fn summary(comparison: &OptimizerAnalysis, recommended: Option<&OptimizerCandida
     text
 }
 
-fn said<'a>(pair: &OptimizerPair, name: impl Fn(usize) -> &'a str, needs: &str) -> String {
+/// A candidate's family, with its number where another has the same.
+fn name(candidates: &[OptimizerCandidate], index: usize) -> String {
+    let Some(candidate) = candidates.get(index) else {
+        return String::new();
+    };
+    let family = candidate.named.family();
+    let mut others = candidates.iter().filter(|it| it.named.family() == family);
+    if others.nth(1).is_some() {
+        format!("candidate {}, {family},", index + 1)
+    } else {
+        family.to_owned()
+    }
+}
+
+fn said(pair: &OptimizerPair, name: impl Fn(usize) -> String, needs: &str) -> String {
     let (first, second) = (name(pair.first), name(pair.second));
     if pair.is_identical {
         return format!(
