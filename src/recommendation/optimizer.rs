@@ -306,7 +306,9 @@ fn name(candidates: &[OptimizerCandidate], index: usize) -> String {
         return String::new();
     };
     let family = candidate.named.family();
-    let mut others = candidates.iter().filter(|it| it.named.family() == family);
+    let mut others = candidates
+        .iter()
+        .filter(|it| it.named.family() == family && it.identical_to.is_none());
     if others.nth(1).is_some() {
         format!("candidate {}, {family},", index + 1)
     } else {

@@ -9,7 +9,7 @@ fn study(change: &Value) -> Value {
         "workload": {
             "dataset": {"builtin": "synthetic", "examples": 1024, "features": 8, "classes": 3},
             "model": {"family": "mlp", "hidden": [8]},
-            "target": {"metric": "validation_cross_entropy", "value": 0.7}
+            "target": {"metric": "validation_cross_entropy", "value": 0.1}
         },
         "batch_sizes": {"min": 32, "max": 64},
         "device": {"memory_budget_bytes": 1_073_741_824_u64, "threads": 1},
