@@ -149,6 +149,16 @@ fn as_posted(body: &[u8], old: &StudyDefinition) -> Vec<u8> {
             batch_sizes.remove("max");
         }
     }
+    if let Some(from) = value
+        .as_object_mut()
+        .and_then(|body| body.remove("model_from"))
+        && from == "default"
+        && let Some(workload) = value.get_mut("workload").and_then(Value::as_object_mut)
+        && workload.get("model") == Some(&json!(old.workload.model))
+    {
+        // The model was left open, and still is.
+        workload.remove("model");
+    }
     if let Some(dataset) = value
         .pointer_mut("/workload/dataset")
         .and_then(Value::as_object_mut)

@@ -148,6 +148,15 @@ async fn what_is_changed_must_be_named_and_what_is_refused_changes_nothing() {
     assert_eq!(read.status, 200, "{}", read.text);
     assert_eq!(read.json()["changes"], json!([]));
 
+    // Also where the model was left open: it still is.
+    let open = json!({"workload": {"dataset": {"builtin": "digits"}}});
+    let left_open = format!("{}/definition", service.create(&open).await);
+    let read = service.get(&left_open).await.json();
+    assert_eq!(read["model_from"], "default", "{read}");
+    let same = put(&service, &left_open, &read, Some("\"1\"")).await;
+    assert_eq!(same.status, 200, "{}", same.text);
+    assert_eq!(same.json()["changes"], json!([]));
+
     let changed = put(&service, &at, &other, Some("\"1\", \"7\"")).await;
     assert_eq!(changed.status, 200, "{}", changed.text);
     assert_eq!(changed.header("etag"), Some("\"2\""));
