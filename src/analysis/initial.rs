@@ -21,7 +21,7 @@ use crate::probe::{InfeasibleReason, Metric, ProbeKind, ProbeState, Task, Traini
 use crate::statistics::intervals::{mean, median, standard_deviation};
 use crate::study::{
     BatchSize, Dataset, EvaluationMetric, EvaluationTarget, Hyperparameter, Loss, Model, ModelFrom,
-    Network, Optimizer, ProbeId, Question, StudyDefinition, Target,
+    Network, Optimizer, ProbeId, Question, StudyDefinition, Target, first_batch_size,
 };
 
 /// Constant learning rates that are tried on a rung: a factor of two apart, about.
@@ -372,7 +372,7 @@ pub fn analyze(
     });
     let batch_size = match begun {
         Some(probe) => probe.batch_size(),
-        None => setup::base(&setup::candidates(definition, largest))?,
+        None => first_batch_size(&setup::candidates(definition, largest))?,
     };
     let seconds = throughput.and_then(|throughput| {
         let mut points = throughput.points.iter();

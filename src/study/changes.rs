@@ -60,6 +60,8 @@ pub enum Change {
     BatchSize,
     /// The range of batch sizes that are considered.
     BatchSizes,
+    /// The batch size at which training begins, which follows from range and grid.
+    FirstBatchSize,
     /// What training costs.
     Prices,
     /// What is minimised.
@@ -195,7 +197,21 @@ const LEARNING: &[Figure] = &[
     InitialConfiguration,
     Decision,
 ];
-/// The same, and which model to start from.
+/// The same, and what fits.
+const LEARNING_AND_FEASIBILITY: &[Figure] = &[
+    Feasibility,
+    LearningRate,
+    Regularisation,
+    StepsToTarget,
+    NoiseScale,
+    NumberOfSteps,
+    Figure::Quality,
+    OptimizerComparison,
+    GhostBatch,
+    InitialConfiguration,
+    Decision,
+];
+/// What training comes to, and which model to start from.
 const LEARNING_AND_MODEL: &[Figure] = &[
     LearningRate,
     Regularisation,
@@ -251,6 +267,7 @@ impl Change {
             Self::Runner => "runner",
             Self::BatchSize => "batch_size",
             Self::BatchSizes => "batch_sizes",
+            Self::FirstBatchSize => "first_batch_size",
             Self::Prices => "prices",
             Self::Objective => "objective",
             Self::ProjectPhase => "project_phase",
@@ -283,6 +300,7 @@ impl Change {
             Self::OptimizerFamily | Self::GradientClipping => ALL_BUT_LOADER,
             // Another data set of the same task may have another known result to start from.
             Self::DataSet => LEARNING_AND_MODEL,
+            Self::FirstBatchSize => LEARNING_AND_FEASIBILITY,
             Self::OptimizerSettings | Self::Schedule | Self::Loss | Self::Search | Self::Seed => {
                 LEARNING
             }
@@ -357,6 +375,9 @@ impl Change {
             }
             Self::BatchSize => {
                 "the best learning rate, momentum, regularisation, number of steps and schedule belong to one batch size; what memory and time grow like does not"
+            }
+            Self::FirstBatchSize => {
+                "learning rates, number of steps and comparisons are of the batch size at which training begins, and that is another one now"
             }
             Self::BatchSizes => "other batch sizes can be chosen from what was measured",
             Self::Prices | Self::Objective | Self::ProjectPhase => {
@@ -478,6 +499,11 @@ fn kind(pointer: &str, old: &StudyDefinition, new: &StudyDefinition) -> Change {
             }
         }
         ("schedule", _) => Change::Schedule,
+        ("batch_sizes", "min" | "max" | "grid")
+            if old.first_batch_size() != new.first_batch_size() =>
+        {
+            Change::FirstBatchSize
+        }
         ("batch_sizes", "grid" | "resolution") => Change::Grid,
         ("batch_sizes", "min" | "max" | "max_from") => Change::BatchSizes,
         ("device", "backend" | "model") => Change::DeviceModel,
@@ -609,6 +635,19 @@ mod tests {
         assert_eq!(
             kinds(|body| body["workload"]["dataset"]["features"] = json!(20)),
             [Change::DataSetShape]
+        );
+        // 64 is where training begins, unless it is left out.
+        assert_eq!(
+            kinds(|body| body["batch_sizes"] = json!({"max": 32})),
+            [Change::BatchSizes, Change::FirstBatchSize]
+        );
+        assert_eq!(
+            kinds(|body| body["batch_sizes"] = json!({"max": 512})),
+            [Change::BatchSizes]
+        );
+        assert_eq!(
+            kinds(|body| body["batch_sizes"] = json!({"grid": {"values": [16, 512]}})),
+            [Change::FirstBatchSize]
         );
         assert_eq!(
             kinds(|body| body["costs"] = json!({"device_hour": 2})),

@@ -182,6 +182,33 @@ impl BatchSizes {
     }
 }
 
+/// The batch size around which training begins: large enough to be quick, small enough to need few examples.
+const FIRST: f64 = 48.0;
+
+/// Of several batch sizes the one where training begins.
+pub fn first_batch_size(candidates: &[BatchSize]) -> Option<BatchSize> {
+    let distance = |size: &BatchSize| (size.as_f64() / FIRST).ln().abs();
+    candidates
+        .iter()
+        .copied()
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+}
+
+impl StudyDefinition {
+    /// The batch sizes of the grid that an epoch holds.
+    pub fn trainable_batch_sizes(&self) -> Vec<BatchSize> {
+        let examples = self.workload.dataset.facts().training_examples;
+        let mut sizes = self.batch_sizes.grid_batch_sizes();
+        sizes.retain(|size| size.0 <= examples);
+        sizes
+    }
+
+    /// Where training begins, if memory allows.
+    pub fn first_batch_size(&self) -> Option<BatchSize> {
+        first_batch_size(&self.trainable_batch_sizes())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

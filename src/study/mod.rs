@@ -26,7 +26,7 @@ pub use dataset::{
     BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,
     UploadedRequest, is_noisy_quadratic,
 };
-pub use defaults::{DeviceFactsForDefaults, fill_device, resolve};
+pub use defaults::{DeviceFactsForDefaults, fill_device, first_batch_size, resolve};
 pub use definition::*;
 pub use evaluation::{EvaluationMetric, EvaluationTarget, Goal, TargetRequest};
 pub use model::{Activation, Cell, Initialisation, Layer, Model, Normalization, ResnetStyle};

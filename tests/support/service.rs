@@ -10,7 +10,7 @@ use trialhead::settings::Settings;
 use super::postgres::TestDatabase;
 
 /// How long a test waits for something that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(400);
 
 /// A running service with a client for it.
 pub struct TestService {

@@ -16,7 +16,7 @@ use super::{Caveat, Estimate, Evidence, Feasibility};
 use crate::statistics::intervals::standard_deviation;
 use crate::study::{
     BatchSize, EvaluationTarget, Hyperparameter, Optimizer, ProbeId, Regularisation,
-    StudyDefinition,
+    StudyDefinition, first_batch_size,
 };
 use fit::{Point, Prior};
 use search::{Found, Next, Steps};
@@ -143,7 +143,7 @@ pub fn read<'a>(
     feasibility: Option<&Feasibility>,
 ) -> Option<Training<'a>> {
     let largest = feasibility.and_then(|feasibility| feasibility.largest_feasible);
-    let base = setup::base(&setup::candidates(definition, largest))?;
+    let base = first_batch_size(&setup::candidates(definition, largest))?;
     let mut training = setup::read(definition, evidence, base);
     // A batch size whose result a smaller one contradicts is searched a second time.
     let searches = training.searches.clone();

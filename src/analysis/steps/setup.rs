@@ -12,8 +12,6 @@ use crate::study::{
     Optimizer, Regularisation, SearchSpace, StudyDefinition,
 };
 
-/// The batch size around which everything begins.
-const BASE: f64 = 48.0;
 /// The learning rates looked at reach down to this part of the one that diverges.
 pub(in crate::analysis) const RANGE_DOWN: f64 = 300.0;
 /// And for a batch this many times smaller than the base, a tenth of that.
@@ -131,22 +129,9 @@ pub fn candidates(
     definition: &StudyDefinition,
     largest_feasible: Option<BatchSize>,
 ) -> Vec<BatchSize> {
-    let examples = definition.workload.dataset.facts().training_examples;
-    definition
-        .batch_sizes
-        .grid_batch_sizes()
-        .into_iter()
-        .filter(|size| size.0 <= examples && largest_feasible.is_none_or(|most| *size <= most))
-        .collect()
-}
-
-/// The candidate nearest to where one would begin.
-pub fn base(candidates: &[BatchSize]) -> Option<BatchSize> {
-    let distance = |size: &BatchSize| (size.as_f64() / BASE).ln().abs();
-    candidates
-        .iter()
-        .copied()
-        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+    let mut sizes = definition.trainable_batch_sizes();
+    sizes.retain(|size| largest_feasible.is_none_or(|most| *size <= most));
+    sizes
 }
 
 /// Whether the loss is followed as an expectation.
