@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use trialhead::analysis::batch_norm::NormalisedOver;
 use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
 use trialhead::plan::{Next, plan};
-use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::recommendation::{Topic, recommend};
-use trialhead::study::validation::{DefinitionLimits, parse};
-use trialhead::study::{Bytes, DeviceFactsForDefaults, ProbeId, StudyDefinition, resolve};
+use trialhead::study::StudyDefinition;
+
+use crate::worlds::{self, End, Place, record};
 
 /// The learning rate at which training ends with the least loss; above 1 it diverges.
 const BEST_RATE: f64 = 0.1;
@@ -59,24 +60,13 @@ fn answer(
             figures.insert(Metric::PeakMemory, 1e7);
         }
     }
-    ProbeRecord {
-        id: ProbeId(uuid::Uuid::from_u128(id)),
-        spec: spec.clone(),
-        state: if infeasible.is_some() {
-            ProbeState::Infeasible
-        } else {
-            ProbeState::Succeeded
-        },
+    let place = Place { id, wave, position };
+    let end = End {
         infeasible,
-        failure: None,
-        detail: None,
-        wave,
-        position,
-        reused: false,
         device_secs: 0.01,
-        prediction: None,
         figures,
-    }
+    };
+    record(spec, place, end)
 }
 
 fn definition(normalization: Value, change: Value) -> StudyDefinition {
@@ -94,13 +84,7 @@ fn definition(normalization: Value, change: Value) -> StudyDefinition {
     for (name, value) in change.as_object().expect("changes") {
         body[name] = value.clone();
     }
-    let facts = DeviceFactsForDefaults {
-        model: "simulated".into(),
-        threads: 2,
-        available_bytes: Bytes(8 << 30),
-    };
-    let request = parse(&body, &DefinitionLimits::default()).expect("valid");
-    resolve(request, Some(&facts)).expect("known")
+    worlds::definition(&body)
 }
 
 fn run(definition: &StudyDefinition, worse: &dyn Fn(u64) -> f64) -> (Evidence, Analysis) {

@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
 use trialhead::plan::{Next, plan};
 use trialhead::probe::inputs::{Ended, answers, figures, inputs};
-use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::recommendation::{self, Topic, staleness};
 use trialhead::study::validation::{DefinitionLimits, parse};
 use trialhead::study::{
-    Bytes, Change, DeviceFactsForDefaults, Figure, ProbeId, StudyDefinition, between, resolve,
+    Bytes, Change, DeviceFactsForDefaults, Figure, StudyDefinition, between, resolve,
 };
+
+use crate::worlds::{End, Place, record};
 
 use ProbeKind::{
     Confirmation, GradientAccumulation, InputPipeline, LearningRateRange, Memory, NoiseScale,
@@ -109,24 +111,13 @@ fn measure(spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord 
             vec![(Metric::PeakMemory, 5e7 + 1e4 * size)]
         }
     };
-    ProbeRecord {
-        id: ProbeId(uuid::Uuid::from_u128(id)),
-        spec: spec.clone(),
-        state: if infeasible.is_some() {
-            ProbeState::Infeasible
-        } else {
-            ProbeState::Succeeded
-        },
+    let place = Place { id, wave, position };
+    let end = End {
         infeasible,
-        failure: None,
-        detail: None,
-        wave,
-        position,
-        reused: false,
         device_secs: 0.1,
-        prediction: None,
         figures: figures.into_iter().collect(),
-    }
+    };
+    record(spec, place, end)
 }
 
 /// What a run came to: by kind, how many probes were taken over and how many were made.

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 use trialhead::analysis::initial::{InitialAnalysis, Level, RungState};
 use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
 use trialhead::plan::{Next, plan};
-use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::recommendation::{self, Advice, Topic};
-use trialhead::study::validation::{DefinitionLimits, parse};
-use trialhead::study::{Bytes, DeviceFactsForDefaults, Model, ProbeId, StudyDefinition, resolve};
+use trialhead::study::{Model, StudyDefinition};
+
+use crate::worlds::{self, End, Place, record};
 
 /// Chance of ten balanced classes.
 const CHANCE: f64 = 2.303;
@@ -129,24 +130,13 @@ impl World {
                 figures.insert(Metric::PeakMemory, 1e7);
             }
         }
-        ProbeRecord {
-            id: ProbeId(uuid::Uuid::from_u128(id)),
-            spec: spec.clone(),
-            state: if infeasible.is_some() {
-                ProbeState::Infeasible
-            } else {
-                ProbeState::Succeeded
-            },
+        let place = Place { id, wave, position };
+        let end = End {
             infeasible,
-            failure: None,
-            detail: None,
-            wave,
-            position,
-            reused: false,
             device_secs: 0.01,
-            prediction: None,
             figures,
-        }
+        };
+        record(spec, place, end)
     }
 }
 
@@ -160,16 +150,7 @@ fn definition(change: &Value) -> StudyDefinition {
     for (key, value) in change.as_object().expect("changes") {
         body[key] = value.clone();
     }
-    let facts = DeviceFactsForDefaults {
-        model: "simulated".into(),
-        threads: 2,
-        available_bytes: Bytes(8 << 30),
-    };
-    resolve(
-        parse(&body, &DefinitionLimits::default()).expect("valid"),
-        Some(&facts),
-    )
-    .expect("known")
+    worlds::definition(&body)
 }
 
 struct Ran {

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use trialhead::analysis::{self, Evidence, OptimizerAnalysis, ProbeRecord};
 use trialhead::plan::{Next, plan};
-use trialhead::probe::{InfeasibleReason, Metric, ProbeSpec, ProbeState, Task};
-use trialhead::study::validation::{DefinitionLimits, parse};
-use trialhead::study::{Bytes, DeviceFactsForDefaults, Hyperparameter, ProbeId, resolve};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeSpec, Task};
+use trialhead::study::Hyperparameter;
+
+use crate::worlds::{self, End, Place, record};
 
 /// Directions, with curvatures 1/i; as in the reference.
 const DIRECTIONS: usize = 1000;
@@ -114,24 +115,13 @@ fn answer(spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
             figures.insert(Metric::PeakMemory, 1e7);
         }
     }
-    ProbeRecord {
-        id: ProbeId(uuid::Uuid::from_u128(id)),
-        spec: spec.clone(),
-        state: if infeasible.is_some() {
-            ProbeState::Infeasible
-        } else {
-            ProbeState::Succeeded
-        },
+    let place = Place { id, wave, position };
+    let end = End {
         infeasible,
-        failure: None,
-        detail: None,
-        wave,
-        position,
-        reused: false,
         device_secs: 0.01,
-        prediction: None,
         figures,
-    }
+    };
+    record(spec, place, end)
 }
 
 fn compare(batch_size: u64) -> OptimizerAnalysis {
@@ -151,13 +141,7 @@ fn compare(batch_size: u64) -> OptimizerAnalysis {
         "questions": ["optimizer"],
         "budget": {"device_secs": 86400, "probes": 10_000}
     });
-    let facts = DeviceFactsForDefaults {
-        model: "simulated".into(),
-        threads: 2,
-        available_bytes: Bytes(8 << 30),
-    };
-    let request = parse(&body, &DefinitionLimits::default()).expect("valid");
-    let definition = resolve(request, Some(&facts)).expect("known");
+    let definition = worlds::definition(&body);
     let mut evidence = Evidence::default();
     for _ in 0..300 {
         let analysis = analysis::analyze(&definition, &evidence);

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use trialhead::analysis::optimizers::{ComparedBy, ComparisonVerdict};
 use trialhead::analysis::{self, Evidence, OptimizerAnalysis, ProbeRecord};
 use trialhead::plan::{Next, plan};
-use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState, Task};
+use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::recommendation::{Advice, Topic, recommend};
 use trialhead::study::validation::{DefinitionLimits, parse};
-use trialhead::study::{
-    Bytes, DeviceFactsForDefaults, Hyperparameter, Optimizer, ProbeId, StudyDefinition, resolve,
-};
+use trialhead::study::{Hyperparameter, Optimizer, StudyDefinition};
+
+use crate::worlds::{self, End, Place, record};
 
 const COMPARISONS: u64 = 400;
 
@@ -133,24 +133,13 @@ impl World {
                 figures.insert(Metric::PeakMemory, 1e7 + 1e3 * spec.batch_size.as_f64());
             }
         }
-        ProbeRecord {
-            id: ProbeId(uuid::Uuid::from_u128(id)),
-            spec: spec.clone(),
-            state: if infeasible.is_some() {
-                ProbeState::Infeasible
-            } else {
-                ProbeState::Succeeded
-            },
+        let place = Place { id, wave, position };
+        let end = End {
             infeasible,
-            failure: None,
-            detail: None,
-            wave,
-            position,
-            reused: false,
             device_secs: 0.01,
-            prediction: None,
             figures,
-        }
+        };
+        record(spec, place, end)
     }
 }
 
@@ -169,16 +158,7 @@ fn definition(change: Value) -> StudyDefinition {
     for (name, value) in change.as_object().expect("changes") {
         body[name] = value.clone();
     }
-    let facts = DeviceFactsForDefaults {
-        model: "simulated".into(),
-        threads: 2,
-        available_bytes: Bytes(8 << 30),
-    };
-    resolve(
-        parse(&body, &DefinitionLimits::default()).expect("valid"),
-        Some(&facts),
-    )
-    .expect("known")
+    worlds::definition(&body)
 }
 
 /// Runs a study to its end.
