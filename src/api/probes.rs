@@ -56,6 +56,8 @@ pub struct Probe {
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended.
     pub ended_at: Option<DateTime<Utc>>,
+    /// The run to another target from whose evaluations its figures were read; null where it was run itself.
+    pub read_from: Option<ProbeId>,
     /// Everything its runner was told.
     pub spec: ProbeSpec,
 }
@@ -119,6 +121,7 @@ impl TryFrom<ProbeRow> for Probe {
             created_at: row.created_at,
             started_at: row.started_at,
             ended_at: row.ended_at,
+            read_from: row.read_from.map(ProbeId),
         })
     }
 }

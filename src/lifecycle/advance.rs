@@ -116,6 +116,7 @@ pub(super) fn new_probes(
             Ok(NewProbe {
                 identity: fingerprint::identity(project, owner, &probe.spec)?,
                 inputs: inputs::inputs(project, owner, &probe.spec)?,
+                course: inputs::course(project, owner, &probe.spec)?,
                 spec: probe.spec.clone(),
                 why: probe.why.clone(),
                 prediction: probe.prediction,

@@ -10,8 +10,8 @@ use super::Context;
 use super::advance::new_probes;
 use crate::analysis::{self, Evidence, ProbeRecord};
 use crate::plan::{self, Next, PlannedProbe};
-use crate::probe::{ProbeKind, ProbeSpec, ProbeState};
-use crate::store::{StoreError, probes};
+use crate::probe::{ProbeKind, ProbeSpec, ProbeState, Task, TrainingRun};
+use crate::store::{StoreError, answers};
 use crate::study::{ProbeId, StudyDefinition, StudyId};
 
 /// Waves that are followed at most: no study has as many.
@@ -68,7 +68,7 @@ pub async fn replay(context: &Context, asked: Asked<'_>) -> Result<Replay, Store
             vec![None; wanted.len()]
         } else {
             let mut conn = context.database.connection().await?;
-            probes::find_known(&mut conn, asked.project, asked.study, wave, &wanted).await?
+            answers::find_known(&mut conn, asked.project, asked.study, wave, &wanted).await?
         };
         let mut is_complete = true;
         for (position, (planned, known)) in (0_u32..).zip(planned.into_iter().zip(known)) {
@@ -121,14 +121,13 @@ async fn look(
         .map_err(|error| StoreError::unreadable("a plan", error))
 }
 
-/// A probe like the one that is missing.
+/// A probe like the one that is missing: one with the same task, else a training run to another target.
 fn stand_in<'a>(stand_ins: &'a Evidence, wanted: &ProbeSpec) -> Option<&'a ProbeRecord> {
     let kind = wanted.kind();
-    stand_ins.of_kind(kind).find(|probe| {
+    let is_like = |probe: &&ProbeRecord| {
         let spec = &probe.spec;
         probe.state.has_ended()
             && (spec.batch_size, spec.replicate) == (wanted.batch_size, wanted.replicate)
-            && spec.task == wanted.task
             && match kind {
                 // How training goes is a matter of its hyperparameters.
                 ProbeKind::Training | ProbeKind::NoiseScale => {
@@ -138,7 +137,28 @@ fn stand_in<'a>(stand_ins: &'a Evidence, wanted: &ProbeSpec) -> Option<&'a Probe
                 }
                 _ => true,
             }
-    })
+    };
+    let mut same = stand_ins.of_kind(kind).filter(is_like);
+    same.find(|probe| probe.spec.task == wanted.task)
+        .or_else(|| {
+            let mut like = stand_ins.of_kind(kind).filter(is_like);
+            like.find(|probe| is_other_target(&probe.spec.task, &wanted.task))
+        })
+}
+
+/// Whether two training runs differ in nothing but target and cap.
+fn is_other_target(a: &Task, b: &Task) -> bool {
+    match (a, b) {
+        (Task::Training(a), Task::Training(b)) => {
+            let endless = |run: &TrainingRun| TrainingRun {
+                max_steps: 0,
+                target: None,
+                ..run.clone()
+            };
+            a.target.is_some() == b.target.is_some() && endless(a) == endless(b)
+        }
+        _ => false,
+    }
 }
 
 /// A probe that is yet to be made: as its stand-in was, or open.

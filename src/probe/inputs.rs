@@ -25,12 +25,12 @@ use sha2::{Digest, Sha256};
 
 use super::fingerprint::{MEASUREMENT_PROTOCOL, RUNNER};
 use super::outcome::InfeasibleReason;
-use super::spec::{Batches, ProbeDevice, ProbeKind, ProbeSpec, Task};
+use super::spec::{Batches, ProbeDevice, ProbeKind, ProbeSpec, Task, TrainingRun};
 use super::state::ProbeState;
 use crate::study::{
-    Backend, BatchSize, Bytes, Contents, DType, Dataset, Figure, GradientClipping, Hyperparameter,
-    InputPipeline, Loss, Model, Optimizer, OptimizerForm, Schedule, Shape, StudyId, Target,
-    Workload,
+    Backend, BatchSize, Bytes, Contents, DType, Dataset, EvaluationMetric, Figure,
+    GradientClipping, Hyperparameter, InputPipeline, Loss, Model, Optimizer, OptimizerForm,
+    Schedule, Shape, StudyId, Target, Workload,
 };
 
 /// Which training arithmetic a seed's numbers come from: raised when the same seed gives other bits than before.
@@ -312,6 +312,50 @@ fn hash(
         inputs: Inputs::of(spec, versions),
     })?;
     Ok(hex::encode(Sha256::digest(bytes)))
+}
+
+#[derive(Serialize)]
+struct KeyedCourse<'a> {
+    project: &'a str,
+    study: Option<String>,
+    /// Whether the recursion of the second moments is followed instead of sampled steps.
+    is_expected: bool,
+    inputs: TrainingInputs<'a>,
+}
+
+/// SHA-256 of what the course of a training run depends on: all of its [`inputs`] but where it ends, its target and
+/// its cap. None for other kinds. What runs with the same course have found tells of each other; see
+/// [`course`](super::course).
+///
+/// # Errors
+/// When the spec holds a number that JSON cannot express (NaN or an infinity).
+pub fn course(
+    project: &str,
+    study: Option<StudyId>,
+    spec: &ProbeSpec,
+) -> Result<Option<String>, serde_json::Error> {
+    let Task::Training(run) = &spec.task else {
+        return Ok(None);
+    };
+    let is_expected = run
+        .target
+        .as_ref()
+        .is_some_and(|target| target.metric == EvaluationMetric::ExpectedExcessLoss);
+    let endless = Task::Training(TrainingRun {
+        max_steps: 0,
+        target: None,
+        ..run.clone()
+    });
+    let bytes = serde_json_canonicalizer::to_vec(&KeyedCourse {
+        project,
+        study: study.map(|id| id.to_string()),
+        is_expected,
+        inputs: TrainingInputs {
+            task: &endless,
+            ..TrainingInputs::of(spec, NOW)
+        },
+    })?;
+    Ok(Some(hex::encode(Sha256::digest(bytes))))
 }
 
 /// Whether two specifications ask for the same figures.

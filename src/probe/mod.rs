@@ -4,6 +4,7 @@
 //! [`Event`]s as JSON lines on the descriptor that `TRIALHEAD_EVENTS_FD` names; stdout and stderr
 //! are logs. However it ends, [`classify`] turns the end into an [`Outcome`]. Pure: no I/O.
 
+pub mod course;
 pub mod event;
 pub mod fingerprint;
 pub mod inputs;

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::study::{
-    Backend, BatchSize, Bytes, EvaluationTarget, GradientClipping, Optimizer, Schedule, Workload,
+    Backend, BatchSize, Bytes, EvaluationMetric, EvaluationTarget, GradientClipping, Loss,
+    Optimizer, Schedule, Workload,
 };
 
 /// Everything a runner needs to know, as JSON on its stdin.
@@ -167,6 +168,13 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl TrainingRun {
+    /// The metric whose best value is kept: the target's, else the loss itself.
+    pub fn watched(&self, loss: Loss) -> EvaluationMetric {
+        self.target
+            .as_ref()
+            .map_or_else(|| EvaluationMetric::of_loss(loss), |target| target.metric)
+    }
+
     /// A run to a target, or without one to its cap.
     pub fn new(max_steps: u64, target: Option<EvaluationTarget>, evaluation_ratio: f64) -> Self {
         Self {

@@ -10,10 +10,11 @@ use super::{
     Advice, Basis, Confidence, Grade, Topic, bells, optimizer_text, probability, references,
     three_figures,
 };
+use crate::analysis::initial::RungState;
 use crate::analysis::optimizers::{
     ComparedBy, ComparisonVerdict, OptimizerCandidate, OptimizerPair, series, trials_for,
 };
-use crate::analysis::steps::{SearchState, StepsAnalysis};
+use crate::analysis::steps::SearchState;
 use crate::analysis::{Analysis, Caveat, Evidence, OptimizerAnalysis};
 use crate::probe::ProbeKind;
 use crate::study::{
@@ -45,25 +46,38 @@ fn trial_budget() -> serde_json::Value {
         .collect()
 }
 
-/// What the study's own search found at its first batch size.
-fn found(steps: Option<&StepsAnalysis>) -> Option<&Optimizer> {
-    let steps = steps?;
-    let mut points = steps.points.iter();
-    points
-        .find(|point| point.batch_size == steps.base && point.state == SearchState::Measured)
-        .map(|point| &point.optimizer)
+/// What the study has tuned of its own optimizer: which hyperparameters, and the best point. The search of steps to
+/// target at its first batch size goes before the learning rates of the initial configuration.
+fn found<'a>(
+    definition: &'a StudyDefinition,
+    analysis: &'a Analysis,
+) -> (&'a [Hyperparameter], Option<&'a Optimizer>) {
+    if definition.tunes() {
+        let steps = analysis.steps.as_ref();
+        let point = steps.and_then(|steps| {
+            let mut points = steps.points.iter();
+            points.find(|point| {
+                point.batch_size == steps.base && point.state == SearchState::Measured
+            })
+        });
+        let tuned = definition.search.hyperparameters.as_slice();
+        return (tuned, point.map(|point| &point.optimizer));
+    }
+    let rung = analysis.initial.as_ref().and_then(|initial| {
+        let rung = initial.rungs.get(initial.chosen?)?;
+        (rung.state == RungState::Measured).then_some(rung)
+    });
+    match rung {
+        Some(rung) => (&[Hyperparameter::LearningRate], Some(&rung.optimizer)),
+        None => (&[], None),
+    }
 }
 
 fn rule_of_thumb(definition: &StudyDefinition, analysis: &Analysis) -> Advice {
     let own = &definition.optimizer;
     let first = Optimizer::first_for(&definition.workload.model);
     let is_own = own.family() == first.family();
-    let tuned: &[Hyperparameter] = if definition.tunes() {
-        &definition.search.hyperparameters
-    } else {
-        &[]
-    };
-    let found = found(analysis.steps.as_ref());
+    let (tuned, found) = found(definition, analysis);
     let treated = own.treated(tuned, found);
     let optimizer = if is_own { found.unwrap_or(own) } else { &first };
     let mut caveats = of_hyperparameters(own.family(), &treated);

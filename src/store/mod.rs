@@ -1,6 +1,7 @@
 //! Postgres: one file per aggregate, the schema, connections, and the managed local server.
 //! Functions take a connection, so they compose into transactions.
 
+pub mod answers;
 pub mod connection;
 pub mod datasets;
 pub mod devices;

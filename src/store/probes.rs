@@ -8,11 +8,11 @@ use diesel::sql_types::{Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
+use super::answers::{self, Known};
 use super::error::StoreError;
 use super::schema::{measurements, probes, study_probes};
 use super::studies::StudyRow;
 use crate::analysis::{Evidence, MemoryPrediction, ProbeRecord};
-use crate::probe::inputs::{self, Ended};
 use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
 use crate::study::{Bytes, ProbeId, StudyId};
 
@@ -25,6 +25,8 @@ pub struct NewProbe {
     pub identity: String,
     /// Hash of what its figures depend on.
     pub inputs: String,
+    /// Hash of what its course depends on, where it is a training run.
+    pub course: Option<String>,
     pub spec: ProbeSpec,
     pub why: String,
     pub prediction: Option<MemoryPrediction>,
@@ -62,34 +64,48 @@ const REVIVE: &str = "\
     cancel_requested = false";
 
 /// Stores a wave. A probe that the project already has is linked, not made again, and so is one that was told
-/// something else and has found what is asked for; one that failed or was cancelled is queued again with fresh
-/// attempts. Gives how many had ended already.
+/// something else and has found what is asked for; one whose figures a run to another target tells is stored as
+/// ended; one that failed or was cancelled is queued again with fresh attempts. Gives how many had ended already.
 pub async fn link_wave(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
     wave: &[NewProbe],
 ) -> Result<usize, StoreError> {
     let mut ended = 0;
-    let known = find_answers(conn, place.project, None, wave).await?;
+    let known = answers::find(conn, place.project, None, wave).await?;
     // In one order for everybody: two studies that link the same probes must not wait for each other. Rows that are
     // there come first, by their ids.
-    let mut wave: Vec<(i32, &NewProbe, Option<Answer>)> = (0_i32..)
+    let mut wave: Vec<(i32, &NewProbe, Option<Known>)> = (0_i32..)
         .zip(wave.iter().zip(known))
         .map(|(position, (new, known))| (position, new, known))
         .collect();
     wave.sort_by(|(_, a, found_a), (_, b, found_b)| {
-        let row = |found: &Option<Answer>| found.as_ref().map(|answer| answer.id);
+        let row = |known: &Option<Known>| match known {
+            Some(Known::Answered(answer)) => Some(answer.id),
+            Some(Known::Read(_)) | None => None,
+        };
         let (a_row, b_row) = (row(found_a), row(found_b));
         (a_row.is_none(), a_row, &a.identity).cmp(&(b_row.is_none(), b_row, &b.identity))
     });
     for (position, new, known) in wave {
         let spec = serde_json::to_value(&new.spec)
             .map_err(|error| StoreError::unreadable("probe spec", error))?;
-        let found = match &known {
-            Some(answer) => revive(conn, answer.id).await?,
-            None => None,
+        let (found, differs) = match &known {
+            Some(Known::Answered(answer)) => {
+                (revive(conn, answer.id).await?, answer.spec != new.spec)
+            }
+            Some(Known::Read(reading)) => {
+                let id = answers::insert_reading(conn, place, new, &spec, reading).await?;
+                let linked = id.map(|id| Linked {
+                    id,
+                    state: reading.state().as_str().to_owned(),
+                    existed: true,
+                });
+                (linked, false)
+            }
+            None => (None, false),
         };
-        let differs = known.is_some_and(|answer| answer.spec != new.spec) && found.is_some();
+        let differs = differs && found.is_some();
         let linked = match found {
             Some(linked) => linked,
             None => insert_or_find(conn, place, new, &spec).await?,
@@ -141,8 +157,8 @@ async fn insert_or_find(
     spec: &serde_json::Value,
 ) -> Result<Linked, StoreError> {
     Ok(diesel::sql_query(format!(
-        "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+        "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
          ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
          RETURNING id, state, (id <> $1) AS existed"
     ))
@@ -157,6 +173,7 @@ async fn insert_or_find(
     .bind::<Text, _>(&new.spec.device.model)
     .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
     .bind::<diesel::sql_types::Jsonb, _>(spec)
+    .bind::<diesel::sql_types::Nullable<Text>, _>(&new.course)
     .get_result(conn)
     .await?)
 }
@@ -172,154 +189,9 @@ async fn revive(conn: &mut AsyncPgConnection, id: Uuid) -> Result<Option<Linked>
     .optional()?)
 }
 
-/// A probe that has ended and is the answer to one that is wanted.
-#[derive(Debug, Clone)]
-struct Answer {
-    id: Uuid,
-    spec: ProbeSpec,
-    state: ProbeState,
-    infeasible: Option<InfeasibleReason>,
-    detail: Option<String>,
-    device_secs: f64,
-    /// Whether the study that asks has made it itself.
-    is_own: bool,
-}
-
+/// A figure of a whole probe.
 #[derive(QueryableByName)]
-struct AnswerRow {
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-    #[diesel(sql_type = Text)]
-    inputs: String,
-    #[diesel(sql_type = Text)]
-    identity: String,
-    #[diesel(sql_type = Text)]
-    state: String,
-    #[diesel(sql_type = diesel::sql_types::Nullable<Text>)]
-    reason: Option<String>,
-    #[diesel(sql_type = diesel::sql_types::Nullable<Text>)]
-    detail: Option<String>,
-    #[diesel(sql_type = diesel::sql_types::Jsonb)]
-    spec: serde_json::Value,
-    #[diesel(sql_type = diesel::sql_types::Double)]
-    device_secs: f64,
-    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Double>)]
-    peak: Option<f64>,
-    #[diesel(sql_type = diesel::sql_types::Bool)]
-    is_own: bool,
-}
-
-/// For each probe wanted, one of the project's that has ended and answers it. The very same one comes first, then
-/// the one that ended last.
-async fn find_answers(
-    conn: &mut AsyncPgConnection,
-    project: &str,
-    study: Option<StudyId>,
-    wanted: &[NewProbe],
-) -> Result<Vec<Option<Answer>>, StoreError> {
-    let hashes: Vec<&str> = wanted.iter().map(|new| new.inputs.as_str()).collect();
-    let rows: Vec<AnswerRow> = diesel::sql_query(
-        "SELECT p.id, p.inputs, p.identity, p.state, p.reason, p.detail, p.spec, p.device_secs, \
-            CASE WHEN p.kind IN ('smoke', 'memory', 'confirmation') THEN (\
-               SELECT m.value FROM measurements m WHERE m.probe = p.id AND m.attempt = p.attempt \
-               AND m.metric = 'peak_memory' AND m.step IS NULL LIMIT 1) END AS peak, \
-            EXISTS (SELECT 1 FROM study_probes sp WHERE sp.study = $3 AND sp.probe = p.id \
-               AND (sp.paid_before OR NOT sp.reused)) AS is_own \
-         FROM probes p WHERE p.project = $1 AND p.inputs = ANY($2) \
-           AND p.state IN ('succeeded', 'infeasible') ORDER BY p.ended_at DESC, p.id",
-    )
-    .bind::<Text, _>(project)
-    .bind::<diesel::sql_types::Array<Text>, _>(hashes)
-    .bind::<diesel::sql_types::Nullable<SqlUuid>, _>(study.map(|id| id.0))
-    .load(conn)
-    .await?;
-    let mut by_inputs = HashMap::<String, Vec<(String, Option<Bytes>, Answer)>>::new();
-    for row in rows {
-        // What a newer version stored may be of a kind that this one does not know: then it answers nothing.
-        let (Ok(spec), Some(state)) = (
-            serde_json::from_value(row.spec),
-            ProbeState::parse(&row.state),
-        ) else {
-            continue;
-        };
-        let peak = row.peak.map(|bytes| Bytes(bytes.max(0.0) as u64));
-        let answer = Answer {
-            id: row.id,
-            spec,
-            state,
-            infeasible: row.reason.as_deref().and_then(InfeasibleReason::parse),
-            detail: row.detail,
-            device_secs: row.device_secs,
-            is_own: row.is_own,
-        };
-        by_inputs
-            .entry(row.inputs)
-            .or_default()
-            .push((row.identity, peak, answer));
-    }
-    Ok(wanted
-        .iter()
-        .map(|new| {
-            let rows = by_inputs.get(&new.inputs)?;
-            let answers = |(_, peak, answer): &&(String, Option<Bytes>, Answer)| {
-                let ended = Ended {
-                    spec: answer.spec.clone(),
-                    state: answer.state,
-                    infeasible: answer.infeasible,
-                    peak: *peak,
-                };
-                inputs::answers(&ended, &new.spec)
-            };
-            let same = rows.iter().find(|(identity, ..)| *identity == new.identity);
-            let found = same.filter(answers).or_else(|| rows.iter().find(answers));
-            found.map(|(_, _, answer)| answer.clone())
-        })
-        .collect())
-}
-
-/// For each probe wanted, what is known already, as evidence of a wave; reads only. `study` is the one that asks.
-pub async fn find_known(
-    conn: &mut AsyncPgConnection,
-    project: &str,
-    study: Option<StudyId>,
-    wave: u32,
-    wanted: &[NewProbe],
-) -> Result<Vec<Option<ProbeRecord>>, StoreError> {
-    let known = find_answers(conn, project, study, wanted).await?;
-    let ids: Vec<Uuid> = known.iter().flatten().map(|answer| answer.id).collect();
-    let figures: Vec<Figure> = diesel::sql_query(
-        "SELECT m.probe, m.metric, m.value FROM probes p \
-         JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \
-         WHERE p.id = ANY($1) AND m.step IS NULL",
-    )
-    .bind::<diesel::sql_types::Array<SqlUuid>, _>(ids)
-    .load(conn)
-    .await?;
-    let by_probe = figures_by_probe(figures);
-    Ok((0_u32..)
-        .zip(wanted.iter().zip(known))
-        .map(|(position, (new, known))| {
-            let answer = known?;
-            Some(ProbeRecord {
-                id: ProbeId(answer.id),
-                spec: new.spec.clone(),
-                state: answer.state,
-                infeasible: answer.infeasible,
-                failure: None,
-                detail: answer.detail,
-                wave,
-                position,
-                reused: !answer.is_own,
-                device_secs: answer.device_secs,
-                prediction: new.prediction,
-                figures: by_probe.get(&answer.id).cloned().unwrap_or_default(),
-            })
-        })
-        .collect())
-}
-
-#[derive(QueryableByName)]
-struct Figure {
+pub(super) struct Figure {
     #[diesel(sql_type = SqlUuid)]
     probe: Uuid,
     #[diesel(sql_type = Text)]
@@ -328,7 +200,7 @@ struct Figure {
     value: f64,
 }
 
-fn figures_by_probe(figures: Vec<Figure>) -> HashMap<Uuid, BTreeMap<Metric, f64>> {
+pub(super) fn figures_by_probe(figures: Vec<Figure>) -> HashMap<Uuid, BTreeMap<Metric, f64>> {
     let mut by_probe = HashMap::<Uuid, BTreeMap<Metric, f64>>::new();
     for figure in figures {
         if let Some(metric) = Metric::parse(&figure.metric) {
@@ -432,6 +304,7 @@ pub struct ProbeRow {
     pub created_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
     pub ended_at: Option<DateTime<Utc>>,
+    pub read_from: Option<Uuid>,
 }
 
 /// Where a probe stands in a study's plan.

@@ -86,6 +86,8 @@ diesel::table! {
         created_at -> Timestamptz,
         started_at -> Nullable<Timestamptz>,
         ended_at -> Nullable<Timestamptz>,
+        course -> Nullable<Text>,
+        read_from -> Nullable<Uuid>,
     }
 }
 

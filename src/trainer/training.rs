@@ -13,6 +13,7 @@ use super::learner;
 use super::session::SessionError;
 use super::tasks::{TaskEnd, TaskError};
 use crate::datasets;
+use crate::probe::course::{Crossing, next_evaluation};
 use crate::probe::{Metric, ProbeSpec, TrainingRun};
 use crate::statistics::intervals::{mean, standard_deviation};
 use crate::study::EvaluationMetric;
@@ -33,10 +34,7 @@ pub(super) fn run(
         .as_ref()
         .is_some_and(|target| target.metric == EvaluationMetric::ExpectedExcessLoss);
     let mut session = learner::open(spec, is_expected, faults)?;
-    let watched = run.target.as_ref().map_or_else(
-        || EvaluationMetric::of_loss(spec.workload.loss),
-        |target| target.metric,
-    );
+    let watched = run.watched(spec.workload.loss);
     let mut best: Option<(f64, u64)> = None;
     let mut best_examples = Vec::new();
     let mut best_accuracy = None;
@@ -47,13 +45,13 @@ pub(super) fn run(
         .as_ref()
         .map(|target| Crossing::new(target.metric, target.value));
     let mut evaluating = Duration::ZERO;
-    let mut next_evaluation = 0;
+    let mut next = 0;
     let mut reported = Instant::now();
     let mut losses = Mean::default();
     let mut last_loss = None;
     let (reached, validation_loss) = loop {
         let step = session.steps();
-        if step >= next_evaluation || step >= run.max_steps {
+        if step >= next || step >= run.max_steps {
             let before = Instant::now();
             let (evaluation, losses_of_examples) = if run.compares_with_chance {
                 session.evaluate_examples()
@@ -82,7 +80,7 @@ pub(super) fn run(
             }
             let loss = evaluation.loss;
             if let Some(crossing) = &mut crossing
-                && let Some(value) = evaluation.metric(crossing.metric)
+                && let Some(value) = evaluation.metric(crossing.metric())
                 && let Some(steps) = crossing.push(step, value)
             {
                 break (Some(steps), loss);
@@ -90,7 +88,7 @@ pub(super) fn run(
             if step >= run.max_steps {
                 break (None, loss);
             }
-            next_evaluation = next_step(step, run.evaluation_ratio);
+            next = next_evaluation(step, run.evaluation_ratio);
         }
         if let Some(loss) = session.step()? {
             if !loss.is_finite() {
@@ -189,12 +187,6 @@ fn late_gain(evaluations: &[(u64, f64)], max_steps: u64) -> Option<f64> {
     (first > best).then(|| (before - best) / (first - best))
 }
 
-/// The step of the evaluation after the one at `step`.
-fn next_step(step: u64, ratio: f64) -> u64 {
-    // A float beyond the range of u64 saturates.
-    ((step as f64 * ratio).ceil() as u64).max(step + 1)
-}
-
 /// Mean of the losses since the last evaluation.
 #[derive(Debug, Default)]
 struct Mean {
@@ -214,88 +206,9 @@ impl Mean {
     }
 }
 
-/// Watches a metric until it has passed its target at two evaluations in a row.
-#[derive(Debug)]
-struct Crossing {
-    metric: EvaluationMetric,
-    target: f64,
-    /// The last evaluation that had not passed.
-    before: Option<(u64, f64)>,
-    /// The first that had, if the one before the newest did.
-    passed: Option<(u64, f64)>,
-}
-
-impl Crossing {
-    fn new(metric: EvaluationMetric, target: f64) -> Self {
-        Self {
-            metric,
-            target,
-            before: None,
-            passed: None,
-        }
-    }
-
-    /// The steps to the target, once an evaluation confirms that it stays passed.
-    fn push(&mut self, step: u64, value: f64) -> Option<f64> {
-        let passes = if self.metric.is_minimized() {
-            value <= self.target
-        } else {
-            value >= self.target
-        };
-        if !passes {
-            self.before = Some((step, value));
-            self.passed = None;
-            return None;
-        }
-        match self.passed {
-            None => {
-                self.passed = Some((step, value));
-                None
-            }
-            Some(first) => Some(self.interpolate(first)),
-        }
-    }
-
-    fn interpolate(&self, (after, low): (u64, f64)) -> f64 {
-        let Some((before, high)) = self.before else {
-            return after as f64;
-        };
-        let scaled = |value: f64| {
-            if self.metric.is_logarithmic() {
-                value.ln()
-            } else {
-                value
-            }
-        };
-        let (high, low, target) = (scaled(high), scaled(low), scaled(self.target));
-        let share = (target - high) / (low - high);
-        // A loss of 0 has no logarithm: then the later evaluation is all that is known.
-        if share.is_finite() {
-            before as f64 + share.clamp(0.0, 1.0) * (after - before) as f64
-        } else {
-            after as f64
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn evaluations_are_often_at_first_and_never_further_apart_than_the_ratio() {
-        let mut step = 0;
-        let mut steps = vec![step];
-        while step < 1000 {
-            step = next_step(step, 1.03);
-            steps.push(step);
-        }
-        assert_eq!(steps[..4], [0, 1, 2, 3]);
-        assert!(steps.contains(&34) && steps.contains(&36), "{steps:?}");
-        for pair in steps.windows(2).filter(|pair| pair[0] >= 34) {
-            assert!(pair[1] as f64 <= pair[0] as f64 * 1.03 + 1.0);
-        }
-    }
 
     #[test]
     fn a_late_gain_is_what_the_last_quarter_brought() {
@@ -305,30 +218,5 @@ mod tests {
         let flat = [(0, 2.0), (60, 1.0), (100, 1.0)];
         assert_eq!(late_gain(&flat, 100), Some(0.0));
         assert_eq!(late_gain(&[(0, 2.0), (100, 2.5)], 100), None);
-    }
-
-    #[test]
-    fn the_target_counts_when_it_stays_passed_and_the_crossing_is_interpolated() {
-        let mut crossing = Crossing::new(EvaluationMetric::ValidationCrossEntropy, 0.2);
-        assert_eq!(crossing.push(10, 0.4), None);
-        assert_eq!(crossing.push(20, 0.19), None);
-        assert_eq!(crossing.push(30, 0.4), None, "it did not stay");
-        assert_eq!(crossing.push(40, 0.1), None);
-        // Half way between ln 0.4 and ln 0.1.
-        let steps = crossing.push(50, 0.15).expect("passed twice");
-        assert!((steps - 35.0).abs() < 1e-9, "{steps}");
-
-        let mut crossing = Crossing::new(EvaluationMetric::ValidationAccuracy, 0.9);
-        assert_eq!(crossing.push(0, 0.5), None);
-        assert_eq!(crossing.push(8, 1.0), None);
-        let steps = crossing.push(9, 0.95).expect("passed twice");
-        assert!((steps - 6.4).abs() < 1e-9, "linear: {steps}");
-    }
-
-    #[test]
-    fn a_target_that_is_passed_from_the_start_is_reached_at_step_0() {
-        let mut crossing = Crossing::new(EvaluationMetric::ValidationErrorRate, 0.95);
-        assert_eq!(crossing.push(0, 0.9), None);
-        assert_eq!(crossing.push(1, 0.9), Some(0.0));
     }
 }

@@ -144,6 +144,74 @@ async fn training_to_a_target_goes_on_where_it_was_killed_and_finds_the_same() {
     assert_eq!(found.0, expected.0);
 }
 
+/// A revision is there as a whole or not at all, whenever the service dies, and the study goes on either way.
+#[tokio::test]
+async fn a_service_killed_while_a_study_is_revised_has_the_old_definition_or_the_new_one() {
+    let body = |value: f64| {
+        json!({
+            "workload": {
+                "dataset": {"builtin": "synthetic", "examples": 512, "features": 8, "classes": 3},
+                "model": {"family": "mlp", "hidden": [8]},
+                "target": {"metric": "validation_cross_entropy", "value": value}
+            },
+            "optimizer": {"family": "sgd"},
+            "batch_sizes": {"min": 16, "max": 64},
+            "device": {"memory_budget_bytes": 1 << 30, "threads": 1},
+            "questions": ["critical_batch_size"],
+            "seed": 5
+        })
+    };
+    let (before, after) = (0.7, 0.75);
+    let database = TestDatabase::create().await;
+    let mut server = ServerProcess::start(database.url(), "stormy", TRAINING);
+    let study = server.post("/v1/studies", &body(before)).await;
+    let path = format!("/v1/studies/{}", study["id"].as_str().expect("an id"));
+    assert_eq!(server.ended(&path).await["ended_because"], "answered");
+    let (mut taken, mut lost) = (0, 0);
+    for (number, millis) in [0, 1, 2, 4, 6, 8, 12, 16, 25, 50].into_iter().enumerate() {
+        let value = if number % 2 == 0 { after } else { before };
+        let (_, _, study) = server.get(&path).await.expect("an answer");
+        let revision = study["revision"].as_i64().expect("a revision");
+        let etag = format!("\"{revision}\"");
+        let request = server.revision(&path, &etag, &body(value));
+        let request = tokio::spawn(request.send());
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        server.kill_9();
+        let _ = request.await.expect("no panic");
+        server = ServerProcess::start(database.url(), "stormy", TRAINING);
+        let study = server
+            .until(&path, |study| study["revision"].is_i64())
+            .await;
+        let (_, _, definition) = server
+            .get(&format!("{path}/definition"))
+            .await
+            .expect("an answer");
+        let target = &definition["workload"]["target"]["value"];
+        if study["revision"] == revision {
+            lost += 1;
+            assert_ne!(*target, value, "revision {revision}");
+            // Whoever was not answered sends it again.
+            let again = server.revision(&path, &etag, &body(value)).send().await;
+            assert_eq!(again.expect("an answer").status(), 200);
+        } else {
+            taken += 1;
+            assert_eq!(study["revision"], revision + 1);
+            assert_eq!(*target, value, "revision {revision} + 1");
+        }
+        let study = server.ended(&path).await;
+        assert_eq!(study["ended_because"], "answered", "{study}");
+    }
+    println!("{taken} revisions were there after the kill, {lost} were not");
+    let found = advice(&server, &path).await;
+
+    let undisturbed = TestDatabase::create().await;
+    let server = ServerProcess::start(undisturbed.url(), "calm", TRAINING);
+    let study = server.post("/v1/studies", &body(before)).await;
+    let path = format!("/v1/studies/{}", study["id"].as_str().expect("an id"));
+    server.ended(&path).await;
+    assert_eq!(found, advice(&server, &path).await);
+}
+
 #[tokio::test]
 async fn a_drained_service_hands_its_probe_back_at_no_cost() {
     let database = TestDatabase::create().await;

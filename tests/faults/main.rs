@@ -1,5 +1,10 @@
 //! What survives what: real services as processes of their own, ended in every way a process can be.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "what was found is worth reading beside the verdict"
+)]
+
 #[path = "../support/fake.rs"]
 mod fake;
 #[path = "../support/postgres.rs"]

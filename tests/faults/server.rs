@@ -179,6 +179,14 @@ impl ServerProcess {
         response.json().await.expect("JSON")
     }
 
+    /// A revision of a study's definition, to be sent.
+    pub fn revision(&self, path: &str, etag: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.http
+            .put(format!("{}{path}/definition", self.base))
+            .header("if-match", etag)
+            .json(body)
+    }
+
     /// Waits until a path says what is waited for.
     pub async fn until(&self, path: &str, arrived: impl Fn(&Value) -> bool) -> Value {
         let since = Instant::now();

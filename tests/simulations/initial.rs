@@ -6,8 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde_json::{Value, json};
 use trialhead::analysis::initial::{InitialAnalysis, Level, RungState};
-use trialhead::analysis::{self, Analysis, Evidence, ProbeRecord};
-use trialhead::plan::{Next, plan};
+use trialhead::analysis::{Analysis, Evidence, ProbeRecord};
 use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::recommendation::{self, Advice, Topic};
 use trialhead::study::{Model, StudyDefinition};
@@ -30,6 +29,8 @@ struct World {
     late_gain: f64,
     /// Skill of training on shuffled targets.
     leak: f64,
+    /// Among the fresh seeds, those of this replicate diverge.
+    diverging: Option<u32>,
     seed: u64,
 }
 
@@ -41,6 +42,7 @@ impl Default for World {
             best_step: 200.0,
             late_gain: 0.2,
             leak: 0.0,
+            diverging: None,
             seed: 1,
         }
     }
@@ -71,7 +73,7 @@ impl World {
         }
     }
 
-    fn answer(&self, spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
+    fn answer(&self, spec: &ProbeSpec, place: Place) -> ProbeRecord {
         let mut figures = std::collections::BTreeMap::new();
         let mut infeasible = None;
         let rate = spec.optimizer.learning_rate();
@@ -104,7 +106,12 @@ impl World {
                 }
                 figures.insert(Metric::BestEvaluation, 0.5);
             }
-            Task::Training(_) if rate > DIVERGES => infeasible = Some(InfeasibleReason::Diverged),
+            Task::Training(run)
+                if rate > DIVERGES
+                    || self.diverging == Some(spec.replicate) && !run.shuffles_targets =>
+            {
+                infeasible = Some(InfeasibleReason::Diverged);
+            }
             Task::Training(run) => {
                 // Two factors of two off the best cost a fifth of the skill.
                 let off = (rate / BEST).ln();
@@ -130,7 +137,6 @@ impl World {
                 figures.insert(Metric::PeakMemory, 1e7);
             }
         }
-        let place = Place { id, wave, position };
         let end = End {
             infeasible,
             device_secs: 0.01,
@@ -197,30 +203,12 @@ impl Ran {
 }
 
 fn run(definition: StudyDefinition, world: &World) -> Ran {
-    let mut evidence = Evidence::default();
-    for _ in 0..100 {
-        let analysis = analysis::analyze(&definition, &evidence);
-        match plan(&definition, &evidence, &analysis).next {
-            Next::Wave(planned) => {
-                let wave = evidence.next_wave();
-                for (position, probe) in planned.iter().enumerate() {
-                    let id = (u128::from(wave) << 32) + position as u128 + 1;
-                    evidence
-                        .probes
-                        .push(world.answer(&probe.spec, id, wave, position as u32));
-                }
-            }
-            Next::Done { .. } => {
-                return Ran {
-                    definition,
-                    evidence,
-                    analysis,
-                };
-            }
-            other => panic!("{other:?}"),
-        }
+    let (evidence, analysis, _) = worlds::run(&definition, |spec, place| world.answer(spec, place));
+    Ran {
+        definition,
+        evidence,
+        analysis,
     }
-    panic!("the study does not end");
 }
 
 fn of_a_model(hidden: u64) -> StudyDefinition {
@@ -284,6 +272,37 @@ fn row_47_to_51_bells_and_whistles_are_counted_and_not_trained_with() {
     for probe in ran.evidence.of_kind(ProbeKind::Training) {
         assert_eq!(probe.spec.schedule, trialhead::study::Schedule::default());
     }
+}
+
+#[test]
+fn a_fresh_seed_that_diverges_is_told_and_costs_confidence() {
+    let steady = run(of_a_model(16), &World::default());
+    assert!(!steady.has("W_UNSTABLE"));
+    let fresh: Vec<u32> = steady
+        .evidence
+        .of_kind(ProbeKind::Training)
+        .filter(|probe| probe.spec.replicate > 0)
+        .map(|probe| probe.spec.replicate)
+        .collect();
+    let diverging = *fresh
+        .first()
+        .expect("fresh seeds have replicates of their own");
+    let ran = run(
+        of_a_model(16),
+        &World {
+            diverging: Some(diverging),
+            ..World::default()
+        },
+    );
+    let rung = ran.initial().chosen_rung().expect("chosen");
+    assert_eq!((rung.seeds, rung.diverged_seeds), (2, 1));
+    let advice = ran.advice(Topic::InitialConfiguration);
+    let caveat = advice.caveats.iter().find(|it| it.code == "W_UNSTABLE");
+    let caveat = caveat.expect("said");
+    assert!(caveat.detail.starts_with("1 of 3"), "{}", caveat.detail);
+    assert_eq!(advice.confidence.grade, recommendation::Grade::Low);
+    let before = steady.advice(Topic::InitialConfiguration);
+    assert_ne!(before.confidence.grade, recommendation::Grade::Low);
 }
 
 #[test]

@@ -33,6 +33,8 @@ struct World {
     to_divergence: f64,
     /// ln of what the best β₁, 0.97, saves over the usual one.
     saved_by_beta_1: f64,
+    /// Loss of the best predictor that does not look at its input.
+    chance: f64,
     /// Seconds of a step, by optimizer.
     secs: [f64; 2],
     seed: u64,
@@ -49,6 +51,7 @@ impl World {
             learning_rate: 10_f64.powf(between(-3.5, -1.0)),
             to_divergence: between(0.7, 1.4),
             saved_by_beta_1: 0.0,
+            chance: 2.3,
             secs: [1e-3, 1e-3],
             seed,
         }
@@ -90,7 +93,7 @@ impl World {
         Some((self.steps.ln() + factor.ln() + surplus - saved + scatter).exp())
     }
 
-    fn answer(&self, spec: &ProbeSpec, id: u128, wave: u32, position: u32) -> ProbeRecord {
+    fn answer(&self, spec: &ProbeSpec, place: Place) -> ProbeRecord {
         let mut figures = BTreeMap::new();
         let mut infeasible = None;
         match &spec.task {
@@ -126,14 +129,13 @@ impl World {
                         cap
                     };
                     figures.insert(Metric::BestEvaluation, 0.2 * (steps / made.min(steps)));
-                    figures.insert(Metric::ChanceLoss, 2.3);
+                    figures.insert(Metric::ChanceLoss, self.chance);
                 }
             },
             _ => {
                 figures.insert(Metric::PeakMemory, 1e7 + 1e3 * spec.batch_size.as_f64());
             }
         }
-        let place = Place { id, wave, position };
         let end = End {
             infeasible,
             device_secs: 0.01,
@@ -163,24 +165,8 @@ fn definition(change: Value) -> StudyDefinition {
 
 /// Runs a study to its end.
 fn run(definition: &StudyDefinition, world: &World) -> (Evidence, OptimizerAnalysis) {
-    let mut evidence = Evidence::default();
-    for _ in 0..300 {
-        let analysis = analysis::analyze(definition, &evidence);
-        match plan(definition, &evidence, &analysis).next {
-            Next::Wave(planned) => {
-                let wave = evidence.next_wave();
-                for (position, probe) in planned.iter().enumerate() {
-                    let id = (u128::from(wave) << 32) + position as u128 + 1;
-                    evidence
-                        .probes
-                        .push(world.answer(&probe.spec, id, wave, position as u32));
-                }
-            }
-            Next::Done { .. } => return (evidence, analysis.optimizers.expect("compared")),
-            other => panic!("{other:?}"),
-        }
-    }
-    panic!("the study does not end");
+    let (evidence, analysis, _) = worlds::run(definition, |spec, place| world.answer(spec, place));
+    (evidence, analysis.optimizers.expect("compared"))
 }
 
 /// The comparisons of 400 worlds, and what they took.
@@ -374,6 +360,24 @@ fn row_7_identical_candidates_are_answered_without_a_test() {
 }
 
 /// The advice on a topic before anything was measured.
+#[test]
+fn where_nothing_is_learned_there_is_no_target_to_compare_by() {
+    let body = json!({"workload": {"dataset": {"builtin": "synthetic", "examples": 10_000}}});
+    let world = World {
+        // No run comes below it.
+        chance: 0.1,
+        ..World::draw(1, 1.0)
+    };
+    let (_, analysis) = run(&definition(body.clone()), &world);
+    assert_eq!(analysis.verdict, None);
+    let caveat = analysis.caveats.iter().find(|it| it.code == "W_NO_TARGET");
+    assert!(caveat.is_some_and(|it| it.detail.contains("workload.target")));
+
+    let (_, analysis) = run(&definition(body), &World::draw(1, 1.0));
+    assert!(analysis.verdict.is_some());
+    assert!(analysis.caveats.iter().all(|it| it.code != "W_NO_TARGET"));
+}
+
 fn advice_before_the_run(body: Value, topic: Topic) -> Advice {
     let definition = definition(body);
     let evidence = Evidence::default();

@@ -90,6 +90,7 @@ pub async fn study(
             NewProbe {
                 identity: fingerprint::identity("default", Some(id), &spec).expect("hashes"),
                 inputs: inputs::inputs("default", Some(id), &spec).expect("hashes"),
+                course: inputs::course("default", Some(id), &spec).expect("hashes"),
                 spec,
                 why: "a test wants it".into(),
                 prediction: None,

@@ -31,7 +31,7 @@ async fn a_data_set_and_no_opinions_give_a_complete_configuration_within_the_def
     // The times of every batch size are another test's.
     let body = json!({
         "workload": {"dataset": {"builtin": "digits"}},
-        "questions": ["initial_configuration"]
+        "questions": ["initial_configuration", "optimizer"]
     });
     let path = service.create(&body).await;
     let study = service.ended(&path).await;
@@ -39,6 +39,16 @@ async fn a_data_set_and_no_opinions_give_a_complete_configuration_within_the_def
     let advices = advices(&service, &path).await;
     let start = topic(&advices, "initial_configuration");
     println!("{}", start["summary"]);
+    // The rule of thumb takes over what was tuned.
+    let optimizer = topic(&advices, "optimizer");
+    assert_eq!(
+        optimizer["value"]["optimizer"],
+        start["value"]["configuration"]["optimizer"]
+    );
+    assert!(
+        !codes(optimizer).contains(&"W_UNTUNED:learning_rate"),
+        "{optimizer}"
+    );
     assert_eq!(start["value"]["initial_configuration"], "reasonable");
     assert_eq!(start["basis"], "measured");
     assert_eq!(start["value"]["ladder"].as_array().map(Vec::len), Some(1));

@@ -188,3 +188,124 @@ async fn when_every_trial_diverges_that_is_the_answer() {
     assert_eq!(advice["value"]["why"], "not_identified", "{advice}");
     assert!(codes(&advice).contains(&"W_DIVERGED"), "{advice}");
 }
+
+/// Training probes of the current revision: (optimizer, batch size, seed, cap) and what they came to.
+async fn trained(service: &TestService, path: &str) -> Vec<(String, Value)> {
+    let mut trained = Vec::new();
+    let mut next = format!("{path}/probes?kind=training&page_size=500");
+    loop {
+        let page = service.get(&next).await.json();
+        for item in page["items"].as_array().expect("items") {
+            let spec = &item["probe"]["spec"];
+            let point = json!([
+                spec["optimizer"],
+                spec["batch_size"],
+                spec["seed"],
+                spec["task"]
+            ]);
+            trained.push((point.to_string(), item.clone()));
+        }
+        match page["next_page_token"].as_str() {
+            Some(token) => {
+                next = format!("{path}/probes?kind=training&page_size=500&page_token={token}");
+            }
+            None => return trained,
+        }
+    }
+}
+
+/// A probe's figures of the whole run, those of the clock left out.
+async fn figures(service: &TestService, path: &str, probe: &Value) -> Value {
+    let mut figures = serde_json::Map::new();
+    let mut next = format!("{path}/measurements?page_size=500");
+    loop {
+        let page = service.get(&next).await.json();
+        for item in page["items"].as_array().expect("items") {
+            let is_clock = item["unit"] == "s" || item["metric"] == "evaluation_share";
+            if item["probe_id"] == *probe && item["step"].is_null() && !is_clock {
+                let metric = item["metric"].as_str().expect("a name");
+                figures.insert(metric.to_owned(), item["value"].clone());
+            }
+        }
+        match page["next_page_token"].as_str() {
+            Some(token) => next = format!("{path}/measurements?page_size=500&page_token={token}"),
+            None => return Value::Object(figures),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_easier_target_is_read_from_the_runs_to_the_harder_one_as_if_it_had_been_trained_to() {
+    let service = TestService::training().await;
+    let harder = study(&json!({}));
+    let path = service.create(&harder).await;
+    service.ended(&path).await;
+    let easier = study(&json!({"/workload/target/value": 0.8}));
+    let at = format!("{path}/definition");
+    let tag = service.get(&at).await;
+    let tag = tag.header("etag").expect("an ETag").to_owned();
+    let said = service
+        .http
+        .put(format!("{}{at}?dry_run=true", service.base));
+    let said = super::service::Answer::of(said.json(&easier)).await.json();
+    let request = service.http.put(format!("{}{at}", service.base));
+    let request = request.header("if-match", tag).json(&easier);
+    let answer = super::service::Answer::of(request).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let revised = service.ended(&path).await;
+    assert_eq!(revised["ended_because"], "answered", "{revised}");
+
+    let all = trained(&service, &path).await;
+    let read: Vec<_> = all
+        .iter()
+        .filter(|(_, it)| !it["probe"]["read_from"].is_null())
+        .collect();
+    let made = all.iter().filter(|(_, it)| it["reused"] == false).count();
+    println!(
+        "{} of {} training probes read, {made} made; said before: {}",
+        read.len(),
+        all.len(),
+        said["plan"]
+    );
+    assert!(
+        2 * read.len() > all.len(),
+        "{} of {}",
+        read.len(),
+        all.len()
+    );
+    assert!(read.iter().all(|(_, it)| it["reused"] == true));
+
+    // The same study from nothing, in another project of its own: each run that both have has found the same.
+    let mut alone = easier.clone();
+    alone["reuse"] = json!(false);
+    let fresh = service.create(&alone).await;
+    service.ended(&fresh).await;
+    let trained = trained(&service, &fresh).await;
+    let mut compared = 0;
+    for (point, it) in &read {
+        let Some((_, other)) = trained.iter().find(|(other, _)| other == point) else {
+            continue;
+        };
+        assert_eq!(it["probe"]["state"], other["probe"]["state"], "{point}");
+        if compared < 12 && it["probe"]["state"] == "succeeded" {
+            let (mut here, mut there) = (
+                figures(&service, &path, &it["probe"]["id"]).await,
+                figures(&service, &fresh, &other["probe"]["id"]).await,
+            );
+            // The loss of the last step's batch is no evaluation, so nothing tells it.
+            for figures in [&mut here, &mut there] {
+                figures
+                    .as_object_mut()
+                    .expect("figures")
+                    .remove("last_loss");
+            }
+            if here["steps_to_target"].is_null() {
+                // Stopped by a cap between two evaluations: the last one is not known.
+                continue;
+            }
+            assert_eq!(here, there, "{point}");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 5, "{compared} runs compared");
+}
