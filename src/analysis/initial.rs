@@ -18,7 +18,7 @@ use super::steps::setup;
 use super::{Caveat, Evidence, Feasibility, ProbeRecord, ThroughputAnalysis};
 use crate::catalog::{self, ReferenceResult};
 use crate::probe::{InfeasibleReason, Metric, ProbeKind, ProbeState, Task, TrainingRun};
-use crate::statistics::intervals::{mean, median, standard_deviation};
+use crate::statistics::intervals::{mean, median, standard_deviation, student_t_quantile};
 use crate::study::{
     BatchSize, Dataset, EvaluationMetric, EvaluationTarget, Hyperparameter, Loss, Model, ModelFrom,
     Network, Optimizer, ProbeId, Question, StudyDefinition, Target, first_batch_size,
@@ -43,9 +43,9 @@ const LEAST_STEPS: u64 = 20;
 /// After an evaluation at step t the next is at ⌈ratio·t⌉: that is close enough to know the best step by.
 const EVALUATION_RATIO: f64 = 1.05;
 /// A best step before this part of the run: half the steps are enough.
-const EARLY: f64 = 0.10;
+pub const EARLY: f64 = 0.10;
 /// And after this: twice as many are worth a try.
-const LATE: f64 = 0.75;
+pub const LATE: f64 = 0.75;
 /// Unless the last quarter brought less than this share of the whole gain: a plateau. Trials whose losses differ by
 /// less than this share of what was gained over chance are equally good, and the fastest of them is taken.
 const PLATEAU: f64 = 0.01;
@@ -59,9 +59,13 @@ const LEARNING: f64 = 0.05;
 const REASONABLE: f64 = 0.5;
 /// Of a language model, whose chance already knows the frequencies of tokens.
 const REASONABLE_TEXT: f64 = 0.15;
-/// Standard errors above chance that a control may show; and where the skill stays below what matters, any: shuffled
-/// targets agree a little with the true ones by chance, which no standard error of examples knows.
+/// Standard errors above chance that a control may show, of a normal distribution; of few shuffles the quantile of
+/// Student's t with as much probability beyond. And where the skill stays below what matters, any: shuffled targets
+/// agree a little with the true ones by chance, which no standard error of examples knows.
 const CONTROL: f64 = 3.0;
+const CONTROL_PROBABILITY: f64 = 0.998_65;
+/// Fewer validation examples than this tell neither a loss nor its standard error.
+const LEAST_EXAMPLES: u64 = 30;
 /// Shuffles of a control.
 const SHUFFLES: u32 = 3;
 /// Widths of the smaller rungs below a model that the study named.
@@ -196,9 +200,18 @@ pub struct Control {
 }
 
 impl Control {
-    /// Whether a skill without anything to learn is more than chance allows.
-    pub fn is_leak(skill: &Skill) -> bool {
-        skill.z > CONTROL && skill.value >= LEARNING
+    /// Whether a skill without anything to learn is more than chance allows. `by_seeds` is the part of its standard
+    /// error that comes from how the shuffles differ, and `seeds` how many there are: what three of them say of their
+    /// own scatter is uncertain, so the degrees of freedom are Satterthwaite's.
+    pub fn is_leak(skill: &Skill, by_seeds: f64, seeds: usize) -> bool {
+        let share = (by_seeds / skill.standard_error).powi(4);
+        let limit = if seeds > 1 && share > 0.0 {
+            let degrees = (seeds - 1) as f64 / share;
+            student_t_quantile(CONTROL_PROBABILITY, degrees).unwrap_or(CONTROL)
+        } else {
+            CONTROL
+        };
+        skill.z > limit && skill.value >= LEARNING
     }
 }
 
@@ -788,10 +801,13 @@ impl<'a> Ladder<'a> {
         rung.probe_ids = runs.iter().map(|probe| probe.id).collect();
     }
 
+    /// Training on shuffled targets for as long as training on the true ones took to be at its best: a step that no
+    /// control has chosen.
     fn control(&self, rung: &Rung) -> Result<Option<Control>, Missing> {
-        let Some(steps) = rung.steps else {
+        let (Some(steps), Some(best)) = (rung.steps, rung.best_step) else {
             return Ok(None);
         };
+        let steps = (best.round() as u64).clamp(LEAST_STEPS.min(steps), steps);
         let wanted = (0..SHUFFLES)
             .map(|replicate| {
                 let why = "the control: from shuffled targets nothing may be learned".to_owned();
@@ -804,11 +820,14 @@ impl<'a> Ladder<'a> {
             .collect();
         let runs = self.find_all(wanted)?;
         let target = &self.definition.workload.dataset.facts().target;
+        let skills = runs.iter().filter_map(|probe| skill_of(&[probe]));
+        let skills: Vec<f64> = skills.map(|skill| skill.value).collect();
+        let by_seeds = standard_error_of_mean(&skills);
         Ok(skill_of(&runs).map(|skill| Control {
             level: Level::of(&skill, target),
-            is_leak: Control::is_leak(&skill),
+            is_leak: Control::is_leak(&skill, by_seeds, skills.len()),
             skill,
-            seeds: runs.len() as u64,
+            seeds: skills.len() as u64,
             probe_ids: runs.iter().map(|probe| probe.id).collect(),
         }))
     }
@@ -888,10 +907,11 @@ fn best_of<'a>(
         .filter_map(|(index, probe)| Some((index, *probe, loss(probe)?)))
         .collect();
     let (index, best, least) = *survived.iter().min_by(|a, b| a.2.total_cmp(&b.2))?;
-    let at_lower = index == 0;
-    let at_upper = index + 1 == trials.len() && !trials.iter().any(|probe| diverged(probe));
-    if at_lower || at_upper {
-        return Some((best, at_lower, at_upper));
+    let is_at_an_end = |index: usize| {
+        index == 0 || index + 1 == trials.len() && !trials.iter().any(|probe| diverged(probe))
+    };
+    if is_at_an_end(index) {
+        return Some((best, index == 0, index > 0));
     }
     let tolerance = best
         .figure(Metric::ChanceLoss)
@@ -899,7 +919,7 @@ fn best_of<'a>(
     let step = |probe: &ProbeRecord| probe.figure(Metric::BestStep).unwrap_or(f64::INFINITY);
     let fastest = survived
         .iter()
-        .filter(|(index, _, loss)| *index > 0 && *loss <= least + tolerance)
+        .filter(|(index, _, loss)| !is_at_an_end(*index) && *loss <= least + tolerance)
         .min_by(|a, b| step(a.1).total_cmp(&step(b.1)))
         .map_or(best, |it| it.1);
     Some((fastest, false, false))
@@ -937,7 +957,7 @@ fn skill_of(runs: &[&ProbeRecord]) -> Option<Skill> {
     let value = mean(&gains)? / whole;
     // The same examples are behind every seed, so more seeds make their error no smaller.
     let of_examples = mean(&all(Metric::GainOverChanceError))?;
-    let of_seeds = standard_deviation(&gains).unwrap_or(0.0) / (gains.len() as f64).sqrt();
+    let of_seeds = standard_error_of_mean(&gains);
     let standard_error = of_examples.hypot(of_seeds) / whole;
     let z = if standard_error > 0.0 {
         value / standard_error
@@ -956,6 +976,11 @@ fn skill_of(runs: &[&ProbeRecord]) -> Option<Skill> {
         ideal,
         accuracy: mean(&all(Metric::BestAccuracy)),
     })
+}
+
+/// 0 of fewer than two.
+fn standard_error_of_mean(values: &[f64]) -> f64 {
+    standard_deviation(values).unwrap_or(0.0) / (values.len() as f64).sqrt()
 }
 
 /// The first reasonable rung, else the best so far: of equals the smaller.
@@ -1091,6 +1116,14 @@ fn evaluation_examples(definition: &StudyDefinition) -> u64 {
 
 /// `W_EVAL_TOO_SMALL`: where the validation examples do not tell the target from the best that was reached.
 fn evaluation_remark(definition: &StudyDefinition, skill: &Skill, examples: u64) -> Option<Caveat> {
+    if examples < LEAST_EXAMPLES {
+        return Some(Caveat {
+            code: "W_EVAL_TOO_SMALL".into(),
+            detail: format!(
+                "{examples} validation examples tell neither a loss nor how certain it is: validate on {LEAST_EXAMPLES} at the very least"
+            ),
+        });
+    }
     let of_loss = EvaluationMetric::of_loss(definition.workload.loss);
     let given = definition.workload.target.as_ref();
     let target = given.cloned().unwrap_or(EvaluationTarget {

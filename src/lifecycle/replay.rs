@@ -12,7 +12,7 @@ use crate::analysis::{self, Evidence, ProbeRecord};
 use crate::plan::{self, Next, PlannedProbe};
 use crate::probe::{ProbeKind, ProbeSpec, ProbeState, Task, TrainingRun};
 use crate::store::{StoreError, answers};
-use crate::study::{ProbeId, StudyDefinition, StudyId};
+use crate::study::{EndedBecause, ProbeId, StudyDefinition, StudyId};
 
 /// Waves that are followed at most: no study has as many.
 const MOST_WAVES: u32 = 10_000;
@@ -26,6 +26,8 @@ pub struct Replay {
     pub probes: u64,
     /// Device time that they take, about, seconds.
     pub device_secs: f64,
+    /// How the study would end, as far as that was followed.
+    pub ends: Option<EndedBecause>,
 }
 
 /// What is asked.
@@ -50,6 +52,7 @@ pub async fn replay(context: &Context, asked: Asked<'_>) -> Result<Replay, Store
         reused: 0,
         probes: 0,
         device_secs: 0.0,
+        ends: None,
     };
     for wave in 0..MOST_WAVES {
         let (next, remaining) = look(asked.definition, &evidence).await?;
@@ -59,7 +62,11 @@ pub async fn replay(context: &Context, asked: Asked<'_>) -> Result<Replay, Store
                 replay.add(remaining);
                 return Ok(replay);
             }
-            Next::WaitForProbes | Next::Done { .. } => return Ok(replay),
+            Next::WaitForProbes => return Ok(replay),
+            Next::Done { because, .. } => {
+                replay.ends = Some(because);
+                return Ok(replay);
+            }
         };
         let wanted = new_probes(asked.project, owner, &planned)
             .map_err(|error| StoreError::unreadable("a plan", error))?;
@@ -96,6 +103,13 @@ pub async fn replay(context: &Context, asked: Asked<'_>) -> Result<Replay, Store
 }
 
 impl Replay {
+    /// What the caller should know before.
+    pub fn warning(&self) -> Option<String> {
+        (self.ends == Some(EndedBecause::BudgetExhausted)).then(|| {
+            "the budget ends before everything that is asked is answered: what was spent before counts too, so raise it, or ask less".to_owned()
+        })
+    }
+
     fn add(&mut self, (probes, device_secs): (u64, f64)) {
         self.probes += probes;
         self.device_secs += device_secs;
@@ -144,6 +158,24 @@ fn stand_in<'a>(stand_ins: &'a Evidence, wanted: &ProbeSpec) -> Option<&'a Probe
             let mut like = stand_ins.of_kind(kind).filter(is_like);
             like.find(|probe| is_other_target(&probe.spec.task, &wanted.task))
         })
+        .or_else(|| nearest(stand_ins, wanted))
+}
+
+/// Of probes that ask whether and how a batch size runs, the one with the nearest batch size.
+fn nearest<'a>(stand_ins: &'a Evidence, wanted: &ProbeSpec) -> Option<&'a ProbeRecord> {
+    let kind = wanted.kind();
+    let of_memory = matches!(
+        kind,
+        ProbeKind::Smoke | ProbeKind::Memory | ProbeKind::Confirmation
+    );
+    let distance = |probe: &&ProbeRecord| {
+        let ratio = probe.batch_size().as_f64() / wanted.batch_size.as_f64();
+        ratio.ln().abs()
+    };
+    stand_ins
+        .of_kind(kind)
+        .filter(|probe| of_memory && probe.succeeded())
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
 }
 
 /// Whether two training runs differ in nothing but target and cap.

@@ -4,21 +4,25 @@
 //! All of it is one transaction under the study's row: the revision, the marks, the cancelled probes, the first
 //! wave. Whoever is killed in the middle has changed nothing.
 
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 use super::advance::{self, Applied, Step};
 use super::create::{self, CreateError};
-use super::replay::{Asked, Replay, replay};
+use super::replay::{Asked, replay};
 use super::{Caller, Context};
 use crate::analysis::Evidence;
 use crate::plan::{self, DryRun};
-use crate::probe::ProbeKind;
 use crate::probe::inputs::figures;
+use crate::probe::{InfeasibleReason, Metric, ProbeKind};
 use crate::recommendation::{Topic, staleness};
 use crate::store::events::{self, EventKind};
 use crate::store::studies::StudyRow;
 use crate::store::{self, Connection, StoreError, datasets, probes, recommendations, studies};
-use crate::study::{Change, Changed, Dataset, StudyDefinition, StudyId, changes};
+use crate::study::{
+    BatchSize, Change, Changed, Dataset, MaxFrom, Model, ModelFrom, StudyDefinition, StudyId,
+    changes,
+};
 
 /// Why a study was not revised; nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -140,21 +144,20 @@ fn as_posted(body: &[u8], old: &StudyDefinition) -> Vec<u8> {
         return body.to_vec();
     };
     if let Some(batch_sizes) = value.get_mut("batch_sizes").and_then(Value::as_object_mut)
-        && let Some(from) = batch_sizes.remove("max_from")
+        && let Some(from) = take::<MaxFrom>(batch_sizes, "max_from")
     {
         // The number of examples is a default; another number than that was asked for.
-        let is_default =
-            from == "dataset" && batch_sizes.get("max") == Some(&json!(old.batch_sizes.max));
+        let is_default = from == MaxFrom::Dataset
+            && read::<BatchSize>(batch_sizes, "max") == Some(old.batch_sizes.max);
         if is_default {
             batch_sizes.remove("max");
         }
     }
-    if let Some(from) = value
-        .as_object_mut()
-        .and_then(|body| body.remove("model_from"))
-        && from == "default"
+    if let Some(body) = value.as_object_mut()
+        && take::<ModelFrom>(body, "model_from") == Some(ModelFrom::Default)
         && let Some(workload) = value.get_mut("workload").and_then(Value::as_object_mut)
-        && workload.get("model") == Some(&json!(old.workload.model))
+        // Compared as what it means: a program may write 0 where the service writes 0.0.
+        && read::<Model>(workload, "model").as_ref() == Some(&old.workload.model)
     {
         // The model was left open, and still is.
         workload.remove("model");
@@ -171,10 +174,56 @@ fn as_posted(body: &[u8], old: &StudyDefinition) -> Vec<u8> {
     serde_json::to_vec(&value).unwrap_or_else(|_| body.to_vec())
 }
 
+/// A member, where it is one.
+fn read<T: DeserializeOwned>(object: &Map<String, Value>, name: &str) -> Option<T> {
+    T::deserialize(object.get(name)?).ok()
+}
+
+/// A member that the service fills in, taken out; what is none stays and is refused like any other unknown one.
+fn take<T: DeserializeOwned>(object: &mut Map<String, Value>, name: &str) -> Option<T> {
+    let read = read(object, name)?;
+    object.remove(name);
+    Some(read)
+}
+
+/// Whether another budget of memory moves the batch size at which training begins: what was measured there, or below,
+/// does not fit any more, or might fit now.
+fn moves_first_batch_size(
+    old: &StudyDefinition,
+    new: &StudyDefinition,
+    evidence: &Evidence,
+) -> bool {
+    let budget = |definition: &StudyDefinition| definition.device.memory_budget_bytes;
+    let (Some(first), Some(before), Some(after)) =
+        (old.first_batch_size(), budget(old), budget(new))
+    else {
+        return false;
+    };
+    evidence.probes.iter().any(|probe| {
+        let is_of_memory = matches!(
+            probe.kind(),
+            ProbeKind::Smoke | ProbeKind::Memory | ProbeKind::Confirmation
+        );
+        let peak = probe.figure(Metric::PeakMemory);
+        let fits_no_more = peak.is_some_and(|peak| peak > after.0 as f64);
+        let may_fit_now = after > before && probe.infeasible == Some(InfeasibleReason::OutOfMemory);
+        is_of_memory && probe.batch_size() <= first && (fits_no_more || may_fit_now)
+    })
+}
+
 impl Proposal {
     async fn consequences(&self, conn: &mut Connection) -> Result<Consequences, StoreError> {
-        let changed = changes::between(&self.old, &self.new);
-        let stale = staleness::stale_topics(&staleness::kinds(&changed));
+        let mut changed = changes::between(&self.old, &self.new);
+        let of_memory = changed
+            .iter_mut()
+            .find(|changed| changed.change == Change::MemoryBudget);
+        if let Some(change) = of_memory {
+            let evidence = probes::evidence(conn, &self.study).await?;
+            if moves_first_batch_size(&self.old, &self.new, &evidence) {
+                change.change = Change::FirstBatchSize;
+            }
+        }
+        let stale = staleness::stale_topics(&staleness::kinds(&changed), self.new.tunes());
         let rows = recommendations::list(conn, self.study.study_id(), false).await?;
         let mut answered: Vec<Topic> = rows
             .iter()
@@ -333,12 +382,14 @@ pub async fn forecast_revision(
         definition: &proposal.new,
         stand_ins: &stand_ins,
     };
-    let Replay {
-        reused,
-        probes,
-        device_secs,
-    } = replay(context, asked).await?;
-    let mut plan = plan::forecast(&proposal.new, probes, device_secs, reused);
+    let replay = replay(context, asked).await?;
+    let mut plan = plan::forecast(
+        &proposal.new,
+        replay.probes,
+        replay.device_secs,
+        replay.reused,
+    );
+    plan.warnings.extend(replay.warning());
     if let Some(waiting_for) = &proposal.waiting_for {
         plan.warnings
             .push(format!("the study would wait for {waiting_for}"));
@@ -354,6 +405,58 @@ pub async fn forecast_revision(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::analysis::fixtures::succeeded;
+    use crate::probe::Task;
+    use crate::study::{resolve, validation};
+
+    #[test]
+    fn a_definition_written_by_another_program_means_the_same() {
+        let body = json!({"workload": {"dataset": {"builtin": "digits"}}});
+        let request = validation::parse(&body, &Default::default()).expect("valid");
+        let old = resolve(request, None).expect("known");
+        assert_eq!(old.model_from, ModelFrom::Default);
+        let mut sent = serde_json::to_value(&old).expect("JSON");
+        assert_eq!(sent["workload"]["model"]["dropout"], json!(0.0));
+        // As jq and JavaScript write it.
+        sent["workload"]["model"]["dropout"] = json!(0);
+        let body = serde_json::to_vec(&sent).expect("JSON");
+        let posted: Value = serde_json::from_slice(&as_posted(&body, &old)).expect("JSON");
+        assert_eq!(posted["workload"].get("model"), None);
+        assert_eq!(posted.get("model_from"), None);
+        assert_eq!(posted["batch_sizes"].get("max"), None);
+
+        // What the service never says is not taken silently.
+        sent["model_from"] = json!("bogus");
+        sent["batch_sizes"]["max_from"] = json!(5);
+        let body = serde_json::to_vec(&sent).expect("JSON");
+        let posted: Value = serde_json::from_slice(&as_posted(&body, &old)).expect("JSON");
+        assert_eq!(posted["model_from"], "bogus");
+        assert_eq!(posted["batch_sizes"]["max_from"], 5);
+    }
+
+    #[test]
+    fn a_budget_of_memory_under_which_training_cannot_begin_as_before_moves_the_first_batch_size() {
+        let with_budget = |bytes: u64| {
+            let body = json!({
+                "workload": {"dataset": {"builtin": "digits"}},
+                "device": {"memory_budget_bytes": bytes}
+            });
+            let request = validation::parse(&body, &Default::default()).expect("valid");
+            resolve(request, None).expect("known")
+        };
+        let old = with_budget(1 << 30);
+        let first = old.first_batch_size().expect("a range");
+        let peak = succeeded(
+            Task::Memory { steps: 3 },
+            first.0,
+            0,
+            &[(Metric::PeakMemory, 5e8)],
+        );
+        let evidence = Evidence { probes: vec![peak] };
+        let moves = |bytes| moves_first_batch_size(&old, &with_budget(bytes), &evidence);
+        assert!(!moves(1 << 31) && !moves(6 << 27));
+        assert!(moves(1 << 28));
+    }
 
     #[test]
     fn what_still_matters_goes_on_running() {

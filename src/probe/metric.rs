@@ -139,7 +139,7 @@ metrics! {
     WholeBatchTimePerStep = "whole_batch_time_per_step", "s";
     /// ½Σhᵢθᵢ² of the noisy quadratic, its expectation; `step` is that of the evaluation.
     ExpectedExcessLoss = "expected_excess_loss", "loss";
-    /// The best value of the target's metric, or of the loss, over all evaluations.
+    /// The best value of the target's metric, or of the loss, over all evaluations; of a control on shuffled targets, the last.
     BestEvaluation = "best_evaluation", "metric";
     /// The optimizer step of the best value.
     BestStep = "best_step", "count";

@@ -29,6 +29,13 @@ struct Chosen<'a> {
     is_tuned_to_target: bool,
 }
 
+impl Chosen<'_> {
+    /// Whether optimizer or batch size are others than those that say what the model is worth.
+    fn differs_from_what_was_tried(&self) -> bool {
+        self.batch_size != self.initial.batch_size || self.optimizer != self.rung.optimizer
+    }
+}
+
 fn chosen<'a>(definition: &StudyDefinition, analysis: &'a Analysis) -> Option<Chosen<'a>> {
     let initial = analysis.initial.as_ref()?;
     let rung = initial.chosen_rung()?;
@@ -127,7 +134,7 @@ pub fn advise(
         }),
         summary: summary(&chosen),
         basis: Basis::Measured,
-        confidence: confidence(initial, &caveats),
+        confidence: confidence(&chosen),
         evidence: behind(evidence),
         caveats,
         playbook: PLAYBOOK.into(),
@@ -184,10 +191,16 @@ pub fn learning_rate(
     let rate = chosen.optimizer.learning_rate();
     let caveats = only(
         chosen.initial,
-        &["W_BOUNDARY", "W_UNSTABLE", "W_INCOMPLETE"],
+        &[
+            "W_BOUNDARY",
+            "W_UNSTABLE",
+            "W_INCOMPLETE",
+            "W_LEAK",
+            "W_NOT_REASONABLE",
+        ],
     );
     let mut summary = format!(
-        "Begin with a constant learning rate of {} at batch size {}: the best of {} that were tried",
+        "Begin with a constant learning rate of {} at batch size {}: the fastest of the best among {} that were tried",
         three_figures(rate),
         chosen.batch_size,
         rung.trials
@@ -230,7 +243,7 @@ pub fn learning_rate(
         }),
         summary,
         basis: Basis::Measured,
-        confidence: confidence(chosen.initial, &caveats),
+        confidence: confidence(&chosen),
         evidence: behind(evidence),
         caveats,
         playbook: PLAYBOOK.into(),
@@ -246,7 +259,15 @@ pub fn number_of_steps(
     let rung = chosen.rung;
     let examples = definition.workload.dataset.facts().training_examples as f64;
     let epochs = chosen.steps as f64 * chosen.batch_size.as_f64() / examples;
-    let caveats = only(chosen.initial, &["W_STILL_FALLING", "W_INCOMPLETE"]);
+    let caveats = only(
+        chosen.initial,
+        &[
+            "W_STILL_FALLING",
+            "W_INCOMPLETE",
+            "W_LEAK",
+            "W_NOT_REASONABLE",
+        ],
+    );
     let measured = rung.steps.unwrap_or(chosen.steps);
     let share = rung.best_step.map(|step| step / measured as f64);
     let mut summary = format!(
@@ -257,9 +278,18 @@ pub fn number_of_steps(
     );
     if let Some(share) = share {
         summary.push_str(&format!(
-            " The least validation loss came after {:.0}% of {measured} steps at batch size {}: neither so early that half would do nor so late that more would help much.",
+            " The least validation loss came after {:.0}% of {measured} steps at batch size {}: {}.",
             share * 100.0,
-            chosen.initial.batch_size
+            chosen.initial.batch_size,
+            if rung.is_still_falling {
+                "it was still falling, and more steps were not tried"
+            } else if share > initial::LATE {
+                "late, but what the last quarter of them brought is next to nothing"
+            } else if share < initial::EARLY {
+                "early, and fewer would do"
+            } else {
+                "neither so early that half would do nor so late that more would help much"
+            }
         ));
     }
     if chosen.is_tuned_to_target && chosen.batch_size != chosen.initial.batch_size {
@@ -278,7 +308,7 @@ pub fn number_of_steps(
         }),
         summary,
         basis: Basis::Measured,
-        confidence: confidence(chosen.initial, &caveats),
+        confidence: confidence(&chosen),
         evidence: behind(evidence),
         caveats,
         playbook: STEPS.into(),
@@ -325,8 +355,10 @@ fn behind(evidence: &Evidence) -> Vec<EvidenceRef> {
     })
 }
 
-fn confidence(initial: &InitialAnalysis, caveats: &[Caveat]) -> Confidence {
-    let has = |code: &str| caveats.iter().find(|caveat| caveat.code == code);
+/// How sure all of it is: learning rate and number of steps are of the same runs as the configuration.
+fn confidence(chosen: &Chosen<'_>) -> Confidence {
+    let initial = chosen.initial;
+    let has = |code: &str| initial.caveats.iter().find(|caveat| caveat.code == code);
     let doubt = ["W_LEAK", "W_INCOMPLETE", "W_NOT_REASONABLE", "W_UNSTABLE"]
         .into_iter()
         .find_map(has);
@@ -338,12 +370,28 @@ fn confidence(initial: &InitialAnalysis, caveats: &[Caveat]) -> Confidence {
         (Some(caveat), _) => (Grade::Low, caveat.detail.clone()),
         _ if !initial.is_reasonable() => (Grade::Low, "the model is not reasonable yet".into()),
         (None, Some(caveat)) => (Grade::Moderate, caveat.detail.clone()),
-        (None, None) => (
-            Grade::High,
+        (None, None) if chosen.differs_from_what_was_tried() => (
+            Grade::Moderate,
             format!(
-                "{seeds} seeds that had no part in choosing it agree, and the control learned nothing"
+                "what it is worth was measured with {} at batch size {}; it was tuned to the target since, by steps and not by what it comes to in the end",
+                optimizer_text(&chosen.rung.optimizer),
+                initial.batch_size
             ),
         ),
+        (None, None) => match &initial.control {
+            Some(_) => (
+                Grade::High,
+                format!(
+                    "{seeds} seeds that had no part in choosing it agree, and the control learned nothing that could not be chance"
+                ),
+            ),
+            None => (
+                Grade::Moderate,
+                format!(
+                    "{seeds} seeds that had no part in choosing it agree; training on shuffled targets could not be judged"
+                ),
+            ),
+        },
     };
     Confidence {
         grade,
@@ -372,8 +420,24 @@ fn summary(chosen: &Chosen<'_>) -> String {
             None => "has not been tried with fresh seeds yet",
         };
         text.push_str(&format!(
-            " It {said}: a validation loss of {}, {:.0}% (± {:.0}%) of the way from chance ({}) to {}.",
+            " {} {said}: at its best a validation loss of {}{}, {:.0}% (standard error {:.0}%) of the way from chance ({}) to {}.",
+            if chosen.differs_from_what_was_tried() {
+                format!(
+                    "With {} at batch size {} it",
+                    optimizer_text(&rung.optimizer),
+                    chosen.initial.batch_size
+                )
+            } else {
+                "It".into()
+            },
             three_figures(skill.loss),
+            match rung.best_step {
+                Some(step) if Some(step.round() as u64) < rung.steps => format!(
+                    " after {step:.0} of {} steps (keep the parameters of the best evaluation)",
+                    rung.steps.unwrap_or_default()
+                ),
+                _ => String::new(),
+            },
             skill.value * 100.0,
             skill.standard_error * 100.0,
             three_figures(skill.chance),
@@ -400,7 +464,7 @@ fn summary(chosen: &Chosen<'_>) -> String {
             if control.is_leak {
                 "something, which must not be"
             } else {
-                "nothing, as it must"
+                "nothing that could not be chance, as it must"
             },
             control.skill.value,
             control.skill.standard_error

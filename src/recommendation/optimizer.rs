@@ -83,8 +83,9 @@ fn rule_of_thumb(definition: &StudyDefinition, analysis: &Analysis) -> Advice {
     let mut caveats = of_hyperparameters(own.family(), &treated);
     caveats.extend(bells::remark(definition));
     let mut summary = format!(
-        "Start with {}: it is what is usually taken first for models of the family {}, and no optimizer is the best for all.",
+        "Start with {}: {} is what is usually taken first for models of the family {}, and no optimizer is the best for all.",
         optimizer_text(optimizer),
+        first.family(),
         definition.workload.model.family()
     );
     if !is_own {
@@ -107,7 +108,8 @@ fn rule_of_thumb(definition: &StudyDefinition, analysis: &Analysis) -> Advice {
         "trial_budget": trial_budget(),
     });
     if !is_own {
-        value["study_optimizer"] = json!({"optimizer": own, "hyperparameters": treated});
+        value["study_optimizer"] =
+            json!({"optimizer": found.unwrap_or(own), "hyperparameters": treated});
     }
     Advice {
         topic: Topic::Optimizer,

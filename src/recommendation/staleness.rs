@@ -4,8 +4,9 @@
 use super::Topic;
 use crate::study::{Change, Changed, Figure};
 
-/// The figures that a topic rests on.
-pub fn rests_on(topic: Topic) -> &'static [Figure] {
+/// The figures that a topic rests on. `is_decided` says that the study tunes batch sizes to a target: then the configuration
+/// to start with is that of the batch size that is decided on.
+pub fn rests_on(topic: Topic, is_decided: bool) -> &'static [Figure] {
     match topic {
         Topic::FeasibleBatchSizes => &[Figure::Memory, Figure::Feasibility],
         Topic::TrainingThroughput | Topic::GradientAccumulation => &[Figure::Throughput],
@@ -16,6 +17,19 @@ pub fn rests_on(topic: Topic) -> &'static [Figure] {
         Topic::CriticalBatchSize => &[Figure::StepsToTarget, Figure::NoiseScale],
         Topic::QualityAcrossBatchSizes => &[Figure::Quality],
         Topic::StartFrom => &[Figure::StartingModel],
+        Topic::InitialConfiguration if is_decided => {
+            &[Figure::InitialConfiguration, Figure::Decision]
+        }
+        Topic::LearningRate if is_decided => &[
+            Figure::InitialConfiguration,
+            Figure::LearningRate,
+            Figure::Decision,
+        ],
+        Topic::NumberOfSteps if is_decided => &[
+            Figure::InitialConfiguration,
+            Figure::NumberOfSteps,
+            Figure::Decision,
+        ],
         Topic::InitialConfiguration => &[Figure::InitialConfiguration],
         Topic::LearningRate => &[Figure::InitialConfiguration, Figure::LearningRate],
         Topic::NumberOfSteps => &[Figure::InitialConfiguration, Figure::NumberOfSteps],
@@ -33,20 +47,20 @@ pub fn kinds(changed: &[Changed]) -> Vec<Change> {
 }
 
 /// The topics that changes make stale, each with the changes that do.
-pub fn stale_topics(changes: &[Change]) -> Vec<(Topic, Vec<Change>)> {
+pub fn stale_topics(changes: &[Change], is_decided: bool) -> Vec<(Topic, Vec<Change>)> {
     Topic::ALL
         .into_iter()
-        .map(|topic| (topic, invalidating(topic, changes)))
+        .map(|topic| (topic, invalidating(topic, changes, is_decided)))
         .filter(|(_, by)| !by.is_empty())
         .collect()
 }
 
-fn invalidating(topic: Topic, changes: &[Change]) -> Vec<Change> {
+fn invalidating(topic: Topic, changes: &[Change], is_decided: bool) -> Vec<Change> {
     changes
         .iter()
         .copied()
         .filter(|change| {
-            rests_on(topic)
+            rests_on(topic, is_decided)
                 .iter()
                 .any(|figure| change.invalidates(*figure))
         })
@@ -58,7 +72,11 @@ mod tests {
     use super::*;
 
     fn stale(change: Change) -> Vec<Topic> {
-        stale_topics(&[change])
+        stale_when(change, false)
+    }
+
+    fn stale_when(change: Change, is_decided: bool) -> Vec<Topic> {
+        stale_topics(&[change], is_decided)
             .into_iter()
             .map(|(topic, by)| {
                 assert_eq!(by, [change]);
@@ -90,10 +108,16 @@ mod tests {
         ];
         for change in [Change::Prices, Change::Objective, Change::ProjectPhase] {
             assert_eq!(stale(change), decision, "{change:?}");
+            // What to start with is of the batch size that was decided on, where one was.
+            let mut with_start = decision.to_vec();
+            with_start.extend([T::InitialConfiguration, T::LearningRate, T::NumberOfSteps]);
+            with_start.sort_unstable();
+            let mut stale = stale_when(change, true);
+            stale.sort_unstable();
+            assert_eq!(stale, with_start, "{change:?}");
         }
         for change in [
             Change::Budget,
-            Change::Grid,
             Change::NameOrLabels,
             Change::Priority,
             Change::Questions,
@@ -101,6 +125,7 @@ mod tests {
         ] {
             assert_eq!(stale(change), [], "{change:?}");
         }
+        assert_eq!(stale(Change::Grid), [T::BatchNorm]);
         for change in [Change::DataSet, Change::Target, Change::Loss] {
             let stale = stale(change);
             for topic in [

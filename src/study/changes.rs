@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::definition::StudyDefinition;
+use super::definition::{Question, StudyDefinition};
 use super::optimizer::{GradientClipping, Optimizer};
 use super::search_space::Hyperparameter;
 use super::{Dataset, Facts};
@@ -315,7 +315,10 @@ impl Change {
                 Decision,
             ],
             Self::DeviceModel | Self::Threads | Self::InputPipeline | Self::Runner => HARDWARE,
-            Self::MemoryBudget | Self::BatchSizes => &[Feasibility, Decision],
+            Self::MemoryBudget => &[Feasibility, Decision],
+            // Ghost batches are tried at the sizes that can be chosen.
+            Self::BatchSizes => &[Feasibility, GhostBatch, Decision],
+            Self::Grid => &[GhostBatch],
             Self::BatchSize => &[
                 LearningRate,
                 Regularisation,
@@ -334,7 +337,6 @@ impl Change {
             | Self::Design
             | Self::Questions
             | Self::Budget
-            | Self::Grid
             | Self::NameOrLabels
             | Self::Priority => &[],
         }
@@ -555,8 +557,9 @@ fn optimizer(old: &StudyDefinition, new: &StudyDefinition) -> Change {
         optimizer
     };
     let is_searched = [old, new].iter().all(|it| {
+        let finds_one = it.tunes() || it.questions.contains(&Question::InitialConfiguration);
         let mut searched = it.search.hyperparameters.iter();
-        searched.any(|hyperparameter| *hyperparameter == Hyperparameter::LearningRate)
+        finds_one && searched.any(|hyperparameter| *hyperparameter == Hyperparameter::LearningRate)
     });
     if is_searched && at_new_rate(&old.optimizer) == new.optimizer {
         Change::StartingLearningRate

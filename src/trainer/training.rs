@@ -71,7 +71,10 @@ pub(super) fn run(
                 }
             }
             if let Some(value) = evaluation.metric(watched) {
-                if best.is_none_or(|(best, _)| watched.score(value) < watched.score(best)) {
+                // A control is judged at its end: the best of many evaluations of chance is better than chance.
+                if run.shuffles_targets
+                    || best.is_none_or(|(best, _)| watched.score(value) < watched.score(best))
+                {
                     best = Some((value, step));
                     best_examples = losses_of_examples;
                     best_accuracy = evaluation.metric(EvaluationMetric::ValidationAccuracy);

@@ -9,7 +9,6 @@ use rand_distr::{Distribution, StandardNormal};
 use serde_json::{Value, json};
 use trialhead::analysis::optimizers::{ComparedBy, ComparisonVerdict};
 use trialhead::analysis::{self, Evidence, OptimizerAnalysis, ProbeRecord};
-use trialhead::plan::{Next, plan};
 use trialhead::probe::{InfeasibleReason, Metric, ProbeKind, ProbeSpec, Task};
 use trialhead::recommendation::{Advice, Topic, recommend};
 use trialhead::study::validation::{DefinitionLimits, parse};

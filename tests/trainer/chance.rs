@@ -53,7 +53,7 @@ fn row_52_shuffled_digits_are_chance_and_real_ones_are_reasonable() {
         };
         let (level, control) = of(true);
         better += usize::from(level != Level::Chance);
-        leaks += usize::from(Control::is_leak(&control));
+        leaks += usize::from(Control::is_leak(&control, 0.0, 1));
         largest = largest.max(control.value);
         reasonable += usize::from(of(false).0 == Level::Reasonable);
     }
@@ -112,7 +112,7 @@ fn the_losses_of_single_examples_add_up_to_the_loss_in_every_kind_of_task() {
     // And of a shuffled text nothing is learned.
     text.task = compared(200, true);
     let control = skill(&run(&text));
-    assert!(!Control::is_leak(&control), "{control:?}");
+    assert!(!Control::is_leak(&control, 0.0, 1), "{control:?}");
 }
 
 #[test]

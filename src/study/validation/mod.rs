@@ -106,6 +106,7 @@ impl DefinitionRules {
         let mut violations = explain::violations(&self.schema, &self.validator, value);
         violations.retain(|it| searched.iter().all(|other| other.pointer != it.pointer));
         violations.extend(searched);
+        violations.extend(unreadable_dataset_id(value));
         let mut rest = value.clone();
         json::integers_as_integers(&mut rest);
         let cut: Vec<String> = violations
@@ -152,6 +153,18 @@ impl DefinitionRules {
             }
         }
     }
+}
+
+/// An id of a data set that is none: the schema knows its format and does not check it.
+fn unreadable_dataset_id(value: &Value) -> Option<Violation> {
+    const ID: &str = "/workload/dataset/id";
+    let id = value.pointer(ID)?.as_str()?;
+    id.parse::<uuid::Uuid>().is_err().then(|| {
+        Violation::new(
+            ID,
+            "is not the id of a data set: it is a UUID, as the upload answered it and GET /v1/datasets lists it",
+        )
+    })
 }
 
 /// What some would search like a hyperparameter.

@@ -39,6 +39,15 @@ fn says(value: &Value, pointer: &str, detail: &str) {
 }
 
 #[test]
+fn an_id_of_a_data_set_that_is_none_is_refused_where_it_stands() {
+    let posted = json!({"workload": {"dataset": {"id": "zzz"}}});
+    let violations = parse(&posted, &DefinitionLimits::default()).expect_err("no UUID");
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    assert_eq!(violations[0].pointer, "/workload/dataset/id");
+    assert!(violations[0].detail.contains("UUID"));
+}
+
+#[test]
 fn a_data_set_is_all_that_is_required() {
     parse(&smallest(), &DefinitionLimits::default()).expect("valid");
 }
