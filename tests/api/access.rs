@@ -131,7 +131,10 @@ async fn no_operation_lets_in_who_it_should_not() {
     let things = Things::make(&service, &of_a).await;
     let mut by_scope = Vec::new();
     for scope in SCOPES {
-        by_scope.push((scope, service.token(scope.as_str(), &[scope], Some("a")).await));
+        by_scope.push((
+            scope,
+            service.token(scope.as_str(), &[scope], Some("a")).await,
+        ));
     }
     let all_but_admin = [Scope::Read, Scope::Write, Scope::Work];
     let of_b = service.token("of b", &all_but_admin, Some("b")).await;
@@ -145,7 +148,11 @@ async fn no_operation_lets_in_who_it_should_not() {
     )
     .await;
     let stranger = TokenText::mint().expect("randomness").reveal();
-    let wrong_secret = format!("{}{}", &admin[..admin.len() - 43], &stranger[stranger.len() - 43..]);
+    let wrong_secret = format!(
+        "{}{}",
+        &admin[..admin.len() - 43],
+        &stranger[stranger.len() - 43..]
+    );
     let refused = [
         (None, "token_missing"),
         (Some("trialhead_"), "token_malformed"),
@@ -185,7 +192,10 @@ async fn no_operation_lets_in_who_it_should_not() {
             answer.problem(403, "insufficient_scope");
             operation.is_documented(&answer);
             let challenge = answer.header("www-authenticate").expect("a challenge");
-            assert!(challenge.contains(&format!("scope=\"{needed}\"")), "{challenge}");
+            assert!(
+                challenge.contains(&format!("scope=\"{needed}\"")),
+                "{challenge}"
+            );
         }
         if operation.path.contains("{id}") {
             let answer = send(&service, &operation.method, &path, Some(&of_b), None).await;
@@ -237,7 +247,11 @@ async fn no_operation_lets_in_who_it_should_not() {
 async fn an_unknown_token_and_a_wrong_secret_are_answered_alike() {
     let (service, admin) = TestService::guarded(|_| {}).await;
     let stranger = TokenText::mint().expect("randomness").reveal();
-    let wrong_secret = format!("{}{}", &admin[..admin.len() - 43], &stranger[stranger.len() - 43..]);
+    let wrong_secret = format!(
+        "{}{}",
+        &admin[..admin.len() - 43],
+        &stranger[stranger.len() - 43..]
+    );
     let ask = async |token: &str| send(&service, "GET", "/v1/studies", Some(token), None).await;
     let (unknown, wrong) = (ask(&stranger).await, ask(&wrong_secret).await);
     assert_eq!(unknown.text, wrong.text);
@@ -255,7 +269,9 @@ async fn what_a_token_makes_bears_its_name_and_stays_in_its_project() {
         .await;
     let things = Things::make(&service, &of_a).await;
     let study = things.path("/v1/studies/{id}");
-    let seen = send(&service, "GET", &study, Some(&of_a), None).await.json();
+    let seen = send(&service, "GET", &study, Some(&of_a), None)
+        .await
+        .json();
     assert_eq!(seen["created_by"], "nightly");
     // A token of no project is in `default`, or where it says.
     let ask = async |token: &str, path: &str, project: Option<&str>| {
@@ -263,7 +279,9 @@ async fn what_a_token_makes_bears_its_name_and_stays_in_its_project() {
     };
     ask(&admin, &study, None).await.problem(404, "not_found");
     assert_eq!(ask(&admin, &study, Some("a")).await.status, 200);
-    ask(&admin, &study, Some("b")).await.problem(404, "not_found");
+    ask(&admin, &study, Some("b"))
+        .await
+        .problem(404, "not_found");
     ask(&admin, &study, Some("no/project"))
         .await
         .problem(400, "malformed_request");
@@ -310,7 +328,11 @@ async fn a_revoked_token_is_let_in_no_more_within_seconds() {
         answer = ask().await;
     }
     answer.problem(401, "token_revoked");
-    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        since.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -319,7 +341,9 @@ async fn the_last_use_of_a_token_is_written_down() {
     let token = service.token("used", &[Scope::Read], None).await;
     let last_use = async || {
         let mut conn = service.database.database().connection().await.expect("one");
-        let rows = trialhead::store::tokens::list(&mut conn).await.expect("a list");
+        let rows = trialhead::store::tokens::list(&mut conn)
+            .await
+            .expect("a list");
         let row = rows.into_iter().find(|row| row.name == "used");
         row.expect("the token").last_used_at
     };
@@ -346,7 +370,8 @@ async fn a_peer_with_too_many_wrong_tokens_waits() {
     })
     .await;
     let good = service.token("good", &[Scope::Read], None).await;
-    let ask = async |token: Option<&str>, path: &str| send(&service, "GET", path, token, None).await;
+    let ask =
+        async |token: Option<&str>, path: &str| send(&service, "GET", path, token, None).await;
     // What is right never counts.
     for _ in 0..10 {
         assert_eq!(ask(Some(&good), "/v1/catalog").await.status, 200);
@@ -392,7 +417,9 @@ async fn on_loopback_no_token_is_needed_but_one_that_is_sent_is_checked() {
     };
     assert_eq!(ask(None, "GET").await.status, 200);
     assert_eq!(ask(Some(&reader), "GET").await.status, 200);
-    ask(Some(&stranger), "GET").await.problem(401, "token_unknown");
+    ask(Some(&stranger), "GET")
+        .await
+        .problem(401, "token_unknown");
     ask(Some(&reader), "POST")
         .await
         .problem(403, "insufficient_scope");
@@ -443,7 +470,13 @@ async fn metrics_may_have_a_listener_of_their_own() {
             .await
             .problem(404, "not_found");
     }
-    for path in ["/v1/studies", "/v1/catalog", "/healthz", "/docs/", "/openapi.json"] {
+    for path in [
+        "/v1/studies",
+        "/v1/catalog",
+        "/healthz",
+        "/docs/",
+        "/openapi.json",
+    ] {
         get(path).await.problem(404, "not_found");
     }
 }

@@ -89,7 +89,7 @@ async fn token(
 }
 
 /// A client for plain HTTP; it insists on a TLS provider all the same.
-fn http_client() -> reqwest::Client {
+pub fn http_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }
