@@ -93,6 +93,7 @@ impl Access {
             })?;
             self.authorize(identity.as_ref(), scope)?;
             let caller = caller(identity, headers)?;
+            tracing::Span::current().record("caller", caller.name.as_str());
             request.extensions_mut().insert(caller);
         }
         must_be_json(operation, headers)

@@ -224,7 +224,7 @@ async fn pass(
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let id = request_id(&request);
     let path = request.path().to_owned();
-    let span = tracing::info_span!("request", method = %request.method(), path, request_id = %id.to_str().unwrap_or_default());
+    let span = tracing::info_span!("request", method = %request.method(), path, request_id = %id.to_str().unwrap_or_default(), caller = tracing::field::Empty);
     match answer(request, next, &path).instrument(span.clone()).await {
         Ok(mut response) => {
             span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
