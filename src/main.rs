@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use trialhead::access::{self, NewToken, Scope, listing};
 use trialhead::service::{Service, join_database, migrate_mode, open_database};
-use trialhead::settings::Settings;
+use trialhead::settings::{LogSettings, Settings};
 use trialhead::store::connection::Database;
 use trialhead::store::tokens;
 use trialhead::trainer::memory::WatchedAllocator;
@@ -263,7 +263,11 @@ async fn token(command: TokenCommand) -> anyhow::Result<()> {
         TokenCommand::List(args) => &args.config,
         TokenCommand::Revoke(args) => &args.config,
     };
-    let settings = settings(config.clone())?;
+    let mut settings = settings(config.clone())?;
+    // What the database says while it starts and stops is of no use here.
+    if settings.log == LogSettings::default() {
+        settings.log.filter = "warn,postgres=off".into();
+    }
     trialhead::telemetry::start(&settings.log)?;
     let (database, postgres) = join_database(&settings).await?;
     let done = async {
@@ -272,6 +276,7 @@ async fn token(command: TokenCommand) -> anyhow::Result<()> {
         token_on(&database, command).await
     };
     let result = done.await;
+    database.close();
     if let Some(postgres) = postgres {
         postgres.stop().await;
     }

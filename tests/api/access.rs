@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 use trialhead::access::{Scope, TokenText};
+use trialhead::store::devices::{self, NewDevice};
 
 use crate::postgres::execute;
 use crate::service::{Answer, PATIENCE, TestService, digits};
@@ -89,6 +90,22 @@ struct Things {
 
 impl Things {
     async fn make(service: &TestService, token: &str) -> Self {
+        // Without a device a study has no probes yet.
+        let device = NewDevice {
+            host: "elsewhere",
+            hardware: "cpu",
+            backend: "cpu",
+            model: "a device",
+            threads: 1,
+            memory_bytes: 8 << 30,
+            available_bytes: 8 << 30,
+            slots: 1,
+        };
+        let mut conn = service.database.database().connection().await.expect("one");
+        devices::register(&mut conn, &device)
+            .await
+            .expect("a device");
+        drop(conn);
         let url = format!("{}/v1/studies", service.base);
         let posted = Answer::of(service.http.post(url).bearer_auth(token).json(&digits())).await;
         assert_eq!(posted.status, 202, "{}", posted.text);
