@@ -8,7 +8,7 @@ pub mod listing;
 pub mod tokens;
 pub mod verifier;
 
-pub use limiter::FailureLimiter;
+pub use limiter::{Attempt, FailureLimiter};
 pub use tokens::{NewToken, TokenText, create};
 pub use verifier::{Identity, Refused, Verifier};
 

@@ -1,5 +1,6 @@
-//! Checks presented tokens against the database. One that was let in is remembered for a few seconds, so that a worker's
-//! heartbeats cost no query each; a revocation takes effect within that time.
+//! Checks presented tokens against the database. One that was let in is taken as read for a few seconds, so that a worker's
+//! heartbeats cost no query each; a revocation takes effect within that time. After it the token is looked up again, but
+//! is still known to be no guess.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -47,7 +48,7 @@ pub enum Refused {
     Store(#[from] StoreError),
 }
 
-/// Tokens remembered at most; past that, all are looked up again.
+/// Tokens remembered at most; past that, those that were not used just now are forgotten.
 const MOST_KEPT: usize = 10_000;
 
 /// Checks tokens.
@@ -75,6 +76,12 @@ impl Verifier {
         }
     }
 
+    /// Whether this very token was let in before, and not turned away since: then it is no guess.
+    pub fn knows(&self, text: &str) -> bool {
+        let key: [u8; 32] = Sha256::digest(text).into();
+        self.lock().contains_key(&key)
+    }
+
     /// Whose token it is, if it was let in a moment ago.
     pub fn remembered(&self, text: &str) -> Option<Identity> {
         let key: [u8; 32] = Sha256::digest(text).into();
@@ -93,7 +100,7 @@ impl Verifier {
         let asked_at = Instant::now();
         let mut conn = self.database.connection().await?;
         let found = tokens::check(&mut conn, token.id()).await?;
-        let row = judge(&token, found)?;
+        let row = judge(&token, found).inspect_err(|_| self.forget(text))?;
         if row.use_is_old
             && let Err(error) = tokens::mark_used(&mut conn, row.id).await
         {
@@ -128,10 +135,13 @@ impl Verifier {
                 kept.clear();
             }
         }
-        if now < until {
-            let identity = identity.clone();
-            kept.insert(Sha256::digest(text).into(), Kept { identity, until });
-        }
+        let identity = identity.clone();
+        kept.insert(Sha256::digest(text).into(), Kept { identity, until });
+    }
+
+    fn forget(&self, text: &str) {
+        let key: [u8; 32] = Sha256::digest(text).into();
+        self.lock().remove(&key);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Kept>> {

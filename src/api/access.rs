@@ -12,7 +12,7 @@ use prometheus::IntCounterVec;
 use super::hosts::Hosts;
 use super::operations::{Asked, Operation, Operations, Requirement};
 use super::problem::{Problem, ProblemCode};
-use crate::access::{FailureLimiter, Identity, Refused, Scope, Verifier, is_project_name};
+use crate::access::{Attempt, FailureLimiter, Identity, Refused, Scope, Verifier, is_project_name};
 use crate::lifecycle::Caller;
 use crate::settings::Settings;
 use crate::store::connection::Database;
@@ -120,8 +120,28 @@ impl Access {
         {
             return Ok(Some(identity));
         }
-        let attempt = self
-            .limiter
+        // Whoever shares an address with somebody who guesses, behind a proxy, say, goes on.
+        let is_known = token.as_ref().is_ok_and(|token| self.verifier.knows(token));
+        let attempt = (!is_known).then(|| self.attempt(peer)).transpose()?;
+        let verdict = match token {
+            Ok(token) => self.verifier.verify(token).await,
+            Err(NotBearer) => Err(Refused::Malformed),
+        };
+        match verdict {
+            Ok(identity) => {
+                self.give_back(attempt);
+                Ok(Some(identity))
+            }
+            Err(Refused::Store(error)) => {
+                self.give_back(attempt);
+                Err(error.into())
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    fn attempt(&self, peer: Option<SocketAddr>) -> Result<Attempt, Problem> {
+        self.limiter
             .take(peer.map(|peer| peer.ip()), Instant::now())
             .map_err(|wait| Problem {
                 retry_after_secs: Some(wait.as_secs() + 1),
@@ -129,21 +149,12 @@ impl Access {
                     ProblemCode::TooManyFailures,
                     "too many wrong access tokens came from your address; try again after Retry-After",
                 )
-            })?;
-        let verdict = match token {
-            Ok(token) => self.verifier.verify(token).await,
-            Err(NotBearer) => Err(Refused::Malformed),
-        };
-        match verdict {
-            Ok(identity) => {
-                self.limiter.give_back(attempt);
-                Ok(Some(identity))
-            }
-            Err(Refused::Store(error)) => {
-                self.limiter.give_back(attempt);
-                Err(error.into())
-            }
-            Err(refused) => Err(refused.into()),
+            })
+    }
+
+    fn give_back(&self, attempt: Option<Attempt>) {
+        if let Some(attempt) = attempt {
+            self.limiter.give_back(attempt);
         }
     }
 
