@@ -10,6 +10,7 @@
 //! `lifecycle` composes `store` with the pure modules; `pool` starts `trainer` only as another
 //! process.
 
+pub mod access;
 pub mod analysis;
 pub mod api;
 pub mod catalog;

@@ -1,13 +1,17 @@
-//! The command line: `serve`, `probe` and `inspect` (the children), `migrate`, `openapi`.
+//! The command line: `serve`, `probe` and `inspect` (the children), `migrate`, `token`, `openapi`.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use trialhead::service::{Service, migrate_mode, open_database};
-use trialhead::settings::Settings;
+use trialhead::access::{self, NewToken, Scope, listing};
+use trialhead::service::{Service, join_database, migrate_mode, open_database};
+use trialhead::settings::{LogSettings, Settings};
+use trialhead::store::connection::Database;
+use trialhead::store::tokens;
 use trialhead::trainer::memory::WatchedAllocator;
 
 /// The system's allocator, which a probe can watch to know its exact peak; off, it costs a flag.
@@ -39,8 +43,59 @@ enum Command {
     Inspect,
     /// Bring the database's tables up to date, or say what is missing.
     Migrate(MigrateArgs),
+    /// Make, list and revoke access tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Print the OpenAPI document.
     Openapi,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it, this once: only a hash of it is kept.
+    Create(TokenCreateArgs),
+    /// List all tokens, without their secrets.
+    List(TokenListArgs),
+    /// Revoke a token for good.
+    Revoke(TokenRevokeArgs),
+}
+
+#[derive(Debug, Args)]
+struct TokenCreateArgs {
+    /// A name for people; kept as `created_by` with what the token makes.
+    #[arg(long)]
+    name: String,
+    /// What it allows: read, write, work or admin (everything). Repeat for several.
+    #[arg(long, required = true, value_name = "SCOPE")]
+    scope: Vec<Scope>,
+    /// The one project that it sees and makes things in [default: any].
+    #[arg(long, value_name = "NAME")]
+    project: Option<String>,
+    /// Days after which it expires [default: never].
+    #[arg(long, value_name = "DAYS")]
+    expires_in_days: Option<u32>,
+    /// A TOML file with settings.
+    #[arg(long, env = "TRIALHEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct TokenListArgs {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    /// A TOML file with settings.
+    #[arg(long, env = "TRIALHEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct TokenRevokeArgs {
+    /// Its id, as `token list` shows it.
+    id: uuid::Uuid,
+    /// A TOML file with settings.
+    #[arg(long, env = "TRIALHEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 const SETTINGS_HELP: &str = "\
@@ -52,6 +107,7 @@ A double underscore reaches into a section: TRIALHEAD_POOL__LEASE_SECS=60 is [po
   TRIALHEAD_DATA_DIR               where state lives (root: /var/lib/trialhead)
   TRIALHEAD_DATABASE__BIN_DIR      folder of initdb and postgres, if they are not found
   TRIALHEAD_DATABASE__MIGRATE      auto | check
+  TRIALHEAD_API__TOKENS            auto: access tokens are needed beyond loopback | required: always
   TRIALHEAD_POOL__CHILD_USER       account that probes run as when the service is root
   TRIALHEAD_LOG__FILTER            info, debug, or directives such as info,trialhead::pool=debug
   TRIALHEAD_LOG__FORMAT            text | json
@@ -72,8 +128,8 @@ struct ServeArgs {
     /// Where the managed Postgres and other state live.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
-    /// Listen beyond loopback although there are no access tokens yet: anyone who reaches the port
-    /// can run studies.
+    /// Listen beyond loopback without asking for access tokens: anyone who reaches the port can run
+    /// studies.
     #[arg(long)]
     insecure: bool,
 }
@@ -96,6 +152,7 @@ fn main() -> ExitCode {
         Command::Openapi => print_openapi(),
         Command::Serve(args) => run(serve(args)),
         Command::Migrate(args) => run(migrate(args)),
+        Command::Token(command) => run(token(command)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -121,7 +178,6 @@ fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> 
 }
 
 fn print_openapi() -> anyhow::Result<()> {
-    use std::io::Write as _;
     let mut document = serde_json::to_string_pretty(&trialhead::api::openapi::document())?;
     document.push('\n');
     std::io::stdout().write_all(document.as_bytes())?;
@@ -168,6 +224,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         "serving on http://{address}; API docs at http://{address}/docs",
         address = service.address
     );
+    if let Some(address) = service.metrics_address {
+        tracing::info!("metrics, without tokens, on http://{address}/metrics");
+    }
     tokio::select! {
         () = signals.next() => {}
         ended = service.ended() => ended?,
@@ -196,6 +255,85 @@ async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
     result?;
     tracing::info!("the database's tables are up to date");
     Ok(())
+}
+
+async fn token(command: TokenCommand) -> anyhow::Result<()> {
+    let config = match &command {
+        TokenCommand::Create(args) => &args.config,
+        TokenCommand::List(args) => &args.config,
+        TokenCommand::Revoke(args) => &args.config,
+    };
+    let mut settings = settings(config.clone())?;
+    // What the database says while it starts and stops is of no use here.
+    if settings.log == LogSettings::default() {
+        settings.log.filter = "warn,postgres=off".into();
+    }
+    trialhead::telemetry::start(&settings.log)?;
+    let (database, postgres) = join_database(&settings).await?;
+    let done = async {
+        let mode = migrate_mode(settings.database.migrate);
+        trialhead::store::connection::migrate(&database, mode).await?;
+        token_on(&database, command).await
+    };
+    let result = done.await;
+    database.close();
+    if let Some(postgres) = postgres {
+        postgres.stop().await;
+    }
+    let (output, explanation) = result?;
+    std::io::stdout().write_all(output.as_bytes())?;
+    std::io::stderr().write_all(explanation.as_bytes())?;
+    Ok(())
+}
+
+/// What goes to stdout, and what to stderr.
+async fn token_on(database: &Database, command: TokenCommand) -> anyhow::Result<(String, String)> {
+    Ok(match command {
+        TokenCommand::Create(args) => {
+            let new = NewToken {
+                name: args.name,
+                scopes: args.scope,
+                project: args.project,
+                expires_in_days: args.expires_in_days,
+            };
+            let (text, row) = access::create(database, &new).await?;
+            let explanation = format!(
+                "This is the token {} ({}), scopes {}, project {}, expires {}.\nKeep it now: it is not shown again. Send it as `Authorization: Bearer …`; revoke it with `trialhead token revoke {}`.\n",
+                row.id,
+                row.name,
+                row.scopes.join(", "),
+                row.project.as_deref().unwrap_or("any"),
+                row.expires_at
+                    .map_or("never".to_owned(), |at| at.to_rfc3339()),
+                row.id
+            );
+            (format!("{}\n", text.reveal()), explanation)
+        }
+        TokenCommand::List(args) => {
+            let mut conn = database.connection().await?;
+            let rows = tokens::list(&mut conn).await?;
+            let listing = if args.json {
+                listing::json(&rows)?
+            } else {
+                listing::table(&rows)
+            };
+            (listing, String::new())
+        }
+        TokenCommand::Revoke(args) => {
+            let mut conn = database.connection().await?;
+            let row = tokens::revoke(&mut conn, args.id).await?.with_context(|| {
+                format!(
+                    "there is no token {}; `trialhead token list` shows them",
+                    args.id
+                )
+            })?;
+            let explanation = format!(
+                "The token {} ({}) is revoked; running services let it in no more within seconds (api.token_cache_secs).\n",
+                row.id, row.name
+            );
+            (String::new(), explanation)
+        }
+    })
 }
 
 /// SIGTERM and SIGINT.

@@ -2,7 +2,8 @@
 //! service, read from the database. Labels are bounded; a study's id is never one.
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, core::Collector,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    core::Collector,
 };
 
 use crate::store::service_metrics::ServiceCounts;
@@ -24,6 +25,8 @@ pub struct InstanceMetrics {
     pub database_connections: IntGaugeVec,
     /// Requests that wait for a connection.
     pub database_waiting: IntGauge,
+    /// Requests that were turned away for their access token, by the problem's code.
+    pub refused_tokens_total: IntCounterVec,
 }
 
 /// Buckets for probes: a tenth of a second to ten minutes.
@@ -74,6 +77,13 @@ impl InstanceMetrics {
                 "trialhead_database_waiting",
                 "Requests that wait for a database connection",
             )?,
+            refused_tokens_total: IntCounterVec::new(
+                Opts::new(
+                    "trialhead_refused_tokens_total",
+                    "Requests that were turned away for their access token, by the problem's code",
+                ),
+                &["code"],
+            )?,
             registry,
         };
         let build_info = IntGauge::with_opts(
@@ -85,13 +95,14 @@ impl InstanceMetrics {
             .const_label("runner", crate::probe::fingerprint::RUNNER),
         )?;
         build_info.set(1);
-        let collectors: [Box<dyn Collector>; 7] = [
+        let collectors: [Box<dyn Collector>; 8] = [
             Box::new(metrics.probe_duration_seconds.clone()),
             Box::new(metrics.leases_lost_total.clone()),
             Box::new(metrics.measurements_stored_total.clone()),
             Box::new(metrics.children_running.clone()),
             Box::new(metrics.database_connections.clone()),
             Box::new(metrics.database_waiting.clone()),
+            Box::new(metrics.refused_tokens_total.clone()),
             Box::new(build_info),
         ];
         for collector in collectors {

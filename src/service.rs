@@ -19,7 +19,7 @@ use crate::pool::housekeeping;
 use crate::pool::worker::Worker;
 use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
-use crate::store::local_server::{LocalServer, LocalServerConfig};
+use crate::store::local_server::{LocalServer, LocalServerConfig, LocalServerError};
 use crate::store::wake::Waker;
 use crate::study::validation::DefinitionRules;
 use crate::uploads::Uploads;
@@ -35,6 +35,8 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 pub struct Service {
     /// Where it listens; useful when the port was chosen by the system.
     pub address: SocketAddr,
+    /// Where the metrics are, if they have a listener of their own.
+    pub metrics_address: Option<SocketAddr>,
     stop_intake: watch::Sender<bool>,
     server: api::Server,
     tasks: JoinSet<()>,
@@ -47,25 +49,64 @@ pub struct Service {
 /// # Errors
 /// When it cannot be reached or started; the message says what to do.
 pub async fn open_database(settings: &Settings) -> anyhow::Result<(Database, Option<LocalServer>)> {
-    let (url, postgres) = match &settings.database.url {
-        Some(url) => (url.clone(), None),
+    match &settings.database.url {
+        Some(url) => Ok((database_at(settings, url)?, None)),
         None => {
-            let config = LocalServerConfig {
-                bin_dir: settings.database.bin_dir.clone(),
-                user: settings.database.user.clone(),
-                ..LocalServerConfig::new(settings.data_dir()?)
-            };
-            let server = LocalServer::start(config).await?;
-            (server.url(), Some(server))
+            let server = LocalServer::start(local_server(settings)?).await?;
+            Ok((database_at(settings, &server.url())?, Some(server)))
         }
-    };
-    let database = Database::open(&DatabaseConfig {
+    }
+}
+
+/// The same for a command that may run beside the service: where that runs the managed database, it is used as it is.
+///
+/// # Errors
+/// As [`open_database`].
+pub async fn join_database(settings: &Settings) -> anyhow::Result<(Database, Option<LocalServer>)> {
+    if settings.database.url.is_some() {
+        return open_database(settings).await;
+    }
+    let config = local_server(settings)?;
+    match LocalServer::start(config.clone()).await {
+        Ok(server) => Ok((database_at(settings, &server.url())?, Some(server))),
+        Err(LocalServerError::InUse { .. }) => {
+            let url = LocalServer::url_beside(&config)?;
+            Ok((database_at(settings, &url)?, None))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn local_server(settings: &Settings) -> anyhow::Result<LocalServerConfig> {
+    Ok(LocalServerConfig {
+        bin_dir: settings.database.bin_dir.clone(),
+        user: settings.database.user.clone(),
+        ..LocalServerConfig::new(settings.data_dir()?)
+    })
+}
+
+fn database_at(settings: &Settings, url: &str) -> anyhow::Result<Database> {
+    Ok(Database::open(&DatabaseConfig {
         pool_size: settings.database.pool_size,
         acquire_timeout: Duration::from_secs_f64(settings.database.connect_timeout_secs),
         statement_timeout: Duration::from_secs_f64(settings.database.statement_timeout_secs),
         ..DatabaseConfig::new(url)
-    })?;
-    Ok((database, postgres))
+    })?)
+}
+
+/// Refuses to serve where everybody would be turned away.
+async fn check_tokens(settings: &Settings, database: &Database) -> anyhow::Result<()> {
+    if !settings.needs_token() {
+        return Ok(());
+    }
+    let mut conn = database.connection().await?;
+    if crate::store::tokens::any_live(&mut conn).await? {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "listening on {} needs an access token, and the database has none that is live: make one with `trialhead token create --name admin --scope admin`, or listen on 127.0.0.1, or pass --insecure if something else guards the port",
+        settings.listen
+    )
 }
 
 /// How the settings want migrations handled.
@@ -124,6 +165,7 @@ impl Service {
         crate::store::connection::migrate(&database, migrate_mode(settings.database.migrate))
             .await
             .context("the database's tables")?;
+        check_tokens(&settings, &database).await?;
         let pool = &settings.pool;
         let context = Context {
             database,
@@ -195,6 +237,7 @@ impl Service {
             .with_context(|| format!("listening on {}", settings.listen))?;
         Ok(Self {
             address: server.address(),
+            metrics_address: server.metrics_address(),
             stop_intake,
             server,
             tasks,

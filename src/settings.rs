@@ -19,7 +19,7 @@ use crate::study::validation::DefinitionLimits;
 pub struct Settings {
     /// Address and port of the REST service.
     pub listen: SocketAddr,
-    /// Serve beyond loopback although there are no tokens yet.
+    /// Serve beyond loopback without asking for access tokens.
     pub insecure: bool,
     /// Workers of the pool inside `serve`; 0 is the API alone.
     pub workers: usize,
@@ -206,6 +206,26 @@ pub struct ApiSettings {
     pub idempotency_hours: u32,
     /// How long the service metrics are cached.
     pub service_metrics_cache_secs: f64,
+    /// Who needs an access token.
+    pub tokens: TokenRule,
+    /// How long a token that was let in is remembered: within this time a revocation takes effect. 0: not at all.
+    pub token_cache_secs: f64,
+    /// Wrong tokens from one peer in a minute; more are refused unseen with 429.
+    pub failed_tokens_per_minute: u32,
+    /// Peers whose wrong tokens are counted apart; more share one count.
+    pub max_failing_peers: usize,
+    /// Address and port of a listener that serves only the metrics, without tokens. Default: they are at `listen`.
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// Who needs an access token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenRule {
+    /// Everybody as soon as the service listens beyond loopback, unless it is `insecure`.
+    Auto,
+    /// Everybody, wherever it listens.
+    Required,
 }
 
 impl Default for ApiSettings {
@@ -219,6 +239,11 @@ impl Default for ApiSettings {
             max_active_studies: 10_000,
             idempotency_hours: 24,
             service_metrics_cache_secs: 15.0,
+            tokens: TokenRule::Auto,
+            token_cache_secs: 5.0,
+            failed_tokens_per_minute: 60,
+            max_failing_peers: 10_000,
+            metrics_listen: None,
         }
     }
 }
@@ -429,13 +454,33 @@ impl Settings {
         if self.api.max_body_bytes < 1024 {
             risks.push("api.max_body_bytes must be at least 1024: no study fits".into());
         }
-        if let Err(refusal) = check_listen(self.listen, self.insecure) {
-            risks.push(refusal);
+        let cache = self.api.token_cache_secs;
+        if !(0.0..=60.0).contains(&cache) {
+            risks.push(format!(
+                "api.token_cache_secs must be 0 to 60, is {cache}: so long a revoked token would still be let in"
+            ));
+        }
+        if self.api.failed_tokens_per_minute == 0 || self.api.max_failing_peers == 0 {
+            risks.push("api.failed_tokens_per_minute and api.max_failing_peers must be at least 1: no token could ever be checked".into());
+        }
+        if self.api.metrics_listen == Some(self.listen) && self.listen.port() != 0 {
+            risks.push(format!(
+                "api.metrics_listen ({}) must differ from listen: leave it out to have the metrics there, with tokens",
+                self.listen
+            ));
         }
         if risks.is_empty() {
             Ok(())
         } else {
             Err(SettingsError::Risky(risks))
+        }
+    }
+
+    /// Whether a request without an access token is turned away.
+    pub fn needs_token(&self) -> bool {
+        match self.api.tokens {
+            TokenRule::Required => true,
+            TokenRule::Auto => !self.listen.ip().is_loopback() && !self.insecure,
         }
     }
 
@@ -454,17 +499,6 @@ impl Settings {
         directories::ProjectDirs::from("", "", "trialhead")
             .map(|folders| folders.data_local_dir().to_owned())
             .ok_or(SettingsError::NoDataDir)
-    }
-}
-
-/// Listening beyond loopback lets anyone who reaches the port in, as long as there are no tokens.
-fn check_listen(listen: SocketAddr, insecure: bool) -> Result<(), String> {
-    if listen.ip().is_loopback() || insecure {
-        Ok(())
-    } else {
-        Err(format!(
-            "listen ({listen}) is not a loopback address and there are no access tokens yet: anyone who reaches the port could run studies. Listen on 127.0.0.1, or pass --insecure if something else guards the port"
-        ))
     }
 }
 
@@ -518,19 +552,30 @@ mod tests {
     fn risky_combinations_are_refused_with_every_reason() {
         let error = load(&[
             ("TRIALHEAD_POOL__LEASE_SECS", "10"),
-            ("TRIALHEAD_LISTEN", "0.0.0.0:8080"),
+            ("TRIALHEAD_API__TOKEN_CACHE_SECS", "3600"),
+            ("TRIALHEAD_API__METRICS_LISTEN", "127.0.0.1:8080"),
             ("TRIALHEAD_DATABASE__POOL_SIZE", "2"),
         ])
         .expect_err("refused")
         .to_string();
         assert!(error.contains("two heartbeats"), "{error}");
-        assert!(error.contains("loopback"), "{error}");
+        assert!(error.contains("token_cache_secs"), "{error}");
+        assert!(error.contains("metrics_listen"), "{error}");
         assert!(error.contains("pool_size"), "{error}");
-        load(&[
-            ("TRIALHEAD_LISTEN", "0.0.0.0:8080"),
-            ("TRIALHEAD_INSECURE", "true"),
-        ])
-        .expect("accepted with insecure");
+    }
+
+    #[test]
+    fn a_token_is_needed_beyond_loopback_and_where_it_is_required() {
+        let needs = |variables: &[(&str, &str)]| load(variables).expect("loads").needs_token();
+        let beyond = ("TRIALHEAD_LISTEN", "0.0.0.0:8080");
+        let insecure = ("TRIALHEAD_INSECURE", "true");
+        let required = ("TRIALHEAD_API__TOKENS", "required");
+        assert!(!needs(&[]));
+        assert!(!needs(&[("TRIALHEAD_LISTEN", "[::1]:8080")]));
+        assert!(needs(&[beyond]));
+        assert!(!needs(&[beyond, insecure]));
+        assert!(needs(&[required]));
+        assert!(needs(&[beyond, insecure, required]), "the stricter wins");
     }
 
     /// Every key, with a dot between section and name.

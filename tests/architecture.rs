@@ -22,7 +22,7 @@ struct Rule {
 
 /// `statistics, catalog ← study ← probe ← analysis ← {plan, recommendation}`, then everything that
 /// touches the world. `lib` and `main` put it together and are not listed.
-const RULES: [Rule; 19] = [
+const RULES: [Rule; 20] = [
     pure("statistics", &[]),
     pure("catalog", &[]),
     pure("study", &["statistics", "catalog"]),
@@ -68,6 +68,8 @@ const RULES: [Rule; 19] = [
             "metrics",
         ],
     ),
+    // Who may do what; it knows nothing of HTTP.
+    rule("access", &["store", "lifecycle"]),
     // Puts everything together, for `serve` and for tests; it names no framework itself.
     rule(
         "service",
@@ -114,6 +116,7 @@ const RULES: [Rule; 19] = [
             "metrics",
             "store",
             "lifecycle",
+            "access",
             "pool",
             "uploads",
         ],

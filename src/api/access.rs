@@ -1,128 +1,336 @@
-//! Who is answered. A browser must not be tricked into using the service for another site: the
-//! `Host` header is checked (DNS rebinding), and so is where a write comes from.
+//! Who is answered: what every request passes before any handler sees it. The operation's requirement comes from the
+//! OpenAPI document ([`Operations`]), who asks from the bearer token; handlers get a [`Caller`].
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use actix_web::http::Method;
-use actix_web::http::header::HeaderMap;
+use actix_web::HttpMessage as _;
+use actix_web::dev::ServiceRequest;
+use actix_web::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap};
+use prometheus::IntCounterVec;
 
+use super::hosts::Hosts;
+use super::operations::{Asked, Operation, Operations, Requirement};
 use super::problem::{Problem, ProblemCode};
+use crate::access::{Attempt, FailureLimiter, Identity, Refused, Scope, Verifier, is_project_name};
+use crate::lifecycle::Caller;
+use crate::settings::Settings;
+use crate::store::connection::Database;
 
-/// The hosts that are answered.
-#[derive(Debug, Clone)]
+/// Names the project of a request, for callers that are bound to none.
+pub const PROJECT_HEADER: &str = "trialhead-project";
+
+/// Decides who is answered.
+#[derive(Debug)]
 pub struct Access {
-    loopback_only: bool,
-    allowed_hosts: Vec<String>,
+    hosts: Hosts,
+    operations: Operations,
+    /// Whether who comes without a token is turned away.
+    needs_token: bool,
+    verifier: Verifier,
+    limiter: FailureLimiter,
+    failures: IntCounterVec,
 }
 
 impl Access {
-    /// By where the service listens and what the settings allow.
-    pub fn new(listen: SocketAddr, allowed_hosts: &[String]) -> Self {
+    /// By the settings, for what is served at the main address.
+    pub fn new(
+        settings: &Settings,
+        operations: Operations,
+        database: Database,
+        failures: IntCounterVec,
+    ) -> Self {
+        let api = &settings.api;
         Self {
-            loopback_only: listen.ip().is_loopback(),
-            allowed_hosts: allowed_hosts
-                .iter()
-                .map(|host| host.to_ascii_lowercase())
-                .collect(),
+            hosts: Hosts::new(settings.listen, &api.allowed_hosts),
+            operations,
+            needs_token: settings.needs_token(),
+            verifier: Verifier::new(database, Duration::from_secs_f64(api.token_cache_secs)),
+            limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
+            failures,
         }
     }
 
-    /// Refuses what must not be answered.
+    /// The same for an address that serves nothing but metrics: whoever reaches it may read them.
+    pub fn metrics(
+        settings: &Settings,
+        listen: SocketAddr,
+        operations: Operations,
+        database: Database,
+        failures: IntCounterVec,
+    ) -> Self {
+        Self {
+            // Scrapers go by address, so the names that people use are none of theirs.
+            hosts: Hosts::new(listen, &[]),
+            needs_token: false,
+            ..Self::new(settings, operations, database, failures)
+        }
+    }
+
+    /// Lets a request in, with its [`Caller`], or says why not.
     ///
     /// # Errors
-    /// 403 with the reason.
-    pub fn check(&self, method: &Method, host: &str, headers: &HeaderMap) -> Result<(), Problem> {
-        if !self.is_host_allowed(host) {
-            return Err(Problem::new(
-                ProblemCode::HostNotAllowed,
-                "the Host header is not one that this service answers to; use localhost, or name the host in api.allowed_hosts",
-            ));
+    /// The problem to answer with.
+    pub async fn admit(&self, request: &ServiceRequest) -> Result<(), Problem> {
+        let (method, headers) = (request.method(), request.headers());
+        self.hosts.check(method, host(request), headers)?;
+        let operation = match self.operations.find(method.as_str(), request.path()) {
+            Asked::Operation(operation) => operation,
+            Asked::Documentation => return Ok(()),
+            Asked::OtherMethods(methods) => {
+                let detail = format!("{method} is not one of this route's methods: {methods}");
+                return Err(Problem {
+                    allow: Some(methods),
+                    ..Problem::new(ProblemCode::MethodNotAllowed, detail)
+                });
+            }
+            Asked::Nothing => return Err(Problem::not_found("route; /docs lists them all")),
+        };
+        if let Requirement::Scope(scope) = operation.requirement {
+            let peer = request.peer_addr();
+            let identity = self.authenticate(headers, peer).await.inspect_err(|it| {
+                self.failures.with_label_values(&[it.code.as_str()]).inc();
+            })?;
+            self.authorize(identity.as_ref(), scope)?;
+            let caller = caller(identity, headers)?;
+            tracing::Span::current().record("caller", caller.name.as_str());
+            request.extensions_mut().insert(caller);
         }
-        let is_write = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
-        let foreign = headers
-            .get("sec-fetch-site")
-            .is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
-        if is_write && foreign {
-            return Err(Problem::new(
-                ProblemCode::CrossSite,
-                "a page of another site may not write here",
-            ));
-        }
-        Ok(())
+        must_be_json(operation, headers)
     }
 
-    fn is_host_allowed(&self, host: &str) -> bool {
-        let host = without_port(host).to_ascii_lowercase();
-        let is_loopback = host == "localhost"
-            || host
-                .trim_matches(['[', ']'])
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        if self.allowed_hosts.contains(&host) {
-            return true;
+    /// Who asks: none without a token. A token that is presented is checked even where none is needed.
+    async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<SocketAddr>,
+    ) -> Result<Option<Identity>, Problem> {
+        let Some(token) = presented(headers) else {
+            return if self.needs_token {
+                Err(Problem::unauthorized(
+                    ProblemCode::TokenMissing,
+                    "send an access token: `Authorization: Bearer trialhead_…`; one is made by `trialhead token create`",
+                ))
+            } else {
+                Ok(None)
+            };
+        };
+        if let Ok(token) = token
+            && let Some(identity) = self.verifier.remembered(token)
+        {
+            return Ok(Some(identity));
         }
-        if self.loopback_only {
-            is_loopback
-        } else {
-            // Beyond loopback somebody else guards the port; names are checked when some are given.
-            self.allowed_hosts.is_empty() || is_loopback
+        // Whoever shares an address with somebody who guesses, behind a proxy, say, goes on.
+        let is_known = token.as_ref().is_ok_and(|token| self.verifier.knows(token));
+        let attempt = (!is_known).then(|| self.attempt(peer)).transpose()?;
+        let verdict = match token {
+            Ok(token) => self.verifier.verify(token).await,
+            Err(NotBearer) => Err(Refused::Malformed),
+        };
+        match verdict {
+            Ok(identity) => {
+                self.give_back(attempt);
+                Ok(Some(identity))
+            }
+            Err(Refused::Store(error)) => {
+                self.give_back(attempt);
+                Err(error.into())
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    fn attempt(&self, peer: Option<SocketAddr>) -> Result<Attempt, Problem> {
+        self.limiter
+            .take(peer.map(|peer| peer.ip()), Instant::now())
+            .map_err(|wait| Problem {
+                retry_after_secs: Some(wait.as_secs() + 1),
+                ..Problem::new(
+                    ProblemCode::TooManyFailures,
+                    "too many wrong access tokens came from your address; try again after Retry-After",
+                )
+            })
+    }
+
+    fn give_back(&self, attempt: Option<Attempt>) {
+        if let Some(attempt) = attempt {
+            self.limiter.give_back(attempt);
+        }
+    }
+
+    fn authorize(&self, identity: Option<&Identity>, scope: Scope) -> Result<(), Problem> {
+        match identity {
+            // Without a token, where none is needed.
+            None => Ok(()),
+            Some(identity) if scope.is_in(&identity.scopes) => Ok(()),
+            Some(_) => Err(Problem::insufficient_scope(scope)),
         }
     }
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port))
-            if !port.is_empty()
-                && port.bytes().all(|byte| byte.is_ascii_digit())
-                && (!name.contains(':') || name.ends_with(']')) =>
-        {
-            name
-        }
-        _ => host,
+/// The host that was asked. What a proxy adds is not looked at: a page of another site could add it too.
+fn host(request: &ServiceRequest) -> &str {
+    match request.headers().get(HOST) {
+        Some(host) => host.to_str().unwrap_or_default(),
+        None => request.uri().authority().map_or("", |it| it.as_str()),
+    }
+}
+
+/// The Authorization header is not one bearer token.
+struct NotBearer;
+
+/// The token that a request carries, if it carries any.
+fn presented(headers: &HeaderMap) -> Option<Result<&str, NotBearer>> {
+    let mut values = headers.get_all(AUTHORIZATION);
+    let first = values.next()?;
+    let token = first
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim());
+    Some(match (token, values.next()) {
+        (Some(token), None) => Ok(token),
+        _ => Err(NotBearer),
+    })
+}
+
+/// Who asks, and for which project: the token's, else the one that the header names, else `default`.
+fn caller(identity: Option<Identity>, headers: &HeaderMap) -> Result<Caller, Problem> {
+    let named = headers
+        .get(PROJECT_HEADER)
+        .map(|value| {
+            value
+                .to_str()
+                .ok()
+                .filter(|name| is_project_name(name))
+                .ok_or_else(|| {
+                    Problem::new(
+                        ProblemCode::MalformedRequest,
+                        "Trialhead-Project must be 1 to 64 letters, digits, dots, dashes and underscores",
+                    )
+                })
+        })
+        .transpose()?;
+    let default = Caller::default();
+    let (name, own) = match identity {
+        Some(identity) => (identity.name, identity.project),
+        None => (default.name, None),
+    };
+    match (own, named) {
+        // As for everything else of another project: it is not there.
+        (Some(own), Some(named)) if own != named => Err(Problem::not_found("project")),
+        (Some(project), _) => Ok(Caller {
+            project,
+            name,
+            anywhere: false,
+        }),
+        (None, Some(named)) => Ok(Caller {
+            project: named.to_owned(),
+            name,
+            anywhere: false,
+        }),
+        (None, None) => Ok(Caller { name, ..default }),
+    }
+}
+
+/// Another content type would let a page of another site post without being asked for leave.
+fn must_be_json(operation: &Operation, headers: &HeaderMap) -> Result<(), Problem> {
+    let is_json = || {
+        headers
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok())
+            .and_then(|kind| kind.split(';').next())
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    };
+    if !operation.takes_json || is_json() {
+        Ok(())
+    } else {
+        Err(Problem::new(
+            ProblemCode::UnsupportedMediaType,
+            "send the body with Content-Type: application/json",
+        ))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use actix_web::http::header::{HeaderName, HeaderValue};
+    use uuid::Uuid;
 
-    fn allowed(listen: &str, hosts: &[&str], host: &str) -> bool {
-        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
-        Access::new(listen.parse().expect("an address"), &hosts).is_host_allowed(host)
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).expect("a value"),
+            );
+        }
+        headers
     }
 
     #[test]
-    fn on_loopback_only_loopback_names_are_answered() {
-        for host in [
-            "localhost",
-            "LOCALHOST:8080",
-            "127.0.0.1:1",
-            "127.9.9.9",
-            "[::1]:80",
-        ] {
-            assert!(allowed("127.0.0.1:8080", &[], host), "{host}");
+    fn one_bearer_token_is_read_and_anything_else_is_none() {
+        let read = |pairs: &[(&'static str, &str)]| match presented(&headers(pairs)) {
+            None => "none".to_owned(),
+            Some(Ok(token)) => token.to_owned(),
+            Some(Err(NotBearer)) => "not a bearer token".to_owned(),
+        };
+        assert_eq!(read(&[]), "none");
+        for good in ["Bearer abc", "bearer abc", "BEARER  abc", "Bearer abc "] {
+            assert_eq!(read(&[("authorization", good)]), "abc", "{good}");
         }
-        for host in [
-            "attacker.example",
-            "attacker.example:8080",
-            "",
-            "10.0.0.1",
-            "localhost.attacker.example",
-        ] {
-            assert!(!allowed("127.0.0.1:8080", &[], host), "{host}");
+        for bad in ["", "Bearer", "abc", "Basic YTpi", "Bearerabc"] {
+            assert_eq!(
+                read(&[("authorization", bad)]),
+                "not a bearer token",
+                "{bad}"
+            );
         }
-        assert!(allowed(
-            "127.0.0.1:8080",
-            &["Proxy.internal"],
-            "proxy.internal:443"
-        ));
+        let two = [("authorization", "Bearer a"), ("authorization", "Bearer b")];
+        assert_eq!(read(&two), "not a bearer token");
+    }
+
+    fn identity(project: Option<&str>) -> Option<Identity> {
+        Some(Identity {
+            token: Uuid::nil(),
+            name: "ci".into(),
+            project: project.map(ToOwned::to_owned),
+            scopes: vec![Scope::Read],
+        })
     }
 
     #[test]
-    fn beyond_loopback_names_count_when_some_are_given() {
-        assert!(allowed("0.0.0.0:8080", &[], "anything"));
-        assert!(!allowed("0.0.0.0:8080", &["trialhead"], "anything"));
-        assert!(allowed("0.0.0.0:8080", &["trialhead"], "trialhead:8080"));
+    fn the_token_says_which_project_and_only_an_unbound_one_may_name_another() {
+        let asked = |identity: Option<Identity>, named: Option<&str>| {
+            let pairs: Vec<_> = named
+                .map(|name| (PROJECT_HEADER, name))
+                .into_iter()
+                .collect();
+            caller(identity, &headers(&pairs))
+        };
+        let bound = asked(identity(Some("vision")), None).expect("a caller");
+        assert_eq!(
+            (bound.project.as_str(), bound.name.as_str()),
+            ("vision", "ci")
+        );
+        assert_eq!(bound.project_filter(), Some("vision"));
+        assert!(asked(identity(Some("vision")), Some("vision")).is_ok());
+        let other = asked(identity(Some("vision")), Some("speech")).expect_err("refused");
+        assert_eq!(other.status, 404);
+        let free = asked(identity(None), None).expect("a caller");
+        assert_eq!(free.project, "default");
+        assert_eq!(free.project_filter(), None);
+        let named = asked(identity(None), Some("speech")).expect("a caller");
+        assert_eq!(named.project_filter(), Some("speech"));
+        assert_eq!(asked(None, None).expect("a caller"), Caller::default());
+        assert_eq!(
+            asked(None, Some("speech")).expect("a caller").name,
+            "anonymous"
+        );
+        for bad in ["", "a b", "../x"] {
+            assert_eq!(asked(None, Some(bad)).expect_err("refused").status, 400);
+        }
     }
 }

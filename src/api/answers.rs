@@ -1,7 +1,7 @@
 //! What a study found: analysis, recommendations, report. All are stored snapshots; reading
 //! them computes nothing.
 
-use actix_web::web::{Data, Json, Path, Query};
+use actix_web::web::{Data, Json, Path, Query, ReqData};
 use actix_web::{HttpResponse, get};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use super::studies;
 use crate::analysis::Analysis;
+use crate::lifecycle::Caller;
 use crate::recommendation::{self, Advice};
 use crate::store::recommendations::RecommendationRow;
 use crate::store::{StoreError, recommendations, studies as study_store};
@@ -35,6 +36,7 @@ pub struct StudyAnalysis {
 #[utoipa::path(
     operation_id = "get_analysis",
     tag = "answers",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study")),
     responses(
         (status = 200, description = "The analysis so far", body = StudyAnalysis),
@@ -45,9 +47,10 @@ pub struct StudyAnalysis {
 #[get("/v1/studies/{id}/analysis")]
 pub async fn get_analysis(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<StudyId>,
 ) -> Result<Json<StudyAnalysis>, Problem> {
-    let study = studies::find(&api, *id).await?;
+    let study = studies::find(&api, &caller, *id).await?;
     Ok(Json(StudyAnalysis {
         study_id: *id,
         revision: study.revision,
@@ -132,6 +135,7 @@ pub struct RecommendationsQuery {
 #[utoipa::path(
     operation_id = "list_recommendations",
     tag = "answers",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study"), RecommendationsQuery),
     responses(
         (status = 200, description = "The recommendations", body = Recommendations),
@@ -143,10 +147,11 @@ pub struct RecommendationsQuery {
 #[get("/v1/studies/{id}/recommendations")]
 pub async fn list_recommendations(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<StudyId>,
     query: Query<RecommendationsQuery>,
 ) -> Result<Json<Recommendations>, Problem> {
-    studies::find(&api, *id).await?;
+    studies::find(&api, &caller, *id).await?;
     let mut conn = api.context.database.connection().await?;
     let rows = recommendations::list(&mut conn, *id, query.include_stale).await?;
     Ok(Json(Recommendations {
@@ -163,6 +168,7 @@ pub async fn list_recommendations(
 #[utoipa::path(
     operation_id = "get_report",
     tag = "answers",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study")),
     responses(
         (status = 200, description = "The report", body = String, content_type = "text/markdown"),
@@ -171,8 +177,12 @@ pub async fn list_recommendations(
     )
 )]
 #[get("/v1/studies/{id}/report")]
-pub async fn get_report(api: Data<Api>, id: Path<StudyId>) -> Result<HttpResponse, Problem> {
-    let study = studies::find(&api, *id).await?;
+pub async fn get_report(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<StudyId>,
+) -> Result<HttpResponse, Problem> {
+    let study = studies::find(&api, &caller, *id).await?;
     let analysis = stored_analysis(&api, *id).await?;
     let mut conn = api.context.database.connection().await?;
     let definition = study_store::definition(&mut conn, &study).await?;

@@ -13,6 +13,7 @@ use crate::catalog::{Catalog, catalog};
 #[utoipa::path(
     operation_id = "get_catalog",
     tag = "catalog",
+    security(("token" = ["read"])),
     responses((status = 200, description = "The catalog", body = Catalog), Always)
 )]
 #[get("/v1/catalog")]

@@ -2,7 +2,7 @@
 
 use actix_files::NamedFile;
 use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use actix_web::web::{Data, Json, Path, Payload, Query};
+use actix_web::web::{Data, Json, Path, Payload, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -15,6 +15,7 @@ use super::problem::{Problem, ProblemCode};
 use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use crate::datasets::content::Description;
+use crate::lifecycle::Caller;
 use crate::store::StoreError;
 use crate::store::datasets::{self, DatasetRow, Deleted};
 use crate::study::upload::{ArrayLayout, UploadFormat, UploadOptions, UploadTask};
@@ -110,6 +111,7 @@ pub struct UploadQuery {
 #[utoipa::path(
     operation_id = "upload_dataset",
     tag = "datasets",
+    security(("token" = ["write"])),
     params(
         UploadQuery,
         ("Repr-Digest" = Option<String>, Header, description = "`sha-256=:BASE64:`, the digest of the file (RFC 9530)"),
@@ -127,6 +129,7 @@ pub struct UploadQuery {
 #[post("/v1/datasets")]
 pub async fn upload_dataset(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     request: HttpRequest,
     query: Query<UploadQuery>,
     body: Payload,
@@ -142,7 +145,7 @@ pub async fn upload_dataset(
         }
         .into());
     }
-    let new = new_dataset(&api, &request, query.into_inner())?;
+    let new = new_dataset(&caller, &request, query.into_inner())?;
     if let Some(known) = uploads.known(&new).await? {
         return answer(Uploaded {
             dataset: known,
@@ -165,7 +168,7 @@ fn answer(uploaded: Uploaded) -> Result<HttpResponse, Problem> {
 }
 
 fn new_dataset(
-    api: &Api,
+    caller: &Caller,
     request: &HttpRequest,
     query: UploadQuery,
 ) -> Result<NewDataset, Problem> {
@@ -195,8 +198,8 @@ fn new_dataset(
         ));
     }
     Ok(NewDataset {
-        project: api.caller.project.clone(),
-        created_by: api.caller.name.clone(),
+        project: caller.project.clone(),
+        created_by: caller.name.clone(),
         name,
         options: UploadOptions {
             format,
@@ -274,6 +277,7 @@ pub struct ListDatasetsQuery {
 #[utoipa::path(
     operation_id = "list_datasets",
     tag = "datasets",
+    security(("token" = ["read"])),
     params(ListDatasetsQuery),
     responses(
         (status = 200, description = "A page of data sets", body = Page<DatasetAnswer>),
@@ -284,11 +288,12 @@ pub struct ListDatasetsQuery {
 #[get("/v1/datasets")]
 pub async fn list_datasets(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     query: Query<ListDatasetsQuery>,
 ) -> Result<Json<Page<DatasetAnswer>>, Problem> {
     let page = PageRequest::<DatasetId>::new(query.page_size, query.page_token.as_deref())?;
     let mut conn = api.context.database.connection().await?;
-    let rows = datasets::list(&mut conn, &api.caller.project, page.after, page.limit()).await?;
+    let rows = datasets::list(&mut conn, &caller.project, page.after, page.limit()).await?;
     let items = rows
         .into_iter()
         .map(DatasetAnswer::new)
@@ -296,9 +301,9 @@ pub async fn list_datasets(
     Ok(Json(page.page(items, |dataset| dataset.id)))
 }
 
-async fn find(api: &Api, id: DatasetId) -> Result<DatasetRow, Problem> {
+async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, Problem> {
     let mut conn = api.context.database.connection().await?;
-    datasets::find(&mut conn, &api.caller.project, id)
+    datasets::find(&mut conn, &caller.project, id)
         .await?
         .ok_or_else(|| Problem::not_found("data set"))
 }
@@ -309,6 +314,7 @@ async fn find(api: &Api, id: DatasetId) -> Result<DatasetRow, Problem> {
 #[utoipa::path(
     operation_id = "get_dataset",
     tag = "datasets",
+    security(("token" = ["read"])),
     params(("id" = DatasetId, Path, description = "The data set")),
     responses(
         (status = 200, description = "The data set", body = DatasetAnswer),
@@ -319,17 +325,20 @@ async fn find(api: &Api, id: DatasetId) -> Result<DatasetRow, Problem> {
 #[get("/v1/datasets/{id}")]
 pub async fn get_dataset(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<DatasetId>,
 ) -> Result<Json<DatasetAnswer>, Problem> {
-    Ok(Json(DatasetAnswer::new(find(&api, *id).await?)?))
+    Ok(Json(DatasetAnswer::new(find(&api, &caller, *id).await?)?))
 }
 
 /// Fetch a data set's content
 ///
-/// The stored form, whole or in ranges, for workers on other machines. Its ETag is its SHA-256.
+/// The stored form, whole or in ranges, for workers on other machines. Its ETag is its SHA-256. A worker that is bound to
+/// no project gets the content of any.
 #[utoipa::path(
     operation_id = "get_dataset_content",
     tag = "datasets",
+    security(("token" = ["work"])),
     params(("id" = DatasetId, Path, description = "The data set")),
     responses(
         (status = 200, description = "The stored form", body = Vec<u8>, content_type = "application/octet-stream"),
@@ -342,10 +351,16 @@ pub async fn get_dataset(
 #[get("/v1/datasets/{id}/content")]
 pub async fn get_dataset_content(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     request: HttpRequest,
     id: Path<DatasetId>,
 ) -> Result<HttpResponse, Problem> {
-    let row = find(&api, *id).await?;
+    let row = {
+        let mut conn = api.context.database.connection().await?;
+        datasets::find_for_work(&mut conn, caller.project_filter(), *id)
+            .await?
+            .ok_or_else(|| Problem::not_found("data set"))?
+    };
     let file = api
         .uploads
         .library()
@@ -364,6 +379,7 @@ pub async fn get_dataset_content(
 #[utoipa::path(
     operation_id = "delete_dataset",
     tag = "datasets",
+    security(("token" = ["write"])),
     params(("id" = DatasetId, Path, description = "The data set")),
     responses(
         (status = 204, description = "It is gone"),
@@ -373,8 +389,12 @@ pub async fn get_dataset_content(
     )
 )]
 #[delete("/v1/datasets/{id}")]
-pub async fn delete_dataset(api: Data<Api>, id: Path<DatasetId>) -> Result<HttpResponse, Problem> {
-    match api.uploads.delete(&api.caller.project, *id).await? {
+pub async fn delete_dataset(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<DatasetId>,
+) -> Result<HttpResponse, Problem> {
+    match api.uploads.delete(&caller.project, *id).await? {
         Deleted::WithContent(_) | Deleted::ContentStays => Ok(HttpResponse::NoContent().finish()),
         Deleted::NotFound => Err(Problem::not_found("data set")),
         Deleted::InUse(studies) => Err(Problem::new(

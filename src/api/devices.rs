@@ -73,6 +73,7 @@ pub struct Devices {
 #[utoipa::path(
     operation_id = "list_devices",
     tag = "devices",
+    security(("token" = ["read"])),
     responses(
         (status = 200, description = "The devices", body = Devices),
         Always,

@@ -1,7 +1,7 @@
 //! Raw measurements: JSON in pages, or all of them as CSV or NDJSON, streamed.
 
 use actix_web::http::header::ACCEPT;
-use actix_web::web::{Bytes, Data, Path, Query};
+use actix_web::web::{Bytes, Data, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, get};
 use futures::stream;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use super::problem::Problem;
 use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use super::studies;
+use crate::lifecycle::Caller;
 use crate::probe::ProbeKind;
 use crate::store::StoreError;
 use crate::store::connection::Database;
@@ -102,6 +103,7 @@ const CHUNK: i64 = 2000;
 #[utoipa::path(
     operation_id = "list_measurements",
     tag = "measurements",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study"), ListMeasurementsQuery),
     responses(
         (status = 200, description = "Measurements", content(
@@ -118,6 +120,7 @@ const CHUNK: i64 = 2000;
 #[get("/v1/studies/{id}/measurements")]
 pub async fn list_measurements(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     request: HttpRequest,
     id: Path<StudyId>,
     query: Query<ListMeasurementsQuery>,
@@ -125,7 +128,7 @@ pub async fn list_measurements(
     let format = format(&request)?;
     let query = query.into_inner();
     let page = PageRequest::<Key>::new(query.page_size, query.page_token.as_deref())?;
-    let study = studies::find(&api, *id).await?;
+    let study = studies::find(&api, &caller, *id).await?;
     let filter = MeasurementFilter {
         metric: query.metric,
         kind: query.kind,

@@ -41,6 +41,7 @@ fn answer(text: String) -> HttpResponse {
 #[utoipa::path(
     operation_id = "get_instance_metrics",
     tag = "operations",
+    security(("token" = ["read"])),
     responses(
         (status = 200, description = "Prometheus text format", body = String, content_type = "text/plain"),
         Always,
@@ -68,6 +69,7 @@ pub async fn get_instance_metrics(api: Data<Api>) -> Result<HttpResponse, Proble
 #[utoipa::path(
     operation_id = "get_service_metrics",
     tag = "operations",
+    security(("token" = ["read"])),
     responses(
         (status = 200, description = "Prometheus text format", body = String, content_type = "text/plain"),
         Always,

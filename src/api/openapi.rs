@@ -2,12 +2,17 @@
 
 use actix_web::App;
 use utoipa::OpenApi;
+use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{Object, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr, Required};
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::problem::{Problem, ProblemCode};
 use super::{
-    answers, catalog, datasets, devices, health, measurements, metrics, probes, revisions, studies,
+    answers, catalog, datasets, devices, health, measurements, metrics, probes, responses,
+    revisions, studies,
 };
 use crate::study::validation::Violation;
 
@@ -15,7 +20,7 @@ use crate::study::validation::Violation;
 #[openapi(
     info(
         title = "Trialhead",
-        description = "Measures where a deep-learning project should start: post a study (a workload, an optimizer, a device), and short training probes answer which batch sizes fit, what throughput each gives, and which one to begin with.\n\nErrors are RFC 9457 problem details with a stable `code`; lists come in pages by `page_size` and `page_token`; times are RFC 3339 in UTC, durations `…_secs`, sizes `…_bytes`. Unknown fields are refused.",
+        description = "Measures where a deep-learning project should start: post a study (a workload, an optimizer, a device), and short training probes answer which batch sizes fit, what throughput each gives, and which one to begin with.\n\nErrors are RFC 9457 problem details with a stable `code`; lists come in pages by `page_size` and `page_token`; times are RFC 3339 in UTC, durations `…_secs`, sizes `…_bytes`. Unknown fields are refused.\n\nBeyond loopback every operation but health and readiness needs an access token (`Authorization: Bearer …`) with the scope it names. What belongs to another project is answered with 404.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT")
     ),
     tags(
@@ -63,36 +68,84 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
 }
 
 /// The contract.
-pub fn document() -> utoipa::openapi::OpenApi {
-    let (_, document) = App::new()
+pub fn document() -> OpenApiDocument {
+    let (_, mut document) = App::new()
         .into_utoipa_app()
         .openapi(Base::openapi())
         .configure(operations)
         .split_for_parts();
     document
+        .components
+        .get_or_insert_default()
+        .add_security_scheme("token", token_scheme());
+    for (path, item) in &mut document.paths.paths {
+        let methods = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.post,
+            &mut item.delete,
+            &mut item.patch,
+        ];
+        for operation in methods.into_iter().flatten() {
+            document_access(path, operation);
+        }
+    }
+    document
 }
 
-/// The methods of each path, for answers to a wrong one: (segments, `GET, POST`).
-pub fn methods_by_path(document: &utoipa::openapi::OpenApi) -> Vec<(Vec<String>, String)> {
-    document
-        .paths
-        .paths
-        .iter()
-        .map(|(path, item)| {
-            let methods = [
-                ("GET", item.get.is_some()),
-                ("POST", item.post.is_some()),
-                ("PUT", item.put.is_some()),
-                ("DELETE", item.delete.is_some()),
-            ];
-            let allowed: Vec<&str> = methods
-                .into_iter()
-                .filter_map(|(name, has)| has.then_some(name))
-                .collect();
-            (
-                path.split('/').map(ToOwned::to_owned).collect(),
-                allowed.join(", "),
-            )
-        })
-        .collect()
+fn token_scheme() -> SecurityScheme {
+    SecurityScheme::Http(
+        HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("trialhead_<id>_<secret>")
+            .description(Some(
+                "An access token, made by `trialhead token create`. Every operation names the scope it needs; `admin` stands for all. Needed as soon as the service listens beyond loopback; a token that is sent is checked in any case.",
+            ))
+            .build(),
+    )
+}
+
+/// What every operation with a scope can answer, and which project it is for: said here once for all of them.
+fn document_access(path: &str, operation: &mut Operation) {
+    let Some(scope) = scope(operation) else {
+        return;
+    };
+    let responses = &mut operation.responses.responses;
+    responses.insert(
+        "401".into(),
+        responses::problem("An access token is missing, malformed, unknown, expired or revoked; WWW-Authenticate says how to send one"),
+    );
+    responses.insert(
+        "403".into(),
+        responses::problem(&format!(
+            "The access token lacks the scope `{scope}`, or the Host header is not one that this service answers to"
+        )),
+    );
+    let too_many =
+        "Too many wrong access tokens came from the caller's address; try again after Retry-After";
+    let too_many = match responses.get("429") {
+        Some(RefOr::T(own)) => format!("{}; or: {too_many}", own.description),
+        _ => too_many.to_owned(),
+    };
+    responses.insert("429".into(), responses::problem(&too_many));
+    if path.starts_with("/v1/") {
+        operation.parameters.get_or_insert_default().push(
+            ParameterBuilder::new()
+                .name("Trialhead-Project")
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(
+                    "The project, for callers whose token is bound to none; default: `default`",
+                ))
+                .schema(Some(Object::with_type(Type::String)))
+                .build()
+                .into(),
+        );
+    }
+}
+
+/// The scope that an operation needs; none for a public one.
+fn scope(operation: &Operation) -> Option<String> {
+    let security = serde_json::to_value(operation.security.as_ref()?).ok()?;
+    Some(security[0]["token"][0].as_str()?.to_owned())
 }

@@ -1,7 +1,7 @@
 //! Probes: what was run, why, where it stands, how it ended.
 
 use actix_web::get;
-use actix_web::web::{Data, Json, Path, Query};
+use actix_web::web::{Data, Json, Path, Query, ReqData};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -12,6 +12,7 @@ use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use super::studies;
 use crate::analysis::MemoryPrediction;
+use crate::lifecycle::Caller;
 use crate::probe::{ProbeKind, ProbeSpec, ProbeState};
 use crate::store::StoreError;
 use crate::store::probes::{self, PlaceRow, ProbeFilter, ProbeRow};
@@ -148,6 +149,7 @@ pub struct ListProbesQuery {
 #[utoipa::path(
     operation_id = "list_probes",
     tag = "probes",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study"), ListProbesQuery),
     responses(
         (status = 200, description = "A page of probes", body = Page<PlannedProbe>),
@@ -159,11 +161,12 @@ pub struct ListProbesQuery {
 #[get("/v1/studies/{id}/probes")]
 pub async fn list_probes(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<StudyId>,
     query: Query<ListProbesQuery>,
 ) -> Result<Json<Page<PlannedProbe>>, Problem> {
     let page = PageRequest::<(i32, i32)>::new(query.page_size, query.page_token.as_deref())?;
-    let study = studies::find(&api, *id).await?;
+    let study = studies::find(&api, &caller, *id).await?;
     let filter = ProbeFilter {
         state: query.state,
         kind: query.kind,
@@ -197,6 +200,7 @@ fn planned((place, row): (PlaceRow, ProbeRow)) -> Result<PlannedProbe, StoreErro
 #[utoipa::path(
     operation_id = "get_probe",
     tag = "probes",
+    security(("token" = ["read"])),
     params(("id" = ProbeId, Path, description = "The probe")),
     responses(
         (status = 200, description = "The probe", body = Probe),
@@ -205,9 +209,13 @@ fn planned((place, row): (PlaceRow, ProbeRow)) -> Result<PlannedProbe, StoreErro
     )
 )]
 #[get("/v1/probes/{id}")]
-pub async fn get_probe(api: Data<Api>, id: Path<ProbeId>) -> Result<Json<Probe>, Problem> {
+pub async fn get_probe(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<ProbeId>,
+) -> Result<Json<Probe>, Problem> {
     let mut conn = api.context.database.connection().await?;
-    let row = probes::find(&mut conn, &api.caller.project, *id)
+    let row = probes::find(&mut conn, &caller.project, *id)
         .await?
         .ok_or_else(|| Problem::not_found("probe"))?;
     Ok(Json(row.try_into()?))

@@ -3,18 +3,22 @@
 use std::fmt;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::access::{Refused, Scope};
 use crate::lifecycle::{CreateError, EndError, ReviseError};
 use crate::store::StoreError;
 use crate::study::validation::{Rejected, Violation};
 use crate::uploads::UploadError;
 
 /// Seconds after which a request is worth sending again.
-const RETRY_SECS: u32 = 2;
+const RETRY_SECS: u64 = 2;
+
+/// How a caller says who it is.
+const CHALLENGE: &str = "Bearer realm=\"trialhead\"";
 
 /// Declares the codes: variant, name in JSON, status, title.
 macro_rules! codes {
@@ -27,7 +31,8 @@ macro_rules! codes {
         }
 
         impl ProblemCode {
-            fn as_str(self) -> &'static str {
+            /// The name in JSON.
+            pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
@@ -51,6 +56,18 @@ codes! {
     HostNotAllowed = "host_not_allowed", FORBIDDEN, "Not this host";
     /// A browser sent the request for another site.
     CrossSite = "cross_site", FORBIDDEN, "Not from another site";
+    /// The operation needs an access token.
+    TokenMissing = "token_missing", UNAUTHORIZED, "An access token is needed";
+    /// What was sent is no access token.
+    TokenMalformed = "token_malformed", UNAUTHORIZED, "That is no access token";
+    /// There is no such access token, or its secret is wrong.
+    TokenUnknown = "token_unknown", UNAUTHORIZED, "No such access token";
+    /// The access token has expired.
+    TokenExpired = "token_expired", UNAUTHORIZED, "The access token has expired";
+    /// The access token was revoked.
+    TokenRevoked = "token_revoked", UNAUTHORIZED, "The access token was revoked";
+    /// The access token does not allow this operation.
+    InsufficientScope = "insufficient_scope", FORBIDDEN, "The access token does not allow this";
     /// There is no such route or thing.
     NotFound = "not_found", NOT_FOUND, "Not found";
     /// The route exists, but not with this method.
@@ -87,6 +104,8 @@ codes! {
     TooManyStudies = "too_many_studies", TOO_MANY_REQUESTS, "Too many active studies";
     /// As many uploads are under way as may be.
     TooManyUploads = "too_many_uploads", TOO_MANY_REQUESTS, "Too many uploads at once";
+    /// Too many wrong access tokens came from the same peer.
+    TooManyFailures = "too_many_failures", TOO_MANY_REQUESTS, "Too many wrong access tokens";
     /// A defect of the service.
     Internal = "internal", INTERNAL_SERVER_ERROR, "The service failed";
     /// The database is away or the service is shutting down.
@@ -127,6 +146,14 @@ pub struct Problem {
     #[serde(skip)]
     #[schema(ignore)]
     pub allow: Option<String>,
+    /// How the caller can say who it is.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub challenge: Option<String>,
+    /// Seconds to wait, where they are known.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub retry_after_secs: Option<u64>,
 }
 
 impl Problem {
@@ -141,12 +168,42 @@ impl Problem {
             code,
             errors: Vec::new(),
             allow: None,
+            challenge: None,
+            retry_after_secs: None,
         }
     }
 
     /// A thing that does not exist in the caller's project.
     pub fn not_found(what: &str) -> Self {
         Self::new(ProblemCode::NotFound, format!("there is no such {what}"))
+    }
+
+    /// Nobody is known to have asked. Says how to ask (RFC 6750).
+    pub fn unauthorized(code: ProblemCode, detail: &str) -> Self {
+        let challenge = match code {
+            ProblemCode::TokenMissing => CHALLENGE.to_owned(),
+            _ => format!(
+                "{CHALLENGE}, error=\"invalid_token\", error_description=\"{}\"",
+                code.title()
+            ),
+        };
+        Self {
+            challenge: Some(challenge),
+            ..Self::new(code, detail)
+        }
+    }
+
+    /// The access token lacks the scope that is needed.
+    pub fn insufficient_scope(needed: Scope) -> Self {
+        Self {
+            challenge: Some(format!(
+                "{CHALLENGE}, error=\"insufficient_scope\", scope=\"{needed}\""
+            )),
+            ..Self::new(
+                ProblemCode::InsufficientScope,
+                format!("this needs an access token with the scope {needed}"),
+            )
+        }
     }
 
     /// A query parameter or header with a value that is not allowed.
@@ -221,11 +278,16 @@ impl Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = HttpResponse::build(status);
         response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
-        if matches!(
+        let is_for_later = matches!(
             self.code,
             ProblemCode::TooManyStudies | ProblemCode::TooManyUploads | ProblemCode::Unavailable
-        ) {
-            response.insert_header((RETRY_AFTER, RETRY_SECS.to_string()));
+        );
+        let retry_after = self.retry_after_secs.or(is_for_later.then_some(RETRY_SECS));
+        if let Some(secs) = retry_after {
+            response.insert_header((RETRY_AFTER, secs.to_string()));
+        }
+        if let Some(challenge) = &self.challenge {
+            response.insert_header((WWW_AUTHENTICATE, challenge.as_str()));
         }
         if let Some(allow) = &self.allow {
             response.insert_header((ALLOW, allow.as_str()));
@@ -264,6 +326,31 @@ impl From<StoreError> for Problem {
         }
         tracing::error!(%error, "a request failed");
         Self::internal()
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let (code, detail) = match refused {
+            Refused::Malformed => (
+                ProblemCode::TokenMalformed,
+                "send `Authorization: Bearer trialhead_…` with the whole token, as `trialhead token create` printed it",
+            ),
+            Refused::Unknown => (
+                ProblemCode::TokenUnknown,
+                "there is no such token here: is it of another service, or mistyped?",
+            ),
+            Refused::Expired => (
+                ProblemCode::TokenExpired,
+                "make a new one with `trialhead token create`",
+            ),
+            Refused::Revoked => (
+                ProblemCode::TokenRevoked,
+                "make a new one with `trialhead token create`",
+            ),
+            Refused::Store(error) => return error.into(),
+        };
+        Self::unauthorized(code, detail)
     }
 }
 

@@ -6,7 +6,7 @@ use utoipa::IntoResponses;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 
 /// One documented problem: its status and when it comes.
-fn problem(description: &str) -> RefOr<Response> {
+pub fn problem(description: &str) -> RefOr<Response> {
     ResponseBuilder::new()
         .description(description)
         .content(

@@ -1,7 +1,7 @@
 //! Revisions: changing a study's definition, with what that makes stale and what it costs said before.
 
 use actix_web::http::header::{ETAG, IF_MATCH};
-use actix_web::web::{Bytes, Data, Json, Path, Query};
+use actix_web::web::{Bytes, Data, Json, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, get, put};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use super::studies::{self, Study};
 use crate::lifecycle::revise::Consequences;
-use crate::lifecycle::{self, Expected};
+use crate::lifecycle::{self, Caller, Expected};
 use crate::plan::DryRun;
 use crate::recommendation::Topic;
 use crate::store::StoreError;
@@ -107,6 +107,7 @@ impl RevisionAnswer {
 #[utoipa::path(
     operation_id = "update_study_definition",
     tag = "studies",
+    security(("token" = ["write"])),
     params(
         ("id" = StudyId, Path, description = "The study"),
         UpdateDefinitionQuery,
@@ -128,19 +129,18 @@ impl RevisionAnswer {
 #[put("/v1/studies/{id}/definition")]
 pub async fn update_study_definition(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     request: HttpRequest,
     id: Path<StudyId>,
     query: Query<UpdateDefinitionQuery>,
     body: Bytes,
 ) -> Result<HttpResponse, Problem> {
-    studies::must_be_json(&request)?;
     let expected = if_match(&request)?;
     let (row, answer) = if query.dry_run {
-        let it =
-            lifecycle::forecast_revision(&api.context, &api.caller, *id, &body, &expected).await?;
+        let it = lifecycle::forecast_revision(&api.context, &caller, *id, &body, &expected).await?;
         (it.study, (it.definition, it.consequences, Some(it.plan)))
     } else {
-        let it = lifecycle::revise(&api.context, &api.caller, *id, &body, &expected).await?;
+        let it = lifecycle::revise(&api.context, &caller, *id, &body, &expected).await?;
         (it.study, (it.definition, it.consequences, None))
     };
     let (definition, consequences, plan) = answer;
@@ -215,6 +215,7 @@ pub struct StudyRevision {
 #[utoipa::path(
     operation_id = "list_study_revisions",
     tag = "studies",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study"), ListRevisionsQuery),
     responses(
         (status = 200, description = "A page of revisions", body = Page<StudyRevision>),
@@ -226,12 +227,13 @@ pub struct StudyRevision {
 #[get("/v1/studies/{id}/revisions")]
 pub async fn list_study_revisions(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<StudyId>,
     query: Query<ListRevisionsQuery>,
 ) -> Result<Json<Page<StudyRevision>>, Problem> {
     let query = query.into_inner();
     let page = PageRequest::<i32>::new(query.page_size, query.page_token.as_deref())?;
-    studies::find(&api, *id).await?;
+    studies::find(&api, &caller, *id).await?;
     let mut conn = api.context.database.connection().await?;
     // One more than is shown: what the last one of the page changed is seen against the one before it.
     let rows = study_store::revisions(&mut conn, *id, page.after, page.limit() + 1).await?;

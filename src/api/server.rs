@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::body::{BoxBody, MessageBody};
@@ -22,10 +21,11 @@ use utoipa_swagger_ui::SwaggerUi;
 use uuid::Uuid;
 
 use super::access::Access;
-use super::openapi;
+use super::operations::Operations;
 use super::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use super::state::Api;
-use crate::lifecycle::{Caller, Context};
+use super::{metrics, openapi};
+use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::settings::Settings;
 use crate::uploads::Uploads;
@@ -45,6 +45,13 @@ const SECURITY_HEADERS: [(&str, &str); 4] = [
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
+    main: Listener,
+    /// Of the metrics, where they have one.
+    metrics: Option<Listener>,
+}
+
+#[derive(Debug)]
+struct Listener {
     address: SocketAddr,
     handle: ServerHandle,
     serving: tokio::task::JoinHandle<io::Result<()>>,
@@ -54,13 +61,17 @@ impl Server {
     /// Binds and serves.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// When an address cannot be bound.
     pub fn start(
         settings: &Settings,
         context: Context,
         uploads: Uploads,
         metrics: InstanceMetrics,
     ) -> io::Result<Self> {
+        let document = openapi::document();
+        let all = Operations::of(&serde_json::to_value(&document)?).map_err(io::Error::other)?;
+        let database = context.database.clone();
+        let failures = metrics.refused_tokens_total.clone();
         let http_metrics = PrometheusMetricsBuilder::new("trialhead")
             .registry(metrics.registry.clone())
             .mask_unmatched_patterns("unmatched")
@@ -69,16 +80,27 @@ impl Server {
         let api = Data::new(Api {
             context,
             uploads,
-            caller: Caller::default(),
             metrics,
             service_metrics: Mutex::new(None),
             service_metrics_cache: Duration::from_secs_f64(
                 settings.api.service_metrics_cache_secs.max(0.0),
             ),
         });
-        let access = Data::new(Access::new(settings.listen, &settings.api.allowed_hosts));
-        let document = openapi::document();
-        let routes: Data<Routes> = Data::from(Arc::new(openapi::methods_by_path(&document)));
+        let metrics = match settings.api.metrics_listen {
+            None => None,
+            Some(listen) => {
+                let operations = all.clone().metrics_alone();
+                let database = database.clone();
+                let failures = failures.clone();
+                let access = Access::metrics(settings, listen, operations, database, failures);
+                Some(serve_metrics(settings, listen, api.clone(), access)?)
+            }
+        };
+        let operations = match metrics {
+            None => all,
+            Some(_) => all.without_metrics(),
+        };
+        let access = Data::new(Access::new(settings, operations, database, failures));
         let max_body = settings.api.max_body_bytes;
         let mut server = HttpServer::new(move || {
             App::new()
@@ -86,7 +108,6 @@ impl Server {
                 .map(|app| {
                     app.app_data(api.clone())
                         .app_data(access.clone())
-                        .app_data(routes.clone())
                         .app_data(PayloadConfig::new(max_body))
                         .app_data(PathConfig::default().error_handler(|_, _| {
                             Problem::not_found("thing: the id is not a UUID").into()
@@ -111,22 +132,21 @@ impl Server {
             server = server.workers(threads.max(1));
         }
         let server = server.bind(settings.listen)?;
-        let address = server
-            .addrs()
-            .first()
-            .copied()
-            .ok_or_else(|| io::Error::other("no address was bound"))?;
-        let running = server.run();
+        let addresses = server.addrs();
         Ok(Self {
-            address,
-            handle: running.handle(),
-            serving: tokio::spawn(running),
+            main: Listener::of(&addresses, server.run())?,
+            metrics,
         })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.main.address
+    }
+
+    /// Where the metrics are, if they have a listener of their own.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|listener| listener.address)
     }
 
     /// Resolves when it has ended by itself.
@@ -134,42 +154,67 @@ impl Server {
     /// # Errors
     /// Those of the server.
     pub async fn ended(&mut self) -> io::Result<()> {
-        (&mut self.serving).await.map_err(io::Error::other)?
+        let serving = &mut self.main.serving;
+        let ended = match &mut self.metrics {
+            None => serving.await,
+            Some(metrics) => tokio::select! {
+                ended = serving => ended,
+                ended = &mut metrics.serving => ended,
+            },
+        };
+        ended.map_err(io::Error::other)?
     }
 
     /// Takes no more requests and lets those under way finish.
     pub async fn stop(&self) {
-        self.handle.stop(true).await;
+        self.main.handle.stop(true).await;
+        if let Some(metrics) = &self.metrics {
+            metrics.handle.stop(true).await;
+        }
     }
 }
 
-/// Every path with its methods.
-type Routes = Vec<(Vec<String>, String)>;
+impl Listener {
+    fn of(addresses: &[SocketAddr], running: actix_web::dev::Server) -> io::Result<Self> {
+        let address = addresses.first().copied();
+        Ok(Self {
+            address: address.ok_or_else(|| io::Error::other("no address was bound"))?,
+            handle: running.handle(),
+            serving: tokio::spawn(running),
+        })
+    }
+}
 
-/// 405 where the path exists with other methods, else 404.
-async fn no_such_route(request: HttpRequest, routes: Data<Routes>) -> HttpResponse {
-    let asked: Vec<&str> = request.path().split('/').collect();
-    let allowed = routes.iter().find(|(path, _)| {
-        path.len() == asked.len()
-            && path
-                .iter()
-                .zip(&asked)
-                .all(|(segment, asked)| segment.starts_with('{') || segment == asked)
-    });
-    let problem = match allowed {
-        Some((_, methods)) => Problem {
-            allow: Some(methods.clone()),
-            ..Problem::new(
-                ProblemCode::MethodNotAllowed,
-                format!(
-                    "{} is not one of this route's methods: {methods}",
-                    request.method()
-                ),
-            )
-        },
-        None => Problem::not_found("route; /docs lists them all"),
-    };
-    problem.response(Some(request.path()))
+/// Serves the metrics alone, for whoever reaches the address.
+fn serve_metrics(
+    settings: &Settings,
+    listen: SocketAddr,
+    api: Data<Api>,
+    access: Access,
+) -> io::Result<Listener> {
+    let access = Data::new(access);
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(api.clone())
+            .app_data(access.clone())
+            .service(metrics::get_instance_metrics)
+            .service(metrics::get_service_metrics)
+            .default_service(web::to(no_such_route))
+            .wrap(from_fn(pass))
+    })
+    .workers(1)
+    .max_connections(settings.api.max_connections)
+    .client_request_timeout(Duration::from_secs(settings.api.request_timeout_secs))
+    .shutdown_timeout(5)
+    .disable_signals()
+    .bind(listen)?;
+    let addresses = server.addrs();
+    Listener::of(&addresses, server.run())
+}
+
+/// Whatever is not in the document was answered before it came here.
+async fn no_such_route(request: HttpRequest) -> HttpResponse {
+    Problem::not_found("route; /docs lists them all").response(Some(request.path()))
 }
 
 /// What every request passes: its id and log span, access, panics, problems, security headers.
@@ -179,7 +224,7 @@ async fn pass(
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let id = request_id(&request);
     let path = request.path().to_owned();
-    let span = tracing::info_span!("request", method = %request.method(), path, request_id = %id.to_str().unwrap_or_default());
+    let span = tracing::info_span!("request", method = %request.method(), path, request_id = %id.to_str().unwrap_or_default(), caller = tracing::field::Empty);
     match answer(request, next, &path).instrument(span.clone()).await {
         Ok(mut response) => {
             span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
@@ -211,13 +256,7 @@ async fn answer(
     path: &str,
 ) -> Result<ServiceResponse<BoxBody>, Problem> {
     let refused = match request.app_data::<Data<Access>>() {
-        Some(access) => access
-            .check(
-                request.method(),
-                request.connection_info().host(),
-                request.headers(),
-            )
-            .err(),
+        Some(access) => access.admit(&request).await.err(),
         None => Some(Problem::internal()),
     };
     if let Some(problem) = refused {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use crate::lifecycle::{Caller, Context};
+use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::uploads::Uploads;
 
@@ -15,8 +15,6 @@ pub struct Api {
     pub context: Context,
     /// Takes uploads and has their contents.
     pub uploads: Uploads,
-    /// Who asks. There are no tokens yet: everybody is the same caller.
-    pub caller: Caller,
     /// Metrics of this instance.
     pub metrics: InstanceMetrics,
     /// The service's metrics as last read, and when.

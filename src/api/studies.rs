@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use actix_web::http::header::{CONTENT_TYPE, ETAG, LOCATION};
-use actix_web::web::{Bytes, Data, Json, Path, Query};
+use actix_web::http::header::{ETAG, LOCATION};
+use actix_web::web::{Bytes, Data, Json, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -11,11 +11,11 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::pagination::{Page, PageRequest};
-use super::problem::{Problem, ProblemCode};
+use super::problem::Problem;
 use super::responses::{Always, Conflict, InvalidQuery, Missing};
 use super::revisions;
 use super::state::Api;
-use crate::lifecycle;
+use crate::lifecycle::{self, Caller};
 use crate::plan::DryRun;
 use crate::store::studies::{self, ProbeCounts, StudyFilter, StudyRow};
 use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyRequest, StudyState};
@@ -177,9 +177,9 @@ pub(super) async fn one(api: &Api, row: StudyRow) -> Result<Study, Problem> {
 }
 
 /// A study of the caller's project, or 404.
-pub async fn find(api: &Api, id: StudyId) -> Result<StudyRow, Problem> {
+pub async fn find(api: &Api, caller: &Caller, id: StudyId) -> Result<StudyRow, Problem> {
     let mut conn = api.context.database.connection().await?;
-    studies::find(&mut conn, &api.caller.project, id)
+    studies::find(&mut conn, &caller.project, id)
         .await?
         .ok_or_else(|| Problem::not_found("study"))
 }
@@ -213,6 +213,7 @@ pub struct DryRunAnswer {
 #[utoipa::path(
     operation_id = "create_study",
     tag = "studies",
+    security(("token" = ["write"])),
     params(
         CreateStudyQuery,
         ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat; 1 to 255 visible ASCII characters, kept 24 hours", min_length = 1, max_length = 255),
@@ -231,39 +232,21 @@ pub struct DryRunAnswer {
 #[post("/v1/studies")]
 pub async fn create_study(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     request: HttpRequest,
     query: Query<CreateStudyQuery>,
     body: Bytes,
 ) -> Result<HttpResponse, Problem> {
-    must_be_json(&request)?;
     if query.dry_run {
-        let (definition, plan) = lifecycle::dry_run(&api.context, &api.caller, &body).await?;
+        let (definition, plan) = lifecycle::dry_run(&api.context, &caller, &body).await?;
         return Ok(HttpResponse::Ok().json(DryRunAnswer { definition, plan }));
     }
     let key = idempotency_key(&request)?;
-    let created = lifecycle::create(&api.context, &api.caller, &body, key).await?;
+    let created = lifecycle::create(&api.context, &caller, &body, key).await?;
     let study = one(&api, created.study).await?;
     Ok(HttpResponse::Accepted()
         .insert_header((LOCATION, format!("/v1/studies/{}", study.id)))
         .json(study))
-}
-
-/// Another content type would let a page of another site post without being asked for leave.
-pub(super) fn must_be_json(request: &HttpRequest) -> Result<(), Problem> {
-    let is_json = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
-        .and_then(|kind| kind.split(';').next())
-        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-    if is_json {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            ProblemCode::UnsupportedMediaType,
-            "send the body with Content-Type: application/json",
-        ))
-    }
 }
 
 fn idempotency_key(request: &HttpRequest) -> Result<Option<&str>, Problem> {
@@ -302,6 +285,7 @@ pub struct ListStudiesQuery {
 #[utoipa::path(
     operation_id = "list_studies",
     tag = "studies",
+    security(("token" = ["read"])),
     params(ListStudiesQuery),
     responses(
         (status = 200, description = "A page of studies", body = Page<Study>),
@@ -312,6 +296,7 @@ pub struct ListStudiesQuery {
 #[get("/v1/studies")]
 pub async fn list_studies(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     query: Query<ListStudiesQuery>,
 ) -> Result<Json<Page<Study>>, Problem> {
     let query = query.into_inner();
@@ -323,7 +308,7 @@ pub async fn list_studies(
         before: page.after,
     };
     let mut conn = api.context.database.connection().await?;
-    let rows = studies::list(&mut conn, &api.caller.project, &filter, page.limit()).await?;
+    let rows = studies::list(&mut conn, &caller.project, &filter, page.limit()).await?;
     drop(conn);
     let studies = with_progress(&api, rows).await?;
     Ok(Json(page.page(studies, |study| study.id)))
@@ -348,6 +333,7 @@ fn labels(text: Option<&str>) -> Result<BTreeMap<String, String>, Problem> {
 #[utoipa::path(
     operation_id = "get_study",
     tag = "studies",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study")),
     responses(
         (status = 200, description = "The study", body = Study),
@@ -356,8 +342,12 @@ fn labels(text: Option<&str>) -> Result<BTreeMap<String, String>, Problem> {
     )
 )]
 #[get("/v1/studies/{id}")]
-pub async fn get_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Study>, Problem> {
-    let row = find(&api, *id).await?;
+pub async fn get_study(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<StudyId>,
+) -> Result<Json<Study>, Problem> {
+    let row = find(&api, &caller, *id).await?;
     Ok(Json(one(&api, row).await?))
 }
 
@@ -367,6 +357,7 @@ pub async fn get_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Study>,
 #[utoipa::path(
     operation_id = "get_study_definition",
     tag = "studies",
+    security(("token" = ["read"])),
     params(("id" = StudyId, Path, description = "The study")),
     responses(
         (status = 200, description = "The definition of the current revision", body = StudyDefinition, headers(("ETag" = String, description = "The revision; give it as If-Match to change the definition"))),
@@ -377,9 +368,10 @@ pub async fn get_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Study>,
 #[get("/v1/studies/{id}/definition")]
 pub async fn get_study_definition(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<StudyId>,
 ) -> Result<HttpResponse, Problem> {
-    let row = find(&api, *id).await?;
+    let row = find(&api, &caller, *id).await?;
     let mut conn = api.context.database.connection().await?;
     let definition = studies::definition(&mut conn, &row).await?;
     Ok(HttpResponse::Ok()
@@ -394,6 +386,7 @@ pub async fn get_study_definition(
 #[utoipa::path(
     operation_id = "cancel_study",
     tag = "studies",
+    security(("token" = ["write"])),
     params(("id" = StudyId, Path, description = "The study")),
     responses(
         (status = 200, description = "The study, cancelled", body = Study),
@@ -403,8 +396,12 @@ pub async fn get_study_definition(
     )
 )]
 #[post("/v1/studies/{id}/cancel")]
-pub async fn cancel_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Study>, Problem> {
-    let row = lifecycle::cancel(&api.context, &api.caller, *id).await?;
+pub async fn cancel_study(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<StudyId>,
+) -> Result<Json<Study>, Problem> {
+    let row = lifecycle::cancel(&api.context, &caller, *id).await?;
     Ok(Json(one(&api, row).await?))
 }
 
@@ -415,6 +412,7 @@ pub async fn cancel_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Stud
 #[utoipa::path(
     operation_id = "delete_study",
     tag = "studies",
+    security(("token" = ["write"])),
     params(("id" = StudyId, Path, description = "The study")),
     responses(
         (status = 204, description = "It is gone"),
@@ -424,7 +422,11 @@ pub async fn cancel_study(api: Data<Api>, id: Path<StudyId>) -> Result<Json<Stud
     )
 )]
 #[delete("/v1/studies/{id}")]
-pub async fn delete_study(api: Data<Api>, id: Path<StudyId>) -> Result<HttpResponse, Problem> {
-    lifecycle::delete(&api.context, &api.caller, *id).await?;
+pub async fn delete_study(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<StudyId>,
+) -> Result<HttpResponse, Problem> {
+    lifecycle::delete(&api.context, &caller, *id).await?;
     Ok(HttpResponse::NoContent().finish())
 }

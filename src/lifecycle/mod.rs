@@ -36,20 +36,34 @@ pub struct Context {
     pub alive_secs: f64,
 }
 
+/// The name of who asks without an access token.
+pub const ANONYMOUS: &str = "anonymous";
+
 /// Who asks, and for which project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// Everything a caller sees and reuses stays inside it.
     pub project: String,
-    /// Kept with what the caller makes.
+    /// Kept with what the caller makes: the name of its access token.
     pub name: String,
+    /// Whether the caller is bound to no project and has named none.
+    pub anywhere: bool,
+}
+
+impl Caller {
+    /// The project to which work that is handed out, and what it needs, is narrowed; none for a caller that may work for
+    /// all.
+    pub fn project_filter(&self) -> Option<&str> {
+        (!self.anywhere).then_some(self.project.as_str())
+    }
 }
 
 impl Default for Caller {
     fn default() -> Self {
         Self {
             project: "default".into(),
-            name: "anonymous".into(),
+            name: ANONYMOUS.into(),
+            anywhere: true,
         }
     }
 }

@@ -115,6 +115,22 @@ pub async fn find(
         .optional()?)
 }
 
+/// One data set, for a worker: of the project that it works for, or of any.
+pub async fn find_for_work(
+    conn: &mut AsyncPgConnection,
+    project: Option<&str>,
+    id: DatasetId,
+) -> Result<Option<DatasetRow>, StoreError> {
+    let mut query = datasets::table
+        .filter(datasets::id.eq(id.0))
+        .select(DatasetRow::as_select())
+        .into_boxed();
+    if let Some(project) = project {
+        query = query.filter(datasets::project.eq(project));
+    }
+    Ok(query.first(conn).await.optional()?)
+}
+
 /// The data sets of a project, newest first.
 pub async fn list(
     conn: &mut AsyncPgConnection,

@@ -14,6 +14,7 @@ pub mod recommendations;
 pub mod schema;
 pub mod service_metrics;
 pub mod studies;
+pub mod tokens;
 pub mod transaction;
 pub mod wake;
 

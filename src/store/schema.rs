@@ -178,6 +178,20 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    tokens (id) {
+        id -> Uuid,
+        name -> Text,
+        project -> Nullable<Text>,
+        scopes -> Array<Text>,
+        secret_sha256 -> Binary,
+        created_at -> Timestamptz,
+        expires_at -> Nullable<Timestamptz>,
+        revoked_at -> Nullable<Timestamptz>,
+        last_used_at -> Nullable<Timestamptz>,
+    }
+}
+
 diesel::joinable!(study_probes -> studies (study));
 diesel::joinable!(study_probes -> probes (probe));
 diesel::joinable!(measurements -> probes (probe));

@@ -7,7 +7,9 @@ mod postgres;
 #[path = "../support/service.rs"]
 mod service;
 
+mod access;
 mod answers;
+mod commands;
 mod contract;
 mod datasets;
 mod prescriptions;

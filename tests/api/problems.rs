@@ -200,6 +200,34 @@ async fn a_foreign_host_name_is_refused() {
     )
     .await;
     answer.problem(403, "host_not_allowed");
+    // A page that was rebound to this address may set any header but Host.
+    for name in ["x-forwarded-host", "forwarded"] {
+        let answer = Answer::of(
+            service
+                .http
+                .get(format!("{}/v1/studies", service.base))
+                .header("host", "attacker.example")
+                .header(name, "localhost")
+                .header("forwarded", "host=localhost"),
+        )
+        .await;
+        answer.problem(403, "host_not_allowed");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_may_not_write() {
+    let service = TestService::without_workers().await;
+    for (name, value) in [
+        ("sec-fetch-site", "cross-site"),
+        ("origin", "https://attacker.example"),
+    ] {
+        let url = format!("{}/v1/studies", service.base);
+        let post = service.http.post(url).header(name, value).json(&digits());
+        Answer::of(post).await.problem(403, "cross_site");
+    }
+    let list = service.get("/v1/studies").await.json();
+    assert_eq!(list["items"], json!([]), "nothing is stored");
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use trialhead::access::{self, NewToken, Scope};
 use trialhead::service::Service;
-use trialhead::settings::Settings;
+use trialhead::settings::{Settings, TokenRule};
 
 use super::postgres::TestDatabase;
 
@@ -16,6 +17,8 @@ pub const PATIENCE: Duration = Duration::from_secs(400);
 pub struct TestService {
     pub http: reqwest::Client,
     pub base: String,
+    /// Where the metrics are, when they have a listener of their own.
+    pub metrics: Option<String>,
     _service: Service,
     pub database: TestDatabase,
     folder: tempfile::TempDir,
@@ -67,8 +70,26 @@ pub fn settings(database_url: String, folder: &std::path::Path) -> Settings {
     settings
 }
 
+async fn token(
+    database: &TestDatabase,
+    name: &str,
+    scopes: &[Scope],
+    project: Option<&str>,
+) -> String {
+    let new = NewToken {
+        name: name.to_owned(),
+        scopes: scopes.to_vec(),
+        project: project.map(ToOwned::to_owned),
+        expires_in_days: None,
+    };
+    let (text, _) = access::create(database.database(), &new)
+        .await
+        .expect("a token");
+    text.reveal()
+}
+
 /// A client for plain HTTP; it insists on a TLS provider all the same.
-fn http_client() -> reqwest::Client {
+pub fn http_client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }
@@ -91,7 +112,29 @@ impl TestService {
 
     /// A service with settings of the test's own.
     pub async fn start(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::start_on(TestDatabase::create().await, change).await
+    }
+
+    /// A service without workers that needs tokens, and one that may do everything.
+    pub async fn guarded(change: impl FnOnce(&mut Settings)) -> (Self, String) {
         let database = TestDatabase::create().await;
+        let admin = token(&database, "admin", &[Scope::Admin], None).await;
+        let service = Self::start_on(database, |settings| {
+            settings.workers = 0;
+            settings.api.tokens = TokenRule::Required;
+            settings.api.token_cache_secs = 0.0;
+            change(settings);
+        })
+        .await;
+        (service, admin)
+    }
+
+    /// A token of this service.
+    pub async fn token(&self, name: &str, scopes: &[Scope], project: Option<&str>) -> String {
+        token(&self.database, name, scopes, project).await
+    }
+
+    async fn start_on(database: TestDatabase, change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = settings(database.url().to_owned(), folder.path());
         change(&mut settings);
@@ -99,6 +142,7 @@ impl TestService {
         Self {
             http: http_client(),
             base: format!("http://{}", service.address),
+            metrics: service.metrics_address.map(|it| format!("http://{it}")),
             _service: service,
             database,
             folder,

@@ -305,9 +305,18 @@ impl LocalServer {
 
     /// The address of a database in it.
     pub fn url_of(&self, database: &str) -> String {
-        let socket = encode(self.socket.as_os_str().as_encoded_bytes());
-        let database = encode(database.as_bytes());
-        format!("postgres://{SUPERUSER}@{socket}:{}/{database}", self.port)
+        url(&self.socket, self.port, database)
+    }
+
+    /// The address of the service's database in the server that another process runs with the same settings.
+    ///
+    /// # Errors
+    /// When its socket cannot be reached by this account.
+    pub fn url_beside(config: &LocalServerConfig) -> Result<String, LocalServerError> {
+        let layout = Layout::prepare(&config.data_dir)?;
+        let account = Account::choose(config.user.as_deref(), layout.owner())?;
+        let socket = cluster::socket_directory(&layout, &account, config.port)?;
+        Ok(url(&socket, config.port, DATABASE))
     }
 
     /// The directory of its socket.
@@ -332,6 +341,12 @@ fn ready(program: &Program) -> ServerState {
     ServerState::Ready {
         pid: program.child.id().unwrap_or_default(),
     }
+}
+
+fn url(socket: &Path, port: u16, database: &str) -> String {
+    let socket = encode(socket.as_os_str().as_encoded_bytes());
+    let database = encode(database.as_bytes());
+    format!("postgres://{SUPERUSER}@{socket}:{port}/{database}")
 }
 
 /// Percent-encodes everything that is not plainly allowed in a URL.

@@ -1,0 +1,338 @@
+//! The commands `token` and `serve` as the processes they are.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use trialhead::access::TokenText;
+
+use crate::postgres::{ServerDirectory, TestDatabase, execute};
+use crate::service::{Answer, PATIENCE, http_client};
+
+/// The program with nothing but these variables.
+fn program(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trialhead"));
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("NO_COLOR", "1")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    program(arguments, variables).output().expect("it runs")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+/// A running `trialhead serve`; killed when dropped.
+struct Serving {
+    child: Child,
+    base: String,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Serving {
+    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut child = program(arguments, variables)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let read = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let (said, lines) = mpsc::channel();
+        // Somebody must read on, or the service would wait for its own log.
+        std::thread::spawn(move || {
+            for line in read.map_while(Result::ok) {
+                if said.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut before = String::new();
+        let base = loop {
+            let line = lines
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("it ended before it served: {before}"));
+            if let Some((_, rest)) = line.split_once("serving on ") {
+                let address = rest.split(';').next().unwrap_or_default();
+                break address.replace("0.0.0.0", "127.0.0.1");
+            }
+            before.push_str(&line);
+            before.push('\n');
+        };
+        Self { child, base, lines }
+    }
+
+    async fn get(&self, path: &str, token: Option<&str>) -> Answer {
+        let mut request = http_client().get(format!("{}{path}", self.base));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        Answer::of(request).await
+    }
+
+    /// Ends it and gives what it has logged since it served.
+    fn stop(mut self) -> String {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        kill(pid, Signal::SIGTERM).expect("it is there");
+        self.child.wait().expect("it ends");
+        self.lines.iter().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_made_listed_and_revoked_on_the_command_line() {
+    let database = TestDatabase::create().await;
+    let variables = [
+        ("DATABASE_URL", database.url()),
+        ("TRIALHEAD_LOG__FILTER", "trace"),
+    ];
+    let made = run(
+        &[
+            "token",
+            "create",
+            "--name",
+            "nightly build",
+            "--scope",
+            "write",
+            "--scope",
+            "read",
+            "--project",
+            "vision",
+            "--expires-in-days",
+            "30",
+        ],
+        &variables,
+    );
+    // The token alone on stdout, and nowhere else.
+    let token = stdout(&made).strip_suffix('\n').expect("a line").to_owned();
+    let text = TokenText::parse(&token).expect("a token");
+    let secret = &token[token.len() - 43..];
+    let said = stderr(&made);
+    assert!(!said.contains(secret), "{said}");
+    assert!(said.contains(&text.id().to_string()), "{said}");
+    assert!(said.contains("not shown again"), "{said}");
+
+    let listed = run(&["token", "list"], &variables);
+    let table = stdout(&listed);
+    let line = table.lines().nth(1).expect("a line");
+    for part in [
+        &text.id().to_string(),
+        "nightly build",
+        "read,write",
+        "vision",
+        "live",
+    ] {
+        assert!(line.contains(part), "{part} in {table}");
+    }
+    let as_json = run(&["token", "list", "--json"], &variables);
+    let list: Value = serde_json::from_str(&stdout(&as_json)).expect("JSON");
+    assert_eq!(list.as_array().expect("a list").len(), 1);
+    assert_eq!(list[0]["id"], text.id().to_string());
+    assert_eq!(list[0]["scopes"], serde_json::json!(["read", "write"]));
+    assert_eq!(list[0]["last_used_at"], Value::Null);
+    assert!(list[0]["expires_at"].is_string());
+    for output in [&listed, &as_json] {
+        let all = format!("{}{}", stdout(output), stderr(output));
+        assert!(!all.contains(secret));
+    }
+
+    let id = text.id().to_string();
+    assert!(run(&["token", "revoke", &id], &variables).status.success());
+    let table = stdout(&run(&["token", "list"], &variables));
+    assert!(table.contains("revoked"), "{table}");
+    // Again is fine; another is not.
+    assert!(run(&["token", "revoke", &id], &variables).status.success());
+    let unknown = run(
+        &["token", "revoke", &uuid::Uuid::now_v7().to_string()],
+        &variables,
+    );
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("there is no token"));
+
+    for (bad, why) in [
+        (&["--name", "x"][..], "--scope"),
+        (&["--name", "x", "--scope", "root"], "root"),
+        (&["--name", "", "--scope", "read"], "name"),
+        (&["--name", "anonymous", "--scope", "read"], "anonymous"),
+        (
+            &["--name", "x", "--scope", "read", "--project", "a/b"],
+            "project",
+        ),
+        (
+            &["--name", "x", "--scope", "read", "--expires-in-days", "0"],
+            "3650",
+        ),
+    ] {
+        let refused = run(&[&["token", "create"], bad].concat(), &variables);
+        assert!(!refused.status.success(), "{bad:?}");
+        assert_eq!(refused.stdout, b"", "{bad:?}");
+        assert!(stderr(&refused).contains(why), "{}", stderr(&refused));
+    }
+}
+
+#[tokio::test]
+async fn serving_beyond_loopback_is_refused_without_a_live_token() {
+    let database = TestDatabase::create().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().display().to_string();
+    let variables = [
+        ("DATABASE_URL", database.url()),
+        ("TRIALHEAD_DATA_DIR", &data),
+    ];
+    let serve = ["serve", "--listen", "0.0.0.0:0", "--workers", "0"];
+    let refused = || {
+        let output = run(&serve, &variables);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = stderr(&output);
+        assert!(
+            said.contains("trialhead token create --name admin --scope admin"),
+            "{said}"
+        );
+    };
+    refused();
+    let create = ["token", "create", "--name", "gone", "--scope", "admin"];
+    stdout(&run(&create, &variables));
+    execute(database.url(), "UPDATE tokens SET revoked_at = now()").await;
+    refused();
+    let create = [
+        "token",
+        "create",
+        "--name",
+        "gone",
+        "--scope",
+        "admin",
+        "--expires-in-days",
+        "1",
+    ];
+    stdout(&run(&create, &variables));
+    execute(
+        database.url(),
+        "UPDATE tokens SET expires_at = now() - interval '1 second'",
+    )
+    .await;
+    refused();
+
+    let create = ["token", "create", "--name", "admin", "--scope", "admin"];
+    let token = stdout(&run(&create, &variables));
+    let serving = Serving::start(&serve, &variables);
+    let answer = serving.get("/v1/studies", None).await;
+    answer.problem(401, "token_missing");
+    let answer = serving.get("/v1/studies", Some(token.trim())).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    serving.stop();
+
+    // With --insecure nobody is asked.
+    execute(database.url(), "DELETE FROM tokens").await;
+    let serving = Serving::start(&[&serve[..], &["--insecure"]].concat(), &variables);
+    assert_eq!(serving.get("/v1/studies", None).await.status, 200);
+}
+
+#[tokio::test]
+async fn no_log_line_shows_a_secret() {
+    let database = TestDatabase::create().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().display().to_string();
+    let variables = [
+        ("DATABASE_URL", database.url()),
+        ("TRIALHEAD_DATA_DIR", &data),
+        ("TRIALHEAD_LOG__FILTER", "trace"),
+        ("TRIALHEAD_API__TOKENS", "required"),
+    ];
+    let create = ["token", "create", "--name", "admin", "--scope", "admin"];
+    let made = run(&create, &variables);
+    let token = stdout(&made).trim().to_owned();
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--workers", "0"];
+    let serving = Serving::start(&serve, &variables);
+    let stranger = TokenText::mint().expect("randomness").reveal();
+    let malformed = format!("{stranger}x");
+    for _ in 0..3 {
+        let answer = serving.get("/v1/studies", Some(&token)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        let answer = serving.get("/v1/studies", Some(&stranger)).await;
+        answer.problem(401, "token_unknown");
+        assert!(!answer.text.contains(&stranger[stranger.len() - 43..]));
+        let answer = serving.get("/v1/studies", Some(&malformed)).await;
+        answer.problem(401, "token_malformed");
+    }
+    let log = serving.stop();
+    assert!(
+        log.contains("/v1/studies"),
+        "the log tells of requests: {log}"
+    );
+    assert!(log.contains("TRACE"), "it tells everything: {log}");
+    for secret in [&token, &stranger] {
+        let secret = &secret[secret.len() - 43..];
+        assert!(!log.contains(secret));
+        assert!(!stderr(&made).contains(secret));
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_made_before_and_while_a_managed_database_is_served() {
+    let directory = ServerDirectory::create();
+    let data = directory.path.join("data").display().to_string();
+    let variables = [
+        ("TRIALHEAD_DATA_DIR", data.as_str()),
+        ("TRIALHEAD_API__TOKENS", "required"),
+        ("TRIALHEAD_API__TOKEN_CACHE_SECS", "0.2"),
+    ];
+    let create = |name: &str| {
+        let arguments = ["token", "create", "--name", name, "--scope", "read"];
+        stdout(&run(&arguments, &variables)).trim().to_owned()
+    };
+    // Nothing runs: the database is started for the command, and stopped after it.
+    let before = create("before");
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--workers", "0"];
+    let serving = Serving::start(&serve, &variables);
+    let meanwhile = create("meanwhile");
+    for token in [&before, &meanwhile] {
+        let answer = serving.get("/v1/studies", Some(token)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    let table = stdout(&run(&["token", "list"], &variables));
+    assert!(
+        table.contains("before") && table.contains("meanwhile"),
+        "{table}"
+    );
+    let id = TokenText::parse(&before).expect("a token").id().to_string();
+    assert!(run(&["token", "revoke", &id], &variables).status.success());
+    let revoked = async {
+        loop {
+            let answer = serving.get("/v1/studies", Some(&before)).await;
+            if answer.status != 200 {
+                break answer.problem(401, "token_revoked");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, revoked)
+        .await
+        .expect("it is let in no more");
+    // The commands beside it have not disturbed it.
+    let answer = serving.get("/v1/studies", Some(&meanwhile)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    serving.stop();
+}
