@@ -1,10 +1,14 @@
 //! Queries ask for metrics and labels that the service has, and alerts say what to do.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
 
+use serde_json::{Value, json};
+
 use crate::documents::{Document, items};
-use crate::overlays::read;
+use crate::overlays::{Overlay, built, read, runs, skipped};
 
 /// Metrics and labels that others add: the HTTP middleware, and Prometheus when it scrapes a pod.
 const OTHERS: [&str; 5] = ["http_requests_total", "status", "le", "pod", "namespace"];
@@ -124,4 +128,58 @@ fn is_ours(word: &str) -> bool {
         word.strip_suffix(series)
             .is_some_and(|name| names.contains(name))
     })
+}
+
+/// The rules of an overlay, and the query of each scaler as a series of its own.
+fn rules(overlays: &[Overlay]) -> Value {
+    let documents = || overlays.iter().flat_map(|overlay| &overlay.documents);
+    let mut groups: Vec<Value> = documents()
+        .find(|document| document.kind == "PrometheusRule")
+        .map(|document| items(&document.value, "/spec/groups").to_vec())
+        .unwrap_or_default();
+    let scalers = documents().filter(|document| document.kind.starts_with("Scaled"));
+    let queries: Vec<Value> = scalers
+        .map(|document| {
+            let device = document.name.rsplit('-').next().unwrap_or_default();
+            json!({
+                "record": format!("{}:{device}", document.kind),
+                "expr": document.text("/spec/triggers/0/metadata/query"),
+            })
+        })
+        .collect();
+    assert_eq!(queries.len(), 4, "two ways to scale two kinds of workers");
+    groups.push(json!({"name": "queries", "rules": queries}));
+    json!({"groups": groups})
+}
+
+#[test]
+fn alerts_fire_when_they_should_and_workers_are_counted_right() {
+    let overlays = built();
+    if overlays.is_empty() {
+        return; // said already
+    }
+    let promtool = Path::new("promtool");
+    if let Err(why) = runs(promtool, &["--version"]) {
+        skipped(&format!(
+            "alerts and queries are checked for names only, not evaluated, for want of promtool ({why}), which Debian's \
+             package prometheus has"
+        ));
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let write =
+        |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+    write("rules.json", &rules(overlays).to_string());
+    write("alerts.yaml", &read("tests/kubernetes/alerts.yaml"));
+    let output = Command::new(promtool)
+        .args(["test", "rules", "alerts.yaml"])
+        .current_dir(&folder)
+        .output()
+        .expect("promtool runs");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
 }

@@ -57,6 +57,20 @@ pub fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
+/// Says that something is not tested, past the test harness, which keeps what a passing test prints.
+pub fn skipped(line: &str) {
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED: {line}\n");
+}
+
+/// Whether a program is there and runs.
+pub fn runs(program: &Path, arguments: &[&str]) -> Result<(), String> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("{}: {}", program.display(), output.status)),
+        Err(error) => Err(format!("{}: {error}", program.display())),
+    }
+}
+
 /// Every overlay of `k8s/overlays`. Empty only where there is no kubectl, which is said aloud, and which CI
 /// does not let pass.
 pub fn built() -> &'static [Overlay] {
@@ -64,20 +78,13 @@ pub fn built() -> &'static [Overlay] {
     BUILT.get_or_init(|| {
         let kubectl = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
         let kubectl = PathBuf::from(kubectl);
-        match Command::new(&kubectl).args(["version", "--client"]).output() {
-            Ok(output) if output.status.success() => {}
-            trouble => {
-                let line = format!(
-                    "\nSKIPPED: the manifests under k8s/ are NOT checked, for want of {} ({}). Install kubectl 1.27 or \
-                     newer, or name one in KUBECTL.\n",
-                    kubectl.display(),
-                    trouble.map_or_else(|error| error.to_string(), |output| output.status.to_string()),
-                );
-                assert!(std::env::var_os("CI").is_none(), "{line}");
-                // Past the test harness, which keeps what a passing test prints.
-                let _ = std::io::stderr().write_all(line.as_bytes());
-                return Vec::new();
-            }
+        if let Err(why) = runs(&kubectl, &["version", "--client"]) {
+            let line = format!(
+                "the manifests under k8s/ are NOT checked, for want of kubectl ({why}). Install 1.27 or newer, or name one in KUBECTL."
+            );
+            assert!(std::env::var_os("CI").is_none(), "{line}");
+            skipped(&line);
+            return Vec::new();
         }
         let mut names: Vec<String> = fs::read_dir(root().join("k8s/overlays"))
             .expect("k8s/overlays")
