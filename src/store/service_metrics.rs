@@ -37,8 +37,10 @@ pub struct ServiceCounts {
     pub probes: Vec<LabelledCount>,
     /// (state, "")
     pub studies: Vec<LabelledCount>,
-    /// (device model, ""): running probes
+    /// (backend, device model): running probes
     pub device_busy: Vec<LabelledCount>,
+    /// (backend, ""): studies that no live worker can serve
+    pub studies_waiting: Vec<LabelledCount>,
     /// (topic, grade)
     pub recommendations: Vec<LabelledCount>,
     pub queue: Vec<QueueDepth>,
@@ -69,8 +71,15 @@ pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreEr
         .load(conn)
         .await?,
         device_busy: diesel::sql_query(
-            "SELECT d.model AS first, '' AS second, count(p.id) AS count FROM devices d \
-             LEFT JOIN probes p ON p.device = d.id AND p.state = 'running' GROUP BY 1",
+            "SELECT d.backend AS first, d.model AS second, count(p.id) AS count FROM devices d \
+             LEFT JOIN probes p ON p.device = d.id AND p.state = 'running' GROUP BY 1, 2",
+        )
+        .load(conn)
+        .await?,
+        studies_waiting: diesel::sql_query(
+            "SELECT coalesce(r.definition #>> '{device,backend}', 'cpu') AS first, '' AS second, count(*) AS count \
+             FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
+             WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL GROUP BY 1",
         )
         .load(conn)
         .await?,

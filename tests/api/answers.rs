@@ -263,7 +263,7 @@ async fn metrics_count_what_happened() {
         "trialhead_studies{state=\"succeeded\"} 1",
         "trialhead_probes{kind=\"smoke\",state=\"succeeded\"} 1",
         "trialhead_recommendations{",
-        "trialhead_device_busy{",
+        "trialhead_device_busy{backend=\"cpu\",device_model=\"",
     ] {
         assert!(all.text.contains(line), "{line} in\n{}", all.text);
     }
