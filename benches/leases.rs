@@ -80,6 +80,7 @@ async fn through_the_store(database: &Database, device: DeviceId) -> f64 {
         let claimed = leases::claim(&mut conn, &claim)
             .await
             .expect("claims")
+            .claimed()
             .expect("a probe");
         let completion = Completion {
             fence: claimed.fence(),

@@ -13,6 +13,7 @@
 pub mod analysis;
 pub mod api;
 pub mod catalog;
+pub mod client;
 pub mod datasets;
 pub mod library;
 pub mod lifecycle;
@@ -29,3 +30,4 @@ pub mod study;
 pub mod telemetry;
 pub mod trainer;
 pub mod uploads;
+pub mod work;

@@ -16,6 +16,7 @@ use crate::metrics::InstanceMetrics;
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
+use crate::pool::leases::StoredLeases;
 use crate::pool::worker::Worker;
 use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
@@ -77,7 +78,13 @@ pub fn migrate_mode(migrate: Migrate) -> MigrateMode {
 }
 
 /// How the settings want children started.
-fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Result<ChildConfig> {
+///
+/// # Errors
+/// When the account that they are to run as does not exist.
+pub fn child_config(
+    pool: &PoolSettings,
+    datasets: &DatasetSettings,
+) -> anyhow::Result<ChildConfig> {
     let user = nix::unistd::User::from_name(&pool.child_user)?;
     if user.is_none() && nix::unistd::Uid::effective().is_root() {
         anyhow::bail!(
@@ -97,6 +104,13 @@ fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Resu
         max_events: pool.max_events,
         ..ChildConfig::default()
     })
+}
+
+/// The runners of a worker: the service's own, and other people's that the settings name.
+pub fn runners(pool: &PoolSettings) -> Arc<[String]> {
+    std::iter::once("burn".to_owned())
+        .chain(pool.runners.keys().cloned())
+        .collect()
 }
 
 impl Service {
@@ -152,27 +166,34 @@ impl Service {
             settings.datasets.clone(),
         );
 
+        let leases = StoredLeases::new(context.clone(), pool.clone(), library, metrics.clone());
         let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
         if let Some(facts) = &facts {
-            let device = housekeeping::register(&context, facts).await?;
+            housekeeping::register(&context, facts).await?;
             let worker = Worker {
-                context: context.clone(),
+                leases: leases.clone(),
                 settings: Arc::new(pool.clone()),
+                wait_secs: settings.work.wait_secs,
+                runners: runners(pool),
                 spawner,
                 child,
-                library,
                 locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
                 facts: Arc::new(facts.clone()),
-                device,
                 metrics: metrics.clone(),
                 name: String::new(),
+                journal: None,
             };
             for number in 0..settings.workers {
                 let worker = Worker {
                     name: format!("{}/{}/{number}", facts.host, std::process::id()),
                     ..worker.clone()
                 };
-                tasks.spawn(worker.run(stop.clone()));
+                let stop = stop.clone();
+                tasks.spawn(async move {
+                    if let Err(error) = worker.run(stop).await {
+                        tracing::error!(%error, "a worker of the pool ended");
+                    }
+                });
             }
         }
         tasks.spawn(housekeeping::run(
@@ -187,11 +208,11 @@ impl Service {
         tasks.spawn(lifecycle::run_advancer(
             context.clone(),
             Duration::from_secs_f64(pool.tick_secs),
-            stop,
+            stop.clone(),
         ));
 
         let drain = Duration::from_secs_f64(pool.drain_secs);
-        let server = api::Server::start(&settings, context, uploads, metrics)
+        let server = api::Server::start(&settings, context, uploads, leases, metrics, stop)
             .with_context(|| format!("listening on {}", settings.listen))?;
         Ok(Self {
             address: server.address(),

@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod datasets;
 pub mod devices;
 pub mod health;
+pub mod leases;
 pub mod measurements;
 pub mod metrics;
 pub mod openapi;

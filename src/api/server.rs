@@ -15,7 +15,7 @@ use actix_web::web::{Data, PathConfig, PayloadConfig, QueryConfig, Redirect};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_prom::PrometheusMetricsBuilder;
 use futures::FutureExt;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tracing::Instrument;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
@@ -27,6 +27,7 @@ use super::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use super::state::Api;
 use crate::lifecycle::{Caller, Context};
 use crate::metrics::InstanceMetrics;
+use crate::pool::leases::StoredLeases;
 use crate::settings::Settings;
 use crate::uploads::Uploads;
 
@@ -59,7 +60,9 @@ impl Server {
         settings: &Settings,
         context: Context,
         uploads: Uploads,
+        leases: StoredLeases,
         metrics: InstanceMetrics,
+        stop: watch::Receiver<bool>,
     ) -> io::Result<Self> {
         let http_metrics = PrometheusMetricsBuilder::new("trialhead")
             .registry(metrics.registry.clone())
@@ -69,6 +72,9 @@ impl Server {
         let api = Data::new(Api {
             context,
             uploads,
+            leases,
+            max_claim_wait_secs: settings.api.max_claim_wait_secs,
+            stop,
             caller: Caller::default(),
             metrics,
             service_metrics: Mutex::new(None),
@@ -106,6 +112,8 @@ impl Server {
         .max_connections(settings.api.max_connections)
         .client_request_timeout(Duration::from_secs(settings.api.request_timeout_secs))
         .shutdown_timeout(5)
+        // A client that has gone is not waited for: a claim of a worker that was killed must take nothing.
+        .h1_allow_half_closed(false)
         .disable_signals();
         if let Some(threads) = settings.api.threads {
             server = server.workers(threads.max(1));

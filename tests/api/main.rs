@@ -4,12 +4,15 @@
 mod fake;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/queue.rs"]
+mod queue;
 #[path = "../support/service.rs"]
 mod service;
 
 mod answers;
 mod contract;
 mod datasets;
+mod leases;
 mod prescriptions;
 mod problems;
 mod revisions;

@@ -148,5 +148,6 @@ pub async fn claim(database: &Database, device: DeviceId, lease_secs: f64) -> Op
         device,
         lease_secs,
     };
-    leases::claim(&mut conn, &claim).await.expect("claims")
+    let claiming = leases::claim(&mut conn, &claim).await.expect("claims");
+    claiming.claimed()
 }
