@@ -224,9 +224,10 @@ impl WorkArgs {
         settings.pool.runners.extend(self.runners);
         settings.check()?;
         // What the service's connections to its database allow is not this worker's concern.
-        if let Some(workers) = self.workers {
-            settings.workers = usize::try_from(workers)?;
-        }
+        settings.workers = match self.workers {
+            Some(workers) => usize::try_from(workers)?,
+            None => settings.workers.max(1),
+        };
         Ok(settings)
     }
 }

@@ -16,7 +16,9 @@ use crate::metrics::InstanceMetrics;
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
-use crate::pool::leases::StoredLeases;
+use crate::pool::inventory::DeviceFacts;
+use crate::pool::journal::Journal;
+use crate::pool::leases::{Leases, StoredLeases};
 use crate::pool::worker::Worker;
 use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
@@ -106,11 +108,54 @@ pub fn child_config(
     })
 }
 
-/// The runners of a worker: the service's own, and other people's that the settings name.
-pub fn runners(pool: &PoolSettings) -> Arc<[String]> {
-    std::iter::once("burn".to_owned())
-        .chain(pool.runners.keys().cloned())
-        .collect()
+/// What the workers of one process share.
+#[derive(Debug, Clone)]
+pub struct Shared<L> {
+    /// Where probes come from and their ends go to.
+    pub leases: L,
+    /// Starts children from one long-lived thread.
+    pub spawner: Arc<Spawner>,
+    /// How children are started.
+    pub child: Arc<ChildConfig>,
+    /// Counts what happens.
+    pub metrics: InstanceMetrics,
+    /// Says after a restart what was running.
+    pub journal: Option<Arc<Journal>>,
+}
+
+/// The workers of one process: `settings.workers` for each device.
+///
+/// # Errors
+/// When the host's locks cannot be used.
+pub fn workers<L: Leases>(
+    settings: &Settings,
+    facts: &[DeviceFacts],
+    shared: &Shared<L>,
+) -> anyhow::Result<Vec<Worker<L>>> {
+    let pool = Arc::new(settings.pool.clone());
+    let locks = Arc::new(HostLocks::open(pool.lock_dir.as_deref())?);
+    let runners: Arc<[String]> = pool.offered_runners().into();
+    let mut workers = Vec::new();
+    for facts in facts {
+        let worker = Worker {
+            leases: shared.leases.clone(),
+            settings: Arc::clone(&pool),
+            wait_secs: settings.work.wait_secs,
+            runners: Arc::clone(&runners),
+            spawner: Arc::clone(&shared.spawner),
+            child: Arc::clone(&shared.child),
+            locks: Arc::clone(&locks),
+            facts: Arc::new(facts.clone()),
+            metrics: shared.metrics.clone(),
+            name: String::new(),
+            journal: shared.journal.clone(),
+        };
+        workers.extend((0..settings.workers).map(|number| Worker {
+            name: format!("{}/{}/{number}", facts.host, std::process::id()),
+            ..worker.clone()
+        }));
+    }
+    Ok(workers)
 }
 
 impl Service {
@@ -170,31 +215,21 @@ impl Service {
         let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
         if let Some(facts) = &facts {
             housekeeping::register(&context, facts).await?;
-            let worker = Worker {
-                leases: leases.clone(),
-                settings: Arc::new(pool.clone()),
-                wait_secs: settings.work.wait_secs,
-                runners: runners(pool),
-                spawner,
-                child,
-                locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
-                facts: Arc::new(facts.clone()),
-                metrics: metrics.clone(),
-                name: String::new(),
-                journal: None,
-            };
-            for number in 0..settings.workers {
-                let worker = Worker {
-                    name: format!("{}/{}/{number}", facts.host, std::process::id()),
-                    ..worker.clone()
-                };
-                let stop = stop.clone();
-                tasks.spawn(async move {
-                    if let Err(error) = worker.run(stop).await {
-                        tracing::error!(%error, "a worker of the pool ended");
-                    }
-                });
-            }
+        }
+        let shared = Shared {
+            leases: leases.clone(),
+            spawner,
+            child,
+            metrics: metrics.clone(),
+            journal: None,
+        };
+        for worker in workers(&settings, facts.as_slice(), &shared)? {
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                if let Err(error) = worker.run(stop).await {
+                    tracing::error!(%error, "a worker of the pool ended");
+                }
+            });
         }
         tasks.spawn(housekeeping::run(
             context.clone(),

@@ -190,9 +190,18 @@ impl Default for PoolSettings {
             host: None,
             lock_dir: None,
             drain_secs: 10.0,
-            measurements_per_batch: 2000,
+            measurements_per_batch: 1000,
             runners: BTreeMap::new(),
         }
+    }
+}
+
+impl PoolSettings {
+    /// The names of the runners that workers offer.
+    pub fn offered_runners(&self) -> Vec<String> {
+        std::iter::once("burn".to_owned())
+            .chain(self.runners.keys().cloned())
+            .collect()
     }
 }
 

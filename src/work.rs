@@ -11,14 +11,12 @@ use tokio::task::JoinSet;
 use crate::client::{Contents, RestLeases, Server};
 use crate::metrics::InstanceMetrics;
 use crate::pool::child::Spawner;
-use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
-use crate::pool::inventory::DeviceFacts;
 use crate::pool::journal::Journal;
 use crate::pool::leases::LeaseError;
 use crate::pool::worker::{Settled, Worker};
 use crate::probe::ProbeState;
-use crate::service;
+use crate::service::{self, Shared};
 use crate::settings::Settings;
 
 /// How a worker's process ended.
@@ -80,30 +78,14 @@ pub async fn work(
         tokio::spawn(async move { journal.tell(&leases, unfinished, stop).await })
     };
     let devices = [housekeeping::device_of_this_host(pool)];
-    let worker = |facts: &DeviceFacts, shared: &Shared, number: usize| Worker {
-        leases: leases.clone(),
-        settings: Arc::new(pool.clone()),
-        wait_secs: settings.work.wait_secs,
-        runners: service::runners(pool),
-        spawner: Arc::clone(&shared.spawner),
-        child: Arc::clone(&shared.child),
-        locks: Arc::clone(&shared.locks),
-        facts: Arc::new(facts.clone()),
-        metrics: shared.metrics.clone(),
-        name: format!("{}/{}/{number}", facts.host, std::process::id()),
-        journal: Some(Arc::clone(&journal)),
-    };
     let shared = Shared {
+        leases,
         spawner: Arc::new(Spawner::new()?),
         child: Arc::new(service::child_config(pool, &settings.datasets)?),
-        locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
         metrics: InstanceMetrics::new()?,
+        journal: Some(Arc::clone(&journal)),
     };
-    let workers: Vec<Worker<RestLeases>> = devices
-        .iter()
-        .flat_map(|facts| (0..settings.workers.max(1)).map(move |number| (facts, number)))
-        .map(|(facts, number)| worker(facts, &shared, number))
-        .collect();
+    let workers = service::workers(settings, &devices, &shared)?;
     let noted = {
         let (journal, mut stop) = (Arc::clone(&journal), stop.clone());
         tokio::spawn(async move {
@@ -124,14 +106,6 @@ pub async fn work(
     };
     noted.abort();
     end
-}
-
-/// What the workers of one process share.
-struct Shared {
-    spawner: Arc<Spawner>,
-    child: Arc<crate::pool::child::ChildConfig>,
-    locks: Arc<HostLocks>,
-    metrics: InstanceMetrics,
 }
 
 /// One probe, on the first device that gets one.

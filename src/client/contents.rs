@@ -27,6 +27,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Longest transfer without a break: a day.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
+/// Names the project of a request.
+const PROJECT_HEADER: &str = "trialhead-project";
+
 /// Files being fetched begin so.
 const INCOMING: &str = "incoming-";
 
@@ -71,6 +74,7 @@ impl Contents {
     pub(super) async fn open(
         &self,
         server: &Server,
+        project: &str,
         dataset: &UploadedDataset,
     ) -> Result<File, LeaseError> {
         let content = &dataset.content;
@@ -91,7 +95,7 @@ impl Contents {
         let incoming = Incoming {
             path: self.folder.join(format!("{INCOMING}{}", Uuid::now_v7())),
         };
-        self.fetch(server, dataset, &incoming.path).await?;
+        self.fetch(server, project, dataset, &incoming.path).await?;
         fs::rename(&incoming.path, &path).map_err(disk)?;
         File::open(&path).map_err(disk)
     }
@@ -99,6 +103,7 @@ impl Contents {
     async fn fetch(
         &self,
         server: &Server,
+        project: &str,
         dataset: &UploadedDataset,
         place: &Path,
     ) -> Result<(), LeaseError> {
@@ -108,7 +113,7 @@ impl Contents {
             received: 0,
         };
         loop {
-            match self.receive(server, dataset, &mut transfer).await {
+            match self.receive(server, project, dataset, &mut transfer).await {
                 Ok(()) => break,
                 Err(error) if error.is_transient() => {
                     tracing::warn!(dataset = %dataset.id, received = transfer.received, %error, "fetching a data set broke off; going on");
@@ -131,11 +136,15 @@ impl Contents {
     async fn receive(
         &self,
         server: &Server,
+        project: &str,
         dataset: &UploadedDataset,
         transfer: &mut Transfer,
     ) -> Result<(), LeaseError> {
         let path = format!("v1/datasets/{}/content", dataset.id);
-        let mut request = server.request(Method::GET, &path, LONGEST)?;
+        let mut request = server
+            .request(Method::GET, &path, LONGEST)?
+            // A worker of every project says whose data set it asks for.
+            .header(PROJECT_HEADER, project);
         if transfer.received > 0 {
             request = request
                 .header(RANGE, format!("bytes={}-", transfer.received))

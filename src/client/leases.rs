@@ -115,7 +115,9 @@ impl Leases for RestLeases {
         Ok(())
     }
 
-    async fn content(&self, dataset: &UploadedDataset) -> Result<File, LeaseError> {
-        self.contents.open(&self.server, dataset).await
+    async fn content(&self, lease: &Lease, dataset: &UploadedDataset) -> Result<File, LeaseError> {
+        self.contents
+            .open(&self.server, &lease.project, dataset)
+            .await
     }
 }

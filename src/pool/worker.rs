@@ -115,6 +115,8 @@ impl<L: Leases> Worker<L> {
             let sent = Instant::now();
             let trouble = match self.leases.claim(&request, stop).await {
                 Ok(Some(lease)) => return Ok(Some((lease, sent))),
+                // A claim that was broken off may still have taken something.
+                Ok(None) if *stop.borrow() => break,
                 Ok(None) => {
                     if left().is_some_and(|left| left.is_zero()) {
                         return Ok(None);
@@ -237,7 +239,7 @@ impl<L: Leases> Worker<L> {
             Dataset::Builtin(_) => None,
             Dataset::Uploaded(uploaded) => {
                 let content = tokio::select! {
-                    content = self.leases.content(uploaded) => content,
+                    content = self.leases.content(lease, uploaded) => content,
                     reason = wait_for_reason(&mut killed) => {
                         return not_run(outcome_of_stop(reason));
                     }

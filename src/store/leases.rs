@@ -23,6 +23,8 @@ pub struct Claim<'a> {
     pub lease: LeaseId,
     pub worker: &'a str,
     pub device: DeviceId,
+    /// Only probes of this project.
+    pub project: Option<&'a str>,
     pub lease_secs: f64,
 }
 
@@ -57,6 +59,8 @@ pub struct Claimed {
     pub spec: ProbeSpec,
     /// Studies that wait for it, one named for log lines.
     pub study: StudyId,
+    /// Whose it is.
+    pub project: String,
 }
 
 #[derive(QueryableByName)]
@@ -93,6 +97,8 @@ struct ClaimedRow {
     exclusive: bool,
     #[diesel(sql_type = Jsonb)]
     spec: serde_json::Value,
+    #[diesel(sql_type = Text)]
+    project: String,
 }
 
 /// The first open probe of each active study that this device model can run, the study whose turn
@@ -105,7 +111,7 @@ const CANDIDATES: &str = "\
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $1 AND p.device_model = $2 \
         ORDER BY sp.position LIMIT 1) q ON true \
-    WHERE s.state IN ('queued', 'running') \
+    WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
 
 /// Takes the first open probe of a study; one that another worker is just taking is passed over. The lease is
@@ -123,15 +129,15 @@ const TAKE: &str = "\
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
-    RETURNING id, attempt, exclusive, spec), \
+    RETURNING id, attempt, exclusive, spec, project), \
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken) \
-    SELECT id, attempt, exclusive, spec FROM taken";
+    SELECT id, attempt, exclusive, spec, project FROM taken";
 
 /// What a lease that was used before still holds, prolonged.
 const HELD: &str = "\
     UPDATE probes p SET lease_expires_at = now() + make_interval(secs => $2) FROM leases l \
     WHERE l.id = $1 AND p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt AND p.state = 'running' \
-    RETURNING p.id, p.attempt, p.exclusive, p.spec, \
+    RETURNING p.id, p.attempt, p.exclusive, p.spec, p.project, \
         (SELECT sp.study FROM study_probes sp WHERE sp.probe = p.id LIMIT 1) AS study";
 
 /// Claims one probe for a device, if one is open that may run there now.
@@ -142,8 +148,8 @@ pub async fn claim(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
 ) -> Result<Claiming, StoreError> {
-    let claim = claim.clone();
     let worker = claim.worker.to_owned();
+    let project = claim.project.map(ToOwned::to_owned);
     let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
     let claimed = conn
         .transaction(async move |conn| {
@@ -159,6 +165,7 @@ pub async fn claim(
             let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
                 .bind::<Text, _>(&load.backend)
                 .bind::<Text, _>(&load.model)
+                .bind::<Nullable<Text>, _>(project.as_deref())
                 .load(conn)
                 .await?;
             for candidate in candidates {
@@ -217,6 +224,7 @@ impl ClaimedRow {
             exclusive: self.exclusive,
             spec,
             study: StudyId(study),
+            project: self.project,
         })))
     }
 }

@@ -59,6 +59,8 @@ pub struct Lease {
     pub exclusive: bool,
     /// A study that waits for it.
     pub study_id: StudyId,
+    /// The project that it belongs to, and its data set with it.
+    pub project: String,
     /// What is to be done.
     pub spec: ProbeSpec,
     /// How long the lease holds without a heartbeat, seconds.
@@ -173,9 +175,10 @@ pub trait Leases: std::fmt::Debug + Clone + Send + Sync + 'static {
     /// to nothing.
     fn release(&self, lease: LeaseId) -> impl Future<Output = Result<(), LeaseError>> + Send;
 
-    /// The stored content of an uploaded data set.
+    /// The stored content of the uploaded data set that a lease's probe trains on.
     fn content(
         &self,
+        lease: &Lease,
         dataset: &UploadedDataset,
     ) -> impl Future<Output = Result<File, LeaseError>> + Send;
 }

@@ -72,12 +72,14 @@ impl StoredLeases {
         &self,
         request: &ClaimRequest,
         device: DeviceId,
+        project: Option<&str>,
     ) -> Result<Claiming, StoreError> {
         let mut conn = self.context.database.connection().await?;
         let claim = Claim {
             lease: request.lease_id,
             worker: &request.worker,
             device,
+            project,
             lease_secs: self.settings.lease_secs,
         };
         leases::claim(&mut conn, &claim).await
@@ -90,15 +92,19 @@ impl StoredLeases {
             attempt: claimed.attempt,
             exclusive: claimed.exclusive,
             study_id: claimed.study,
+            project: claimed.project,
             spec: claimed.spec,
             expires_in_secs: self.settings.lease_secs,
         }
     }
-}
 
-impl Leases for StoredLeases {
-    async fn claim(
+    /// As [`Leases::claim`], for a worker that may see one project only.
+    ///
+    /// # Errors
+    /// As [`Leases::claim`].
+    pub async fn claim_of(
         &self,
+        project: Option<&str>,
         request: &ClaimRequest,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Option<Lease>, LeaseError> {
@@ -118,7 +124,7 @@ impl Leases for StoredLeases {
         let mut registered = Instant::now();
         while !*stop.borrow() {
             wake.mark_unchanged();
-            match self.try_claim(request, device).await? {
+            match self.try_claim(request, device, project).await? {
                 Claiming::Claimed(claimed) => return Ok(Some(self.lease(*claimed))),
                 Claiming::Spent => return Err(LeaseError::Lost),
                 Claiming::Nothing => {}
@@ -138,6 +144,16 @@ impl Leases for StoredLeases {
             }
         }
         Ok(None)
+    }
+}
+
+impl Leases for StoredLeases {
+    async fn claim(
+        &self,
+        request: &ClaimRequest,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Option<Lease>, LeaseError> {
+        self.claim_of(None, request, stop).await
     }
 
     async fn heartbeat(
@@ -219,7 +235,7 @@ impl Leases for StoredLeases {
         Ok(())
     }
 
-    async fn content(&self, dataset: &UploadedDataset) -> Result<File, LeaseError> {
+    async fn content(&self, _: &Lease, dataset: &UploadedDataset) -> Result<File, LeaseError> {
         self.library
             .open(&dataset.content)
             .await
