@@ -183,10 +183,12 @@ impl Journal {
         self.write(&entry);
     }
 
-    /// Forgets an attempt whose end has been dealt with, and what was known of its probe.
-    pub fn settle(&self, lease: &Lease) {
+    /// Forgets an attempt whose end has been dealt with, and, once that is stored, what was known of its probe.
+    pub fn settle(&self, lease: &Lease, is_stored: bool) {
         remove(&self.entry(lease.lease_id));
-        remove(&self.known(lease.probe_id));
+        if is_stored {
+            remove(&self.known(lease.probe_id));
+        }
         // A kill that was seen and told must not be taken for the end of somebody else.
         let kills = self.cgroup.out_of_memory_kills();
         for mut entry in entries(&self.folder).into_iter().map(|(_, entry)| entry) {

@@ -190,7 +190,7 @@ impl<L: Leases> Worker<L> {
         );
         let settled = self.complete(&lease, report, stored).await;
         if let Some(journal) = &self.journal {
-            journal.settle(&lease);
+            journal.settle(&lease, matches!(settled, Settled::Stored(_)));
         }
         settled
     }

@@ -1,6 +1,7 @@
 //! Workers away from their service: they need only its address, and whatever ends or cuts them off loses
 //! nothing.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -109,6 +110,58 @@ async fn a_killed_worker_that_comes_back_says_at_once_what_it_was_running() {
         (&json!(1), &json!(0))
     );
     assert_eq!(probe["attempt"], 2);
+}
+
+/// Makes the journal of a killed worker read as if its container, with a limit on memory, were gone.
+fn lose_container(home: &Path, host: &str) {
+    let folder = home.join(host).join("work/journal/0");
+    let mut entries = 0;
+    for file in std::fs::read_dir(folder).expect("a journal") {
+        let path = file.expect("read").path();
+        if path.extension().is_some_and(|end| end == "json") {
+            let text = std::fs::read_to_string(&path).expect("text");
+            let mut entry: Value = serde_json::from_str(&text).expect("JSON");
+            entry["started"]["cgroup"] = json!("another");
+            entry["started"]["is_limited"] = json!(true);
+            std::fs::write(&path, entry.to_string()).expect("written");
+            entries += 1;
+        }
+    }
+    assert_eq!(entries, 1);
+}
+
+#[tokio::test]
+async fn a_container_killed_for_memory_is_told_after_its_restart_also_when_the_lease_was_lost() {
+    for lease_secs in [600.0, 3.0] {
+        let database = TestDatabase::create().await;
+        let home = tempfile::tempdir().expect("a folder");
+        let server = ServerProcess::start_with_lease(database.url(), lease_secs);
+        let path = create(&server).await;
+        let probes = format!("{path}/probes");
+        let worker = WorkProcess::start(&server.base, "host", &["sleep"], home.path());
+        worker.with_child().await;
+        worker.kill_9();
+        lose_container(home.path(), "host");
+        if lease_secs < 10.0 {
+            server
+                .until(&probes, |list| first(list)["state"] == "queued")
+                .await;
+        }
+        // Its children sleep for ever: what ends now was not run again.
+        let _worker = WorkProcess::start_with(
+            &server.base,
+            "host",
+            &["sleep"],
+            home.path(),
+            &[],
+            &[("TRIALHEAD_WORK__RESTART_IS_OUT_OF_MEMORY", "true")],
+        );
+        let list = server
+            .until(&probes, |list| first(list)["state"] == "infeasible")
+            .await;
+        assert_eq!(first(&list)["reason"], "out_of_memory", "{list}");
+        assert_eq!(first(&list)["crashes"], 0);
+    }
 }
 
 #[tokio::test]
