@@ -75,11 +75,13 @@ async fn through_the_store(database: &Database, device: DeviceId) -> f64 {
             lease: LeaseId(Uuid::now_v7()),
             worker: "bench",
             device,
+            project: None,
             lease_secs: 30.0,
         };
         let claimed = leases::claim(&mut conn, &claim)
             .await
             .expect("claims")
+            .claimed()
             .expect("a probe");
         let completion = Completion {
             fence: claimed.fence(),

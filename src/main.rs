@@ -1,4 +1,4 @@
-//! The command line: `serve`, `probe` and `inspect` (the children), `migrate`, `token`, `openapi`.
+//! The command line: `serve`, `work`, `probe` and `inspect` (the children), `migrate`, `token`, `openapi`.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use trialhead::settings::{LogSettings, Settings};
 use trialhead::store::connection::Database;
 use trialhead::store::tokens;
 use trialhead::trainer::memory::WatchedAllocator;
+use trialhead::work::WorkEnd;
 
 /// The system's allocator, which a probe can watch to know its exact peak; off, it costs a flag.
 #[global_allocator]
@@ -35,6 +36,9 @@ enum Command {
     /// Serve the REST API and run probes.
     #[command(after_long_help = SETTINGS_HELP)]
     Serve(ServeArgs),
+    /// Run probes for a service elsewhere: no database and no shared disk needed.
+    #[command(after_long_help = WORK_HELP)]
+    Work(WorkArgs),
     /// Run one probe: the spec as JSON on stdin, events as JSON lines on the descriptor that
     /// TRIALHEAD_EVENTS_FD names (else stdout). The service starts this itself.
     Probe,
@@ -114,6 +118,50 @@ A double underscore reaches into a section: TRIALHEAD_POOL__LEASE_SECS=60 is [po
 
 docs/settings.md lists them all with their defaults.";
 
+const WORK_HELP: &str = "\
+Access: TRIALHEAD_TOKEN holds a token with the scope work, or --token-file names a file with it.
+
+Exit codes: 0 it was told to stop, or (--once) a probe was run and its end stored; 1 it could not start,
+could not reach the service (--once), or was refused; 3 (--once) no probe came; 4 (--once) the probe has to
+be run again.
+
+Settings come as for `serve`: a file (--config), then TRIALHEAD_* variables, then flags.
+docs/settings.md lists them; those of a worker are [work] and [pool].";
+
+#[derive(Debug, Args)]
+struct WorkArgs {
+    /// A TOML file with settings.
+    #[arg(long, env = "TRIALHEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The service: http://HOST:PORT or https://HOST.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// Claim one probe, run it, end; the exit code tells.
+    #[arg(long)]
+    once: bool,
+    /// Somebody's own training program, by the name that studies give as their runner; may be repeated.
+    #[arg(long = "runner", value_name = "NAME=COMMAND", value_parser = name_and_command)]
+    runners: Vec<(String, String)>,
+    /// Probes to run at once on each device [default: 1]; those that need a device alone still get it so.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    workers: Option<u64>,
+    /// File with the access token, read again for every request.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where data sets are kept for use again, and the journal.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+}
+
+fn name_and_command(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, command)) if !name.trim().is_empty() && !command.trim().is_empty() => {
+            Ok((name.trim().to_owned(), command.trim().to_owned()))
+        }
+        _ => Err("write NAME=COMMAND, such as --runner 'pytorch=python3 train.py'".to_owned()),
+    }
+}
+
 #[derive(Debug, Args)]
 struct ServeArgs {
     /// A TOML file with settings.
@@ -146,13 +194,17 @@ struct MigrateArgs {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Work(args) => match block_on(work(args)) {
+            Ok(end) => return ExitCode::from(end.exit_code()),
+            Err(error) => Err(error),
+        },
         // The child must not start a runtime: its threads would count as its memory.
         Command::Probe => return trialhead::trainer::run_probe(),
         Command::Inspect => return trialhead::datasets::inspect::run(),
         Command::Openapi => print_openapi(),
-        Command::Serve(args) => run(serve(args)),
-        Command::Migrate(args) => run(migrate(args)),
-        Command::Token(command) => run(token(command)),
+        Command::Serve(args) => block_on(serve(args)),
+        Command::Migrate(args) => block_on(migrate(args)),
+        Command::Token(command) => block_on(token(command)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -169,7 +221,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -200,14 +252,60 @@ impl ServeArgs {
             ),
             ("TRIALHEAD_INSECURE", self.insecure.then(|| "true".into())),
         ];
-        // Flags are variables that win: one way in, one check.
-        let flags = flags
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Ok(Settings::load(
-            self.config.as_deref(),
-            std::env::vars().chain(flags),
-        )?)
+        with_flags(self.config.as_deref(), flags)
+    }
+}
+
+/// Flags are variables that win: one way in, one check.
+fn with_flags<const N: usize>(
+    config: Option<&std::path::Path>,
+    flags: [(&str, Option<String>); N],
+) -> anyhow::Result<Settings> {
+    let flags = flags
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Ok(Settings::load(config, std::env::vars().chain(flags))?)
+}
+
+impl WorkArgs {
+    /// The settings with the flags on top, checked again.
+    fn settings(self) -> anyhow::Result<Settings> {
+        let path = |path: Option<PathBuf>| path.map(|it| it.to_string_lossy().into_owned());
+        let flags = [
+            ("TRIALHEAD_WORK__SERVER", self.server),
+            ("TRIALHEAD_WORK__TOKEN_FILE", path(self.token_file)),
+            ("TRIALHEAD_DATA_DIR", path(self.data_dir)),
+        ];
+        let mut settings = with_flags(self.config.as_deref(), flags)?;
+        settings.pool.runners.extend(self.runners);
+        settings.check()?;
+        // What the service's connections to its database allow is not this worker's concern.
+        settings.workers = match self.workers {
+            Some(workers) => usize::try_from(workers)?,
+            None => settings.workers.max(1),
+        };
+        Ok(settings)
+    }
+}
+
+async fn work(args: WorkArgs) -> anyhow::Result<WorkEnd> {
+    let once = args.once;
+    let settings = args.settings()?;
+    trialhead::telemetry::start(&settings.log)?;
+    let mut signals = Signals::new()?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let token = std::env::var("TRIALHEAD_TOKEN").ok();
+    let working = trialhead::work::work(&settings, token.as_deref(), once, stopped);
+    tokio::pin!(working);
+    tokio::select! {
+        end = &mut working => return end,
+        () = signals.next() => {}
+    }
+    stop.send_replace(true);
+    // A second signal ends the drain.
+    tokio::select! {
+        end = working => end,
+        () = signals.next() => Ok(WorkEnd::Stopped),
     }
 }
 

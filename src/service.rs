@@ -16,6 +16,9 @@ use crate::metrics::InstanceMetrics;
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
+use crate::pool::inventory::DeviceFacts;
+use crate::pool::journal::Journal;
+use crate::pool::leases::{Leases, StoredLeases};
 use crate::pool::worker::Worker;
 use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
@@ -118,7 +121,13 @@ pub fn migrate_mode(migrate: Migrate) -> MigrateMode {
 }
 
 /// How the settings want children started.
-fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Result<ChildConfig> {
+///
+/// # Errors
+/// When the account that they are to run as does not exist.
+pub fn child_config(
+    pool: &PoolSettings,
+    datasets: &DatasetSettings,
+) -> anyhow::Result<ChildConfig> {
     let user = nix::unistd::User::from_name(&pool.child_user)?;
     if user.is_none() && nix::unistd::Uid::effective().is_root() {
         anyhow::bail!(
@@ -138,6 +147,56 @@ fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Resu
         max_events: pool.max_events,
         ..ChildConfig::default()
     })
+}
+
+/// What the workers of one process share.
+#[derive(Debug, Clone)]
+pub struct Shared<L> {
+    /// Where probes come from and their ends go to.
+    pub leases: L,
+    /// Starts children from one long-lived thread.
+    pub spawner: Arc<Spawner>,
+    /// How children are started.
+    pub child: Arc<ChildConfig>,
+    /// Counts what happens.
+    pub metrics: InstanceMetrics,
+    /// Says after a restart what was running.
+    pub journal: Option<Arc<Journal>>,
+}
+
+/// The workers of one process: `settings.workers` for each device.
+///
+/// # Errors
+/// When the host's locks cannot be used.
+pub fn workers<L: Leases>(
+    settings: &Settings,
+    facts: &[DeviceFacts],
+    shared: &Shared<L>,
+) -> anyhow::Result<Vec<Worker<L>>> {
+    let pool = Arc::new(settings.pool.clone());
+    let locks = Arc::new(HostLocks::open(pool.lock_dir.as_deref())?);
+    let runners: Arc<[String]> = pool.offered_runners().into();
+    let mut workers = Vec::new();
+    for facts in facts {
+        let worker = Worker {
+            leases: shared.leases.clone(),
+            settings: Arc::clone(&pool),
+            wait_secs: settings.work.wait_secs,
+            runners: Arc::clone(&runners),
+            spawner: Arc::clone(&shared.spawner),
+            child: Arc::clone(&shared.child),
+            locks: Arc::clone(&locks),
+            facts: Arc::new(facts.clone()),
+            metrics: shared.metrics.clone(),
+            name: String::new(),
+            journal: shared.journal.clone(),
+        };
+        workers.extend((0..settings.workers).map(|number| Worker {
+            name: format!("{}/{}/{number}", facts.host, std::process::id()),
+            ..worker.clone()
+        }));
+    }
+    Ok(workers)
 }
 
 impl Service {
@@ -194,28 +253,25 @@ impl Service {
             settings.datasets.clone(),
         );
 
+        let leases = StoredLeases::new(context.clone(), pool.clone(), library, metrics.clone());
         let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
         if let Some(facts) = &facts {
-            let device = housekeeping::register(&context, facts).await?;
-            let worker = Worker {
-                context: context.clone(),
-                settings: Arc::new(pool.clone()),
-                spawner,
-                child,
-                library,
-                locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
-                facts: Arc::new(facts.clone()),
-                device,
-                metrics: metrics.clone(),
-                name: String::new(),
-            };
-            for number in 0..settings.workers {
-                let worker = Worker {
-                    name: format!("{}/{}/{number}", facts.host, std::process::id()),
-                    ..worker.clone()
-                };
-                tasks.spawn(worker.run(stop.clone()));
-            }
+            housekeeping::register(&context, facts).await?;
+        }
+        let shared = Shared {
+            leases: leases.clone(),
+            spawner,
+            child,
+            metrics: metrics.clone(),
+            journal: None,
+        };
+        for worker in workers(&settings, facts.as_slice(), &shared)? {
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                if let Err(error) = worker.run(stop).await {
+                    tracing::error!(%error, "a worker of the pool ended");
+                }
+            });
         }
         tasks.spawn(housekeeping::run(
             context.clone(),
@@ -229,11 +285,11 @@ impl Service {
         tasks.spawn(lifecycle::run_advancer(
             context.clone(),
             Duration::from_secs_f64(pool.tick_secs),
-            stop,
+            stop.clone(),
         ));
 
         let drain = Duration::from_secs_f64(pool.drain_secs);
-        let server = api::Server::start(&settings, context, uploads, metrics)
+        let server = api::Server::start(&settings, context, uploads, leases, metrics, stop)
             .with_context(|| format!("listening on {}", settings.listen))?;
         Ok(Self {
             address: server.address(),

@@ -5,6 +5,7 @@
 //! not exist are refused, and so are combinations that would hurt ([`Settings::check`]).
 //! `DATABASE_URL` is read too; it is never printed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub api: ApiSettings,
     /// Uploaded data sets.
     pub datasets: DatasetSettings,
+    /// A worker away from the service (`trialhead work`).
+    pub work: WorkSettings,
     /// How long things are kept.
     pub retention: RetentionSettings,
     /// Log lines.
@@ -53,6 +56,7 @@ impl Default for Settings {
             limits: DefinitionLimits::default(),
             api: ApiSettings::default(),
             datasets: DatasetSettings::default(),
+            work: WorkSettings::default(),
             retention: RetentionSettings::default(),
             log: LogSettings::default(),
         }
@@ -159,6 +163,10 @@ pub struct PoolSettings {
     pub lock_dir: Option<PathBuf>,
     /// How long a shutdown waits for children to end.
     pub drain_secs: f64,
+    /// Measurements sent with one heartbeat or completion.
+    pub measurements_per_batch: usize,
+    /// Other people's training programs: name and command.
+    pub runners: BTreeMap<String, String>,
 }
 
 impl Default for PoolSettings {
@@ -182,7 +190,18 @@ impl Default for PoolSettings {
             host: None,
             lock_dir: None,
             drain_secs: 10.0,
+            measurements_per_batch: 1000,
+            runners: BTreeMap::new(),
         }
+    }
+}
+
+impl PoolSettings {
+    /// The names of the runners that workers offer.
+    pub fn offered_runners(&self) -> Vec<String> {
+        std::iter::once("burn".to_owned())
+            .chain(self.runners.keys().cloned())
+            .collect()
     }
 }
 
@@ -216,6 +235,8 @@ pub struct ApiSettings {
     pub max_failing_peers: usize,
     /// Address and port of a listener that serves only the metrics, without tokens. Default: they are at `listen`.
     pub metrics_listen: Option<SocketAddr>,
+    /// How long a worker's claim may wait for a probe.
+    pub max_claim_wait_secs: f64,
 }
 
 /// Who needs an access token.
@@ -244,6 +265,7 @@ impl Default for ApiSettings {
             failed_tokens_per_minute: 60,
             max_failing_peers: 10_000,
             metrics_listen: None,
+            max_claim_wait_secs: 60.0,
         }
     }
 }
@@ -285,6 +307,44 @@ impl Default for DatasetSettings {
             max_uploads: 4,
             max_columns: 100_000,
             max_classes: 10_000,
+        }
+    }
+}
+
+/// A worker away from the service (`trialhead work`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkSettings {
+    /// Address of the service: `http://HOST:PORT` or `https://…`.
+    pub server: Option<String>,
+    /// File with the access token, read again for every request. Default: `TRIALHEAD_TOKEN`, else none.
+    pub token_file: Option<PathBuf>,
+    /// PEM file with certificates to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long one claim waits for a probe.
+    pub wait_secs: f64,
+    /// How long `--once` waits for a probe.
+    pub once_wait_secs: f64,
+    /// How long the service may take to answer, beyond what a claim waits.
+    pub request_timeout_secs: f64,
+    /// Bytes of data sets kept for use again; the ones not used for longest go first.
+    pub cache_bytes: u64,
+    /// Nothing but a want of memory ends this worker without a signal to stop, as in a container that is
+    /// restarted only then.
+    pub restart_is_out_of_memory: bool,
+}
+
+impl Default for WorkSettings {
+    fn default() -> Self {
+        Self {
+            server: None,
+            token_file: None,
+            ca_file: None,
+            wait_secs: 20.0,
+            once_wait_secs: 30.0,
+            request_timeout_secs: 10.0,
+            cache_bytes: 20 << 30,
+            restart_is_out_of_memory: false,
         }
     }
 }
@@ -354,7 +414,11 @@ pub enum SettingsError {
 }
 
 /// Variables with the `TRIALHEAD_` prefix that are not settings of the service.
-const NOT_SETTINGS: [&str; 2] = ["TRIALHEAD_CONFIG", crate::probe::EVENTS_FD_VARIABLE];
+const NOT_SETTINGS: [&str; 3] = [
+    "TRIALHEAD_CONFIG",
+    "TRIALHEAD_TOKEN",
+    crate::probe::EVENTS_FD_VARIABLE,
+];
 
 impl Settings {
     /// Reads the file, if any, and the given environment.
@@ -411,6 +475,10 @@ impl Settings {
             ("pool.lease_margin_secs", pool.lease_margin_secs),
             ("pool.drain_secs", pool.drain_secs),
             ("datasets.inspect_secs", self.datasets.inspect_secs),
+            ("api.max_claim_wait_secs", self.api.max_claim_wait_secs),
+            ("work.wait_secs", self.work.wait_secs),
+            ("work.once_wait_secs", self.work.once_wait_secs),
+            ("work.request_timeout_secs", self.work.request_timeout_secs),
             (
                 "database.connect_timeout_secs",
                 self.database.connect_timeout_secs,
@@ -434,6 +502,11 @@ impl Settings {
         }
         if pool.max_crashes == 0 || pool.max_losses == 0 {
             risks.push("pool.max_crashes and pool.max_losses must be at least 1: every probe would fail untried".into());
+        }
+        if pool.measurements_per_batch == 0 {
+            risks.push(
+                "pool.measurements_per_batch must be at least 1: nothing could be sent".into(),
+            );
         }
         if pool.slots == 0 {
             risks.push("pool.slots must be at least 1: no probe could ever run".into());

@@ -22,7 +22,7 @@ struct Rule {
 
 /// `statistics, catalog ← study ← probe ← analysis ← {plan, recommendation}`, then everything that
 /// touches the world. `lib` and `main` put it together and are not listed.
-const RULES: [Rule; 20] = [
+const RULES: [Rule; 22] = [
     pure("statistics", &[]),
     pure("catalog", &[]),
     pure("study", &["statistics", "catalog"]),
@@ -99,6 +99,13 @@ const RULES: [Rule; 20] = [
             "lifecycle",
             "library",
         ],
+    ),
+    // The service from elsewhere: the worker's side of the lease protocol over REST.
+    rule("client", &["study", "probe", "settings", "pool"]),
+    // Puts a worker away from the service together, as `service` does with the service.
+    rule(
+        "work",
+        &["probe", "settings", "metrics", "pool", "client", "service"],
     ),
     rule(
         "api",

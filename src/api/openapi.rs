@@ -11,7 +11,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::problem::{Problem, ProblemCode};
 use super::{
-    answers, catalog, datasets, devices, health, measurements, metrics, probes, responses,
+    answers, catalog, datasets, devices, health, leases, measurements, metrics, probes, responses,
     revisions, studies,
 };
 use crate::study::validation::Violation;
@@ -31,6 +31,7 @@ use crate::study::validation::Violation;
         (name = "datasets", description = "What is trained on"),
         (name = "catalog", description = "What can be asked for"),
         (name = "devices", description = "Where it can run"),
+        (name = "leases", description = "How workers get probes and tell their ends"),
         (name = "operations", description = "Health and metrics")
     ),
     components(schemas(Problem, ProblemCode, Violation))
@@ -61,6 +62,10 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
         .service(datasets::delete_dataset)
         .service(catalog::get_catalog)
         .service(devices::list_devices)
+        .service(leases::claim_lease)
+        .service(leases::send_heartbeat)
+        .service(leases::complete_lease)
+        .service(leases::release_lease)
         .service(health::get_liveness)
         .service(health::get_readiness)
         .service(metrics::get_instance_metrics)

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::access::{Refused, Scope};
 use crate::lifecycle::{CreateError, EndError, ReviseError};
+use crate::pool::leases::LeaseError;
 use crate::store::StoreError;
 use crate::study::validation::{Rejected, Violation};
 use crate::uploads::UploadError;
@@ -82,6 +83,10 @@ codes! {
     StudyNotEnded = "study_not_ended", CONFLICT, "The study has not ended";
     /// A queued or running study needs the data set.
     DatasetInUse = "dataset_in_use", CONFLICT, "The data set is in use";
+    /// The worker speaks another version of the lease protocol.
+    WorkerVersion = "worker_version", CONFLICT, "Worker and service are of different versions";
+    /// The lease holds nothing any more: it ran out, ended, or was used before. Nothing was changed.
+    LeaseLost = "lease_lost", CONFLICT, "The lease was lost";
     /// The definition has another revision than the request changes.
     RevisionChanged = "revision_changed", PRECONDITION_FAILED, "The definition was changed meanwhile";
     /// The request does not say which revision it changes.
@@ -98,6 +103,8 @@ codes! {
     InvalidParameter = "invalid_parameter", UNPROCESSABLE_ENTITY, "A parameter is not allowed";
     /// The uploaded file is no data set.
     InvalidDataset = "invalid_dataset", UNPROCESSABLE_ENTITY, "The file is no data set";
+    /// What a worker says cannot be right; `errors` names each part.
+    InvalidReport = "invalid_report", UNPROCESSABLE_ENTITY, "What the worker says cannot be right";
     /// The Idempotency-Key was used with another body.
     IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, "The Idempotency-Key was used with another request";
     /// The project has as many active studies as it may.
@@ -419,6 +426,36 @@ impl From<ReviseError> for Problem {
             ),
             ReviseError::Refused(error) => error.into(),
             ReviseError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<LeaseError> for Problem {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Away(detail) => {
+                tracing::warn!(error = detail, "the database is away");
+                Self::new(
+                    ProblemCode::Unavailable,
+                    "the database does not answer just now; try again",
+                )
+            }
+            LeaseError::Lost => Self::new(
+                ProblemCode::LeaseLost,
+                "the lease ran out, has ended or was used before; end what runs under it and claim with a new one",
+            ),
+            LeaseError::Refused(detail) => Self::new(ProblemCode::WorkerVersion, detail),
+            LeaseError::Invalid(wrong) => Self::invalid(
+                ProblemCode::InvalidReport,
+                wrong
+                    .into_iter()
+                    .map(|(pointer, detail)| Violation::new(pointer, detail))
+                    .collect(),
+            ),
+            LeaseError::Failed(detail) => {
+                tracing::error!(error = detail, "a worker's request failed");
+                Self::internal()
+            }
         }
     }
 }

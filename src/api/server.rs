@@ -14,7 +14,7 @@ use actix_web::web::{Data, PathConfig, PayloadConfig, QueryConfig, Redirect};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_prom::PrometheusMetricsBuilder;
 use futures::FutureExt;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tracing::Instrument;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
@@ -27,6 +27,7 @@ use super::state::Api;
 use super::{metrics, openapi};
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
+use crate::pool::leases::StoredLeases;
 use crate::settings::Settings;
 use crate::uploads::Uploads;
 
@@ -66,7 +67,9 @@ impl Server {
         settings: &Settings,
         context: Context,
         uploads: Uploads,
+        leases: StoredLeases,
         metrics: InstanceMetrics,
+        stop: watch::Receiver<bool>,
     ) -> io::Result<Self> {
         let document = openapi::document();
         let all = Operations::of(&serde_json::to_value(&document)?).map_err(io::Error::other)?;
@@ -80,6 +83,9 @@ impl Server {
         let api = Data::new(Api {
             context,
             uploads,
+            leases,
+            max_claim_wait_secs: settings.api.max_claim_wait_secs,
+            stop,
             metrics,
             service_metrics: Mutex::new(None),
             service_metrics_cache: Duration::from_secs_f64(
@@ -127,6 +133,8 @@ impl Server {
         .max_connections(settings.api.max_connections)
         .client_request_timeout(Duration::from_secs(settings.api.request_timeout_secs))
         .shutdown_timeout(5)
+        // A client that has gone is not waited for: a claim of a worker that was killed must take nothing.
+        .h1_allow_half_closed(false)
         .disable_signals();
         if let Some(threads) = settings.api.threads {
             server = server.workers(threads.max(1));

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
+use crate::pool::leases::StoredLeases;
 use crate::uploads::Uploads;
 
 /// What handlers need.
@@ -15,6 +16,12 @@ pub struct Api {
     pub context: Context,
     /// Takes uploads and has their contents.
     pub uploads: Uploads,
+    /// Leases for workers elsewhere.
+    pub leases: StoredLeases,
+    /// How long a claim may wait.
+    pub max_claim_wait_secs: f64,
+    /// Says when the service stops: claims wait no longer then.
+    pub stop: watch::Receiver<bool>,
     /// Metrics of this instance.
     pub metrics: InstanceMetrics,
     /// The service's metrics as last read, and when.

@@ -6,6 +6,7 @@
 //! both. Everything here is best effort: what cannot be read limits nothing and counts nothing.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The memory control groups of this process, one directory for each hierarchy that has it.
@@ -118,6 +119,20 @@ impl MemoryCgroup {
                 limit: a.limit.min(b.limit),
                 left: a.left.min(b.left),
             })
+    }
+
+    /// Tells the groups of this process from any made before or after them: a container that is started
+    /// again gets new ones. `None` where none can be seen.
+    pub fn identity(&self) -> Option<String> {
+        let groups: Vec<String> = self
+            .hierarchies
+            .iter()
+            .filter_map(|hierarchy| {
+                let group = fs::metadata(&hierarchy.leaf).ok()?;
+                Some(format!("{}:{}", group.dev(), group.ino()))
+            })
+            .collect();
+        (!groups.is_empty()).then(|| groups.join(" "))
     }
 
     /// How many processes of the group the kernel has killed for memory so far.

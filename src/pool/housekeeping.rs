@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::inventory::{self, DeviceFacts};
-use super::worker::retry_policy;
+use super::leases::retry_policy;
 use crate::lifecycle::Context;
 use crate::settings::{PoolSettings, RetentionSettings};
 use crate::store::devices::{self, NewDevice};
@@ -96,6 +96,7 @@ pub async fn tidy(
 async fn forget(context: &Context, retention: &RetentionSettings) -> Result<(), StoreError> {
     let mut conn = context.database.connection().await?;
     let events = probes::remove_old_events(&mut conn, retention.event_days).await?;
+    leases::remove_old(&mut conn, retention.event_days).await?;
     let unlinked = probes::remove_unlinked(&mut conn, retention.unlinked_probe_days).await?;
     if events + unlinked > 0 {
         tracing::info!(

@@ -8,7 +8,9 @@ use std::fs;
 use std::num::NonZero;
 use std::thread;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use super::cgroup::MemoryCgroup;
 use crate::study::{Backend, Bytes};
@@ -21,7 +23,7 @@ pub const DEFAULT_MEMORY_SHARE: f64 = 0.8;
 pub const CPU: &str = "cpu";
 
 /// One device, as the host sees it when asked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceFacts {
     /// Identity of the host.
     pub host: String,

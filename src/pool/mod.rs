@@ -8,10 +8,16 @@
 //! [`inventory`] says which device this host offers, [`host_lock`] keeps two services of one host
 //! from measuring on the same device at once, and [`cgroup`] reads the limits and the
 //! out-of-memory kills of the control group the service lives in.
+//!
+//! A [`worker`] gets its probes by the lease protocol ([`leases`]), whatever carries it; a [`journal`] says
+//! after a restart what was running when the worker was killed.
 
 pub mod cgroup;
 pub mod child;
 pub mod host_lock;
 pub mod housekeeping;
 pub mod inventory;
+pub mod journal;
+mod keeper;
+pub mod leases;
 pub mod worker;

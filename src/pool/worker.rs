@@ -1,6 +1,8 @@
-//! One worker: claims a probe in a short transaction, runs it in a child with no transaction open,
-//! keeps its lease alive, and completes it. Whatever happens here, the lease protocol makes sure
-//! that the probe is neither lost nor done twice.
+//! One worker: claims a probe, runs it in a child, keeps its lease alive, and completes it. Whatever
+//! happens here, the lease protocol makes sure that the probe is neither lost nor done twice.
+//!
+//! The same worker runs inside `serve`, with the database behind its [`Leases`], and anywhere else, with the
+//! service's REST routes behind them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,151 +11,255 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::child::{self, ChildConfig, ChildReport, Progress, Spawner};
+use super::child::{self, ChildConfig, ChildReport, Spawner, Told};
 use super::host_lock::{HostLocks, LockMode};
 use super::inventory::DeviceFacts;
-use crate::library::Library;
-use crate::lifecycle::Context;
+use super::journal::Journal;
+use super::keeper::{LeaseKeeper, batch};
+use super::leases::{ClaimRequest, CompletionRequest, HeartbeatRequest, Lease, LeaseError, Leases};
 use crate::metrics::InstanceMetrics;
-use crate::probe::{FailureReason, KilledFor, Outcome, ProbeKind};
+use crate::probe::{
+    FailureReason, InfeasibleReason, KilledFor, Outcome, PROTOCOL, ProbeKind, ProbeState,
+};
 use crate::settings::PoolSettings;
-use crate::store::StoreError;
-use crate::store::leases::{self, Claim, Claimed, Completed, Completion, Heartbeat, RetryPolicy};
-use crate::study::{Dataset, DeviceId, LeaseId};
+use crate::study::{Dataset, LeaseId};
 
-/// Pause before a completion that did not reach the database is sent again.
+/// Pause before a completion that did not arrive is sent again.
 const COMPLETE_RETRY: Duration = Duration::from_millis(500);
 
 /// A completion that could not be stored for this long is given up: the reaper has long taken over.
 const COMPLETE_GIVE_UP: Duration = Duration::from_secs(600);
 
-/// What the workers of one service share.
+/// First pause after a claim that did not arrive; doubles up to the tick.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A worker, and what it shares with the others of its process.
 #[derive(Debug, Clone)]
-pub struct Worker {
-    /// Database, waker, limits.
-    pub context: Context,
+pub struct Worker<L> {
+    /// Where probes come from and their ends go to.
+    pub leases: L,
     /// Times and caps.
     pub settings: Arc<PoolSettings>,
+    /// How long one claim waits for a probe, seconds.
+    pub wait_secs: f64,
+    /// The runners it has.
+    pub runners: Arc<[String]>,
     /// Starts children from one long-lived thread.
     pub spawner: Arc<Spawner>,
     /// How children are started.
     pub child: Arc<ChildConfig>,
     /// Host-wide locks on devices.
     pub locks: Arc<HostLocks>,
-    /// The contents of uploaded data sets.
-    pub library: Library,
     /// The device worked on.
     pub facts: Arc<DeviceFacts>,
-    /// Its row.
-    pub device: DeviceId,
     /// Counts what happens.
     pub metrics: InstanceMetrics,
     /// Name shown with the probes it runs.
     pub name: String,
+    /// Says after a restart what was running.
+    pub journal: Option<Arc<Journal>>,
 }
 
-/// How often a probe is tried, from the settings.
-pub fn retry_policy(settings: &PoolSettings) -> RetryPolicy {
-    RetryPolicy {
-        max_crashes: i32::try_from(settings.max_crashes).unwrap_or(i32::MAX),
-        max_losses: i32::try_from(settings.max_losses).unwrap_or(i32::MAX),
-        delay_secs: settings.retry_delay_secs,
-        max_delay_secs: settings.max_retry_delay_secs,
-    }
+/// What became of a probe that a worker had claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Its end is stored, and made this of the probe.
+    Stored(ProbeState),
+    /// The lease was lost, or nobody could be told: another attempt will be made.
+    Lost,
 }
 
-impl Worker {
+impl<L: Leases> Worker<L> {
     /// Claims and runs probes until told to stop. A probe that runs then is handed back at no cost.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
-        let mut wake = self.context.waker.subscribe();
-        let tick = Duration::from_secs_f64(self.settings.tick_secs);
-        while !*stop.borrow() {
-            wake.mark_unchanged();
-            match self.claim().await {
-                Ok(Some(claimed)) => {
-                    self.run_claimed(claimed, stop.clone()).await;
-                    continue;
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(worker = self.name, %error, "no probe could be claimed; trying again");
-                }
-            }
-            tokio::select! {
-                _ = wake.changed() => {}
-                () = tokio::time::sleep(tick) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
-            }
+    ///
+    /// # Errors
+    /// [`LeaseError::Refused`], when the worker is not admitted; everything else is tried again.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), LeaseError> {
+        while let Some((lease, sent)) = self.next(&mut stop, None).await? {
+            self.run_lease(lease, sent, stop.clone()).await;
+        }
+        Ok(())
+    }
+
+    /// Claims one probe, runs it and completes it. `None` when nothing came within `patience`, or when told
+    /// to stop.
+    ///
+    /// # Errors
+    /// When the worker is not admitted, or nobody could be reached within `patience`.
+    pub async fn run_once(
+        &self,
+        mut stop: watch::Receiver<bool>,
+        patience: Duration,
+    ) -> Result<Option<Settled>, LeaseError> {
+        match self.next(&mut stop, Some(patience)).await? {
+            Some((lease, sent)) => Ok(Some(self.run_lease(lease, sent, stop).await)),
+            None => Ok(None),
         }
     }
 
-    async fn claim(&self) -> Result<Option<(Claimed, Instant)>, StoreError> {
-        let mut conn = self.context.database.connection().await?;
-        let sent = Instant::now();
-        let claim = Claim {
-            lease: LeaseId(Uuid::now_v7()),
-            worker: &self.name,
-            device: self.device,
-            lease_secs: self.settings.lease_secs,
-        };
-        Ok(leases::claim(&mut conn, &claim)
-            .await?
-            .map(|claimed| (claimed, sent)))
+    /// The next probe and when its claim was sent; tries again until told to stop, or until patience ends.
+    async fn next(
+        &self,
+        stop: &mut watch::Receiver<bool>,
+        patience: Option<Duration>,
+    ) -> Result<Option<(Lease, Instant)>, LeaseError> {
+        let until = patience.map(|patience| Instant::now() + patience);
+        let left = || until.map(|until| until.saturating_duration_since(Instant::now()));
+        let longest_pause = Duration::from_secs_f64(self.settings.tick_secs);
+        let mut pause = FIRST_PAUSE;
+        let mut request = self.claim_request();
+        while !*stop.borrow() {
+            if let Some(left) = left() {
+                request.wait_secs = self.wait_secs.min(left.as_secs_f64());
+            }
+            let sent = Instant::now();
+            let trouble = match self.leases.claim(&request, stop).await {
+                Ok(Some(lease)) => return Ok(Some((lease, sent))),
+                // A claim that was broken off may still have taken something.
+                Ok(None) if *stop.borrow() => break,
+                Ok(None) => {
+                    if left().is_some_and(|left| left.is_zero()) {
+                        return Ok(None);
+                    }
+                    pause = FIRST_PAUSE;
+                    request = self.claim_request();
+                    continue;
+                }
+                Err(error @ LeaseError::Refused(_)) => return Err(error),
+                Err(error) => error,
+            };
+            if left().is_some_and(|left| left < pause) {
+                self.give_back(&request).await;
+                return Err(trouble);
+            }
+            if pause == FIRST_PAUSE || pause == longest_pause {
+                tracing::warn!(worker = self.name, error = %trouble, "no probe could be claimed; trying again");
+            }
+            // A claim that may have arrived is repeated as it was; one that was answered is not.
+            if !trouble.is_transient() {
+                request = self.claim_request();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            pause = (pause * 2).min(longest_pause);
+        }
+        self.give_back(&request).await;
+        Ok(None)
     }
 
-    async fn run_claimed(&self, (claimed, sent): (Claimed, Instant), stop: watch::Receiver<bool>) {
-        let kind = claimed.spec.kind().as_str();
+    /// Whether or not the last claim took something: nobody is going to run it.
+    async fn give_back(&self, request: &ClaimRequest) {
+        let told = self.leases.release(request.lease_id);
+        let patience = Duration::from_secs_f64(self.settings.lease_margin_secs);
+        if !matches!(tokio::time::timeout(patience, told).await, Ok(Ok(()))) {
+            tracing::debug!(worker = self.name, "the last claim could not be given back");
+        }
+    }
+
+    fn claim_request(&self) -> ClaimRequest {
+        ClaimRequest {
+            lease_id: LeaseId(Uuid::now_v7()),
+            worker: self.name.clone(),
+            protocol: PROTOCOL,
+            device: DeviceFacts::clone(&self.facts),
+            runners: self.runners.to_vec(),
+            wait_secs: self.wait_secs,
+        }
+    }
+
+    async fn run_lease(&self, lease: Lease, sent: Instant, stop: watch::Receiver<bool>) -> Settled {
+        let kind = lease.spec.kind().as_str();
         tracing::info!(
-            probe = %claimed.probe, study = %claimed.study, kind,
-            batch_size = claimed.spec.batch_size.0, attempt = claimed.attempt, "probe started"
+            probe = %lease.probe_id, study = %lease.study_id, kind,
+            batch_size = lease.spec.batch_size.0, attempt = lease.attempt, "probe started"
         );
-        let (kill, killed) = watch::channel(None);
-        let (progress, told) = watch::channel(None);
-        let mut keeper = LeaseKeeper {
-            worker: self,
-            claimed: &claimed,
-            acknowledged: sent,
-            told,
-            stop,
-        };
-        let report = {
-            let run = self.run_on_device(&claimed, killed, progress);
-            tokio::pin!(run);
-            // The lease is kept while the device is waited for and while the child runs; a reason
-            // to stop is passed on, and the child's end is always waited for.
-            let reason = tokio::select! {
-                report = &mut run => Ok(report),
-                reason = keeper.keep() => Err(reason),
-            };
-            match reason {
-                Ok(report) => report,
-                Err(reason) => {
-                    kill.send_replace(Some(reason));
-                    run.await
-                }
-            }
-        };
+        let (told_to, told) = watch::channel(None);
+        let mut keeper = LeaseKeeper::new(&self.leases, &self.settings, &lease, sent, told, stop);
+        let report = self.run_kept(&lease, &mut keeper, &told_to).await;
+        let stored = keeper.stored;
         let outcome = outcome_name(&report.outcome);
         self.metrics
             .probe_duration_seconds
             .with_label_values(&[kind, outcome])
             .observe(report.wall_secs);
         tracing::info!(
-            probe = %claimed.probe, study = %claimed.study, kind, outcome,
+            probe = %lease.probe_id, study = %lease.study_id, kind, outcome,
             secs = report.wall_secs, "probe ended"
         );
-        self.complete(&claimed, report).await;
+        let settled = self.complete(&lease, report, stored).await;
+        if let Some(journal) = &self.journal {
+            journal.settle(&lease, matches!(settled, Settled::Stored(_)));
+        }
+        settled
+    }
+
+    /// Runs a probe while its lease is kept.
+    async fn run_kept(
+        &self,
+        lease: &Lease,
+        keeper: &mut LeaseKeeper<'_, L>,
+        told: &watch::Sender<Option<Told>>,
+    ) -> ChildReport {
+        if let Err(reason) = keeper.confirm().await {
+            return not_run(outcome_of_stop(reason));
+        }
+        let known = self
+            .journal
+            .as_ref()
+            .and_then(|journal| journal.known_out_of_memory(lease.probe_id));
+        if let Some(detail) = known {
+            return not_run(Outcome::Infeasible {
+                reason: InfeasibleReason::OutOfMemory,
+                detail,
+            });
+        }
+        let (kill, killed) = watch::channel(None);
+        let run = self.run_on_device(lease, killed, told);
+        tokio::pin!(run);
+        // The lease is kept while the device is waited for and while the child runs; a reason
+        // to stop is passed on, and the child's end is always waited for.
+        let reason = tokio::select! {
+            report = &mut run => return report,
+            reason = keeper.keep() => reason,
+        };
+        kill.send_replace(Some(reason));
+        run.await
     }
 
     /// Waits for the device, then runs the child.
     async fn run_on_device(
         &self,
-        claimed: &Claimed,
+        lease: &Lease,
         mut killed: watch::Receiver<Option<KilledFor>>,
-        progress: watch::Sender<Option<Progress>>,
+        told: &watch::Sender<Option<Told>>,
     ) -> ChildReport {
+        let dataset = match &lease.spec.workload.dataset {
+            Dataset::Builtin(_) => None,
+            Dataset::Uploaded(uploaded) => {
+                let content = tokio::select! {
+                    content = self.leases.content(lease, uploaded) => content,
+                    reason = wait_for_reason(&mut killed) => {
+                        return not_run(outcome_of_stop(reason));
+                    }
+                };
+                match content {
+                    Ok(file) => Some(file.into()),
+                    Err(error) => {
+                        return not_run(Outcome::Failed {
+                            reason: FailureReason::NotStarted,
+                            detail: format!(
+                                "the content of the data set {} cannot be opened: {error}",
+                                uploaded.id
+                            ),
+                        });
+                    }
+                }
+            }
+        };
         let wait = Duration::from_secs_f64(self.settings.device_wait_secs);
-        let mode = if claimed.exclusive {
+        let mode = if lease.exclusive {
             LockMode::Exclusive
         } else {
             LockMode::Shared
@@ -167,7 +273,7 @@ impl Worker {
         let _lock = match lock {
             Ok(Some(lock)) => lock,
             Ok(None) => {
-                tracing::info!(probe = %claimed.probe, "another service of this host holds the device; handing the probe back");
+                tracing::info!(probe = %lease.probe_id, "another service of this host holds the device; handing the probe back");
                 return not_run(Outcome::HandedBack);
             }
             Err(error) => {
@@ -177,151 +283,94 @@ impl Worker {
                 });
             }
         };
+        if let Some(journal) = &self.journal {
+            journal.note(lease);
+        }
         let running = self
             .metrics
             .children_running
             .with_label_values(&[&self.facts.model]);
         running.inc();
-        let dataset = match &claimed.spec.workload.dataset {
-            Dataset::Builtin(_) => None,
-            Dataset::Uploaded(uploaded) => match self.library.open(&uploaded.content).await {
-                Ok(file) => Some(file.into()),
-                Err(error) => {
-                    return not_run(Outcome::Failed {
-                        reason: FailureReason::NotStarted,
-                        detail: format!(
-                            "the content of the data set {} cannot be opened: {error}",
-                            uploaded.id
-                        ),
-                    });
-                }
-            },
-        };
         let report = child::run(
             &self.spawner,
             &self.child,
-            &claimed.spec,
+            &lease.spec,
             dataset,
             killed,
-            &progress,
+            told,
         )
         .await;
         running.dec();
         report
     }
 
-    /// Stores the end of an attempt; goes on trying while the database is away.
-    async fn complete(&self, claimed: &Claimed, report: ChildReport) {
-        let measurements = report.measurements.len();
-        let outcome = match claimed.spec.kind() {
+    /// Stores the end of an attempt, of which the first `stored` measurements are stored already; goes on
+    /// trying while nobody can be reached.
+    async fn complete(&self, lease: &Lease, report: ChildReport, mut stored: usize) -> Settled {
+        let outcome = match lease.spec.kind() {
             ProbeKind::Smoke => report.outcome.with_log(&report.stderr_tail),
             _ => report.outcome,
         };
-        let completion = Completion {
-            fence: claimed.fence(),
+        let since = Instant::now();
+        // Nobody needs the figures of an attempt that is handed back.
+        let is_evidence = !matches!(outcome, Outcome::HandedBack | Outcome::Cancelled);
+        let measurements = if is_evidence {
+            &report.measurements[..]
+        } else {
+            &[]
+        };
+        while measurements.len().saturating_sub(stored) > self.settings.measurements_per_batch {
+            let request = HeartbeatRequest {
+                probe_id: lease.probe_id,
+                attempt: lease.attempt,
+                progress: None,
+                measurements: batch(measurements, stored, &self.settings),
+            };
+            match self.leases.heartbeat(lease.lease_id, &request).await {
+                Ok(_) => stored += request.measurements.len(),
+                Err(error) => {
+                    if self.try_no_more(lease, since, error).await {
+                        return Settled::Lost;
+                    }
+                }
+            }
+        }
+        let request = CompletionRequest {
+            probe_id: lease.probe_id,
+            attempt: lease.attempt,
             outcome,
-            measurements: report.measurements,
+            measurements: batch(measurements, stored, &self.settings),
             stderr_tail: report.stderr_tail,
             device_secs: report.wall_secs,
         };
-        let since = Instant::now();
         loop {
-            match self.try_complete(&completion).await {
-                Ok(Completed::Now(_)) => {
-                    self.metrics
-                        .measurements_stored_total
-                        .inc_by(measurements as u64);
-                    self.context.waker.wake();
-                    return;
-                }
-                Ok(Completed::Already) => return,
-                Ok(Completed::Fenced) => {
-                    self.metrics.leases_lost_total.inc();
-                    tracing::warn!(probe = %claimed.probe, attempt = claimed.attempt, "the lease was lost; what this attempt measured is dropped");
-                    return;
-                }
-                Err(error) if error.is_transient() && since.elapsed() < COMPLETE_GIVE_UP => {
-                    tracing::warn!(probe = %claimed.probe, %error, "the probe's end could not be stored; trying again");
-                    tokio::time::sleep(COMPLETE_RETRY).await;
-                }
+            match self.leases.complete(lease.lease_id, &request).await {
+                Ok(answer) => return Settled::Stored(answer.state),
                 Err(error) => {
-                    tracing::error!(probe = %claimed.probe, %error, "the probe's end could not be stored; it will be run again when its lease has run out");
-                    return;
+                    if self.try_no_more(lease, since, error).await {
+                        return Settled::Lost;
+                    }
                 }
             }
         }
     }
 
-    async fn try_complete(&self, completion: &Completion) -> Result<Completed, StoreError> {
-        let mut conn = self.context.database.connection().await?;
-        leases::complete(&mut conn, completion, retry_policy(&self.settings)).await
-    }
-}
-
-/// Keeps a lease alive, and knows when to give it up.
-struct LeaseKeeper<'a> {
-    worker: &'a Worker,
-    claimed: &'a Claimed,
-    /// When the last acknowledged claim or heartbeat was *sent*: the lease counts from later, so
-    /// this errs on the safe side.
-    acknowledged: Instant,
-    told: watch::Receiver<Option<Progress>>,
-    stop: watch::Receiver<bool>,
-}
-
-impl LeaseKeeper<'_> {
-    /// Sends heartbeats until there is a reason to end the child.
-    async fn keep(&mut self) -> KilledFor {
-        let settings = &self.worker.settings;
-        let period = Duration::from_secs_f64(settings.heartbeat_secs);
-        let safe = Duration::from_secs_f64(settings.lease_secs - settings.lease_margin_secs);
-        let mut stop = self.stop.clone();
-        loop {
-            let deadline = self.acknowledged + safe;
-            tokio::select! {
-                () = tokio::time::sleep(period) => {}
-                () = tokio::time::sleep_until(deadline) => return self.lost(),
-                _ = stop.wait_for(|stop| *stop) => return KilledFor::Drain,
-            }
-            let sent = Instant::now();
-            // A heartbeat that hangs must not outlast the lease.
-            let answer = tokio::select! {
-                answer = self.beat() => answer,
-                () = tokio::time::sleep_until(deadline) => return self.lost(),
-            };
-            match answer {
-                Ok(Heartbeat::Held {
-                    cancel_requested: true,
-                }) => return KilledFor::Cancel,
-                Ok(Heartbeat::Held {
-                    cancel_requested: false,
-                }) => self.acknowledged = sent,
-                Ok(Heartbeat::Lost) => return self.lost(),
-                Err(error) => {
-                    tracing::warn!(probe = %self.claimed.probe, %error, "a heartbeat did not reach the database");
-                }
-            }
+    /// After trouble with storing an end: whether to leave it; else a pause has passed.
+    async fn try_no_more(&self, lease: &Lease, since: Instant, error: LeaseError) -> bool {
+        if matches!(error, LeaseError::Lost) {
+            self.metrics.leases_lost_total.inc();
+            tracing::warn!(probe = %lease.probe_id, attempt = lease.attempt, "the lease was lost; what this attempt measured is dropped");
+            return true;
         }
-    }
-
-    async fn beat(&mut self) -> Result<Heartbeat, StoreError> {
-        let told = self.told.borrow_and_update().clone();
-        let progress = told
-            .as_ref()
-            .map(|progress| (progress.phase.as_str(), progress.fraction));
-        let mut conn = self.worker.context.database.connection().await?;
-        leases::heartbeat(
-            &mut conn,
-            self.claimed.fence(),
-            self.worker.settings.lease_secs,
-            progress,
-        )
-        .await
-    }
-
-    fn lost(&self) -> KilledFor {
-        tracing::warn!(probe = %self.claimed.probe, "the lease cannot be held; ending the child");
-        KilledFor::Lease
+        // A token can be mended while the worker waits.
+        let may_mend = error.is_transient() || matches!(error, LeaseError::Refused(_));
+        if may_mend && since.elapsed() < COMPLETE_GIVE_UP {
+            tracing::warn!(probe = %lease.probe_id, %error, "the probe's end could not be stored; trying again");
+            tokio::time::sleep(COMPLETE_RETRY).await;
+            return false;
+        }
+        tracing::error!(probe = %lease.probe_id, %error, "the probe's end could not be stored; it will be run again when its lease has run out");
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::event::Event;
 
 /// How a probe ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
     /// It did what it was asked.

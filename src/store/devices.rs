@@ -6,7 +6,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
-use crate::study::DeviceId;
+use crate::study::{DeviceId, ProbeId};
 
 /// What a worker says of a device.
 #[derive(Debug, Clone)]
@@ -52,6 +52,25 @@ pub async fn register(
     .get_result(conn)
     .await?;
     Ok(DeviceId(row.id))
+}
+
+/// Says that the device of a running probe is still there, unless that was said within the last
+/// `fresh_secs` seconds.
+pub async fn touch_of_probe(
+    conn: &mut AsyncPgConnection,
+    probe: ProbeId,
+    fresh_secs: f64,
+) -> Result<(), StoreError> {
+    diesel::sql_query(
+        "UPDATE devices SET last_seen = now() \
+         WHERE id = (SELECT device FROM probes WHERE id = $1) \
+           AND last_seen < now() - make_interval(secs => $2)",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(probe.0)
+    .bind::<diesel::sql_types::Double, _>(fresh_secs)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// A device as stored, with what runs on it.

@@ -3,6 +3,7 @@
 //! probe, and a heartbeat takes only its probe. All deadlines are Postgres' own clock.
 
 use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde_json::json;
@@ -22,7 +23,30 @@ pub struct Claim<'a> {
     pub lease: LeaseId,
     pub worker: &'a str,
     pub device: DeviceId,
+    /// Only probes of this project.
+    pub project: Option<&'a str>,
     pub lease_secs: f64,
+}
+
+/// What a claim came to.
+#[derive(Debug, Clone)]
+pub enum Claiming {
+    /// The worker holds a probe now, or holds it still.
+    Claimed(Box<Claimed>),
+    /// Nothing is open that may run there now.
+    Nothing,
+    /// The lease was used before and holds nothing any more: a claim that came late.
+    Spent,
+}
+
+impl Claiming {
+    /// The probe, if there is one.
+    pub fn claimed(self) -> Option<Claimed> {
+        match self {
+            Self::Claimed(claimed) => Some(*claimed),
+            Self::Nothing | Self::Spent => None,
+        }
+    }
 }
 
 /// A probe that a worker now holds.
@@ -35,6 +59,8 @@ pub struct Claimed {
     pub spec: ProbeSpec,
     /// Studies that wait for it, one named for log lines.
     pub study: StudyId,
+    /// Whose it is.
+    pub project: String,
 }
 
 #[derive(QueryableByName)]
@@ -57,6 +83,8 @@ struct DeviceLoad {
     exclusive: i64,
     #[diesel(sql_type = BigInt)]
     shared: i64,
+    #[diesel(sql_type = Bool)]
+    is_lease_used: bool,
 }
 
 #[derive(QueryableByName)]
@@ -69,6 +97,8 @@ struct ClaimedRow {
     exclusive: bool,
     #[diesel(sql_type = Jsonb)]
     spec: serde_json::Value,
+    #[diesel(sql_type = Text)]
+    project: String,
 }
 
 /// The first open probe of each active study that this device model can run, the study whose turn
@@ -81,12 +111,13 @@ const CANDIDATES: &str = "\
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $1 AND p.device_model = $2 \
         ORDER BY sp.position LIMIT 1) q ON true \
-    WHERE s.state IN ('queued', 'running') \
+    WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
 
-/// Takes the first open probe of a study; one that another worker is just taking is passed over.
+/// Takes the first open probe of a study; one that another worker is just taking is passed over. The lease is
+/// noted in the same statement, and a lease that was noted before undoes it.
 const TAKE: &str = "\
-    UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
+    WITH taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
         lease_expires_at = now() + make_interval(secs => $2), worker = $3, device = $4, \
         started_at = now(), ended_at = NULL, reason = NULL, detail = NULL, \
         progress_phase = NULL, progress_fraction = NULL, cancel_requested = false \
@@ -98,78 +129,135 @@ const TAKE: &str = "\
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
-    RETURNING id, attempt, exclusive, spec";
+    RETURNING id, attempt, exclusive, spec, project), \
+    noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken) \
+    SELECT id, attempt, exclusive, spec, project FROM taken";
+
+/// What a lease that was used before still holds, prolonged.
+const HELD: &str = "\
+    UPDATE probes p SET lease_expires_at = now() + make_interval(secs => $2) FROM leases l \
+    WHERE l.id = $1 AND p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt AND p.state = 'running' \
+    RETURNING p.id, p.attempt, p.exclusive, p.spec, p.project, \
+        (SELECT sp.study FROM study_probes sp WHERE sp.probe = p.id LIMIT 1) AS study";
 
 /// Claims one probe for a device, if one is open that may run there now.
 ///
-/// An exclusive probe needs its device empty; while one waits, no shared probe starts.
+/// An exclusive probe needs its device empty; while one waits, no shared probe starts. The same lease
+/// claims once: asked again, the answer is the probe it holds, or that it is spent.
 pub async fn claim(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
-) -> Result<Option<Claimed>, StoreError> {
-    let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
+) -> Result<Claiming, StoreError> {
     let worker = claim.worker.to_owned();
-    conn.transaction(async move |conn| {
-        let Some(load) = lock_device(conn, device).await? else {
-            return Ok(None);
-        };
-        if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
-            return Ok(None);
-        }
-        let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
-            .bind::<Text, _>(&load.backend)
-            .bind::<Text, _>(&load.model)
-            .load(conn)
-            .await?;
-        for candidate in candidates {
-            if candidate.exclusive && load.shared > 0 {
-                return Ok(None);
+    let project = claim.project.map(ToOwned::to_owned);
+    let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
+    let claimed = conn
+        .transaction(async move |conn| {
+            let Some(load) = lock_device(conn, device, lease).await? else {
+                return Ok(Claiming::Nothing);
+            };
+            if load.is_lease_used {
+                return held(conn, lease, lease_secs).await;
             }
-            let started = diesel::sql_query(
-                "UPDATE studies SET last_claimed_at = clock_timestamp(), \
-                    started_at = coalesce(started_at, now()), state = 'running', \
-                    updated_at = CASE WHEN state = 'queued' THEN now() ELSE updated_at END \
-                 WHERE id = $1 AND state IN ('queued', 'running')",
-            )
-            .bind::<SqlUuid, _>(candidate.study)
-            .execute(conn)
-            .await?;
-            if started == 0 {
-                continue;
+            if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
+                return Ok(Claiming::Nothing);
             }
-            let taken: Option<ClaimedRow> = diesel::sql_query(TAKE)
-                .bind::<SqlUuid, _>(lease.0)
-                .bind::<Double, _>(lease_secs)
-                .bind::<Text, _>(&worker)
-                .bind::<SqlUuid, _>(device.0)
-                .bind::<SqlUuid, _>(candidate.study)
+            let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
                 .bind::<Text, _>(&load.backend)
                 .bind::<Text, _>(&load.model)
-                .bind::<Bool, _>(candidate.exclusive)
-                .get_result(conn)
-                .await
-                .optional()?;
-            if let Some(row) = taken {
-                return Ok(Some(Claimed {
-                    probe: ProbeId(row.id),
-                    lease,
-                    attempt: row.attempt,
-                    exclusive: row.exclusive,
-                    spec: serde_json::from_value(row.spec).map_err(|error| {
-                        StoreError::unreadable(format!("probe {}", row.id), error)
-                    })?,
-                    study: StudyId(candidate.study),
-                }));
+                .bind::<Nullable<Text>, _>(project.as_deref())
+                .load(conn)
+                .await?;
+            for candidate in candidates {
+                if candidate.exclusive && load.shared > 0 {
+                    return Ok(Claiming::Nothing);
+                }
+                let started = diesel::sql_query(
+                    "UPDATE studies SET last_claimed_at = clock_timestamp(), \
+                        started_at = coalesce(started_at, now()), state = 'running', \
+                        updated_at = CASE WHEN state = 'queued' THEN now() ELSE updated_at END \
+                     WHERE id = $1 AND state IN ('queued', 'running')",
+                )
+                .bind::<SqlUuid, _>(candidate.study)
+                .execute(conn)
+                .await?;
+                if started == 0 {
+                    continue;
+                }
+                let taken: Option<ClaimedRow> = diesel::sql_query(TAKE)
+                    .bind::<SqlUuid, _>(lease.0)
+                    .bind::<Double, _>(lease_secs)
+                    .bind::<Text, _>(&worker)
+                    .bind::<SqlUuid, _>(device.0)
+                    .bind::<SqlUuid, _>(candidate.study)
+                    .bind::<Text, _>(&load.backend)
+                    .bind::<Text, _>(&load.model)
+                    .bind::<Bool, _>(candidate.exclusive)
+                    .get_result(conn)
+                    .await
+                    .optional()?;
+                if let Some(row) = taken {
+                    return row.claimed(lease, candidate.study);
+                }
             }
-        }
-        Ok(None)
-    })
-    .await
+            Ok(Claiming::Nothing)
+        })
+        .await;
+    match claimed {
+        // Noted by somebody else meanwhile: the same claim sent twice, or given back while it was under way.
+        Err(StoreError::Other(DieselError::DatabaseError(
+            DatabaseErrorKind::UniqueViolation,
+            _,
+        ))) => held(conn, lease, lease_secs).await,
+        other => other,
+    }
+}
+
+impl ClaimedRow {
+    fn claimed(self, lease: LeaseId, study: Uuid) -> Result<Claiming, StoreError> {
+        let spec = serde_json::from_value(self.spec)
+            .map_err(|error| StoreError::unreadable(format!("probe {}", self.id), error))?;
+        Ok(Claiming::Claimed(Box::new(Claimed {
+            probe: ProbeId(self.id),
+            lease,
+            attempt: self.attempt,
+            exclusive: self.exclusive,
+            spec,
+            study: StudyId(study),
+            project: self.project,
+        })))
+    }
+}
+
+/// What a lease that was used before still holds.
+async fn held(
+    conn: &mut AsyncPgConnection,
+    lease: LeaseId,
+    lease_secs: f64,
+) -> Result<Claiming, StoreError> {
+    #[derive(QueryableByName)]
+    struct Held {
+        #[diesel(embed)]
+        claimed: ClaimedRow,
+        #[diesel(sql_type = Nullable<SqlUuid>)]
+        study: Option<Uuid>,
+    }
+    let held: Option<Held> = diesel::sql_query(HELD)
+        .bind::<SqlUuid, _>(lease.0)
+        .bind::<Double, _>(lease_secs)
+        .get_result(conn)
+        .await
+        .optional()?;
+    match held {
+        Some(Held { claimed, study }) => claimed.claimed(lease, study.unwrap_or_default()),
+        None => Ok(Claiming::Spent),
+    }
 }
 
 async fn lock_device(
     conn: &mut AsyncPgConnection,
     device: DeviceId,
+    lease: LeaseId,
 ) -> Result<Option<DeviceLoad>, StoreError> {
     let locked: usize = diesel::sql_query("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
         .bind::<SqlUuid, _>(device.0)
@@ -182,10 +270,12 @@ async fn lock_device(
         diesel::sql_query(
             "SELECT d.backend, d.model, d.slots, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND p.exclusive) AS exclusive, \
-                (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared \
+                (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared, \
+                EXISTS (SELECT 1 FROM leases WHERE id = $2) AS is_lease_used \
              FROM devices d WHERE d.id = $1",
         )
         .bind::<SqlUuid, _>(device.0)
+        .bind::<SqlUuid, _>(lease.0)
         .get_result(conn)
         .await?,
     ))
@@ -222,19 +312,56 @@ pub enum Heartbeat {
     Lost,
 }
 
-/// Prolongs a lease.
+/// What a worker says while it runs a probe.
+#[derive(Debug, Clone, Copy)]
+pub struct Beat<'a> {
+    pub fence: Fence,
+    pub lease_secs: f64,
+    /// Phase and fraction.
+    pub progress: Option<(&'a str, f64)>,
+    /// What has been measured since the last acknowledged beat, or earlier: each seq is stored once.
+    pub measurements: &'a [Measurement],
+}
+
+/// Prolongs a lease, and stores what it brings.
 pub async fn heartbeat(
     conn: &mut AsyncPgConnection,
-    fence: Fence,
-    lease_secs: f64,
-    progress: Option<(&str, f64)>,
+    beat: Beat<'_>,
 ) -> Result<Heartbeat, StoreError> {
+    if beat.measurements.is_empty() {
+        return prolong(conn, beat).await;
+    }
+    let (fence, lease_secs) = (beat.fence, beat.lease_secs);
+    let progress = beat
+        .progress
+        .map(|(phase, fraction)| (phase.to_owned(), fraction));
+    let measurements = beat.measurements.to_vec();
+    conn.transaction(async move |conn| {
+        let beat = Beat {
+            fence,
+            lease_secs,
+            progress: progress
+                .as_ref()
+                .map(|(phase, fraction)| (phase.as_str(), *fraction)),
+            measurements: &[],
+        };
+        let answer = prolong(conn, beat).await?;
+        if matches!(answer, Heartbeat::Held { .. }) {
+            insert_measurements(conn, fence, &measurements).await?;
+        }
+        Ok(answer)
+    })
+    .await
+}
+
+async fn prolong(conn: &mut AsyncPgConnection, beat: Beat<'_>) -> Result<Heartbeat, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Bool)]
         cancel_requested: bool,
     }
-    let (phase, fraction) = progress.unzip();
+    let fence = beat.fence;
+    let (phase, fraction) = beat.progress.unzip();
     let row: Option<Row> = diesel::sql_query(
         "UPDATE probes SET lease_expires_at = now() + make_interval(secs => $4), \
             progress_phase = coalesce($5, progress_phase), \
@@ -245,7 +372,7 @@ pub async fn heartbeat(
     .bind::<SqlUuid, _>(fence.probe.0)
     .bind::<SqlUuid, _>(fence.lease.0)
     .bind::<Integer, _>(fence.attempt)
-    .bind::<Double, _>(lease_secs)
+    .bind::<Double, _>(beat.lease_secs)
     .bind::<Nullable<Text>, _>(phase)
     .bind::<Nullable<Double>, _>(fraction)
     .get_result(conn)
@@ -292,8 +419,8 @@ impl RetryPolicy {
 pub enum Completed {
     /// The probe is in this state now.
     Now(ProbeState),
-    /// This very attempt had completed before: nothing changed.
-    Already,
+    /// This very attempt had completed before, and made this of the probe: nothing changed.
+    Already(ProbeState),
     /// The lease was lost: nothing changed.
     Fenced,
 }
@@ -312,11 +439,11 @@ pub async fn complete(
         let Some(attempt) = lock_attempt(conn, fence.probe).await? else {
             return Ok(Completed::Fenced);
         };
-        if attempt.lease != Some(fence.lease.0) || attempt.attempt != fence.attempt {
-            return Ok(Completed::Fenced);
-        }
-        if attempt.state != ProbeState::Running.as_str() {
-            return Ok(Completed::Already);
+        if attempt.lease != Some(fence.lease.0)
+            || attempt.attempt != fence.attempt
+            || attempt.state != ProbeState::Running.as_str()
+        {
+            return completed_before(conn, fence).await;
         }
         insert_measurements(conn, fence, &completion.measurements).await?;
         let end = AttemptEnd::of(&completion.outcome, &attempt, policy);
@@ -329,9 +456,100 @@ pub async fn complete(
             &studies,
         )
         .await?;
+        diesel::sql_query("UPDATE leases SET became = $2 WHERE id = $1")
+            .bind::<SqlUuid, _>(fence.lease.0)
+            .bind::<Text, _>(end.state.as_str())
+            .execute(conn)
+            .await?;
         Ok(Completed::Now(end.state))
     })
     .await
+}
+
+/// What the first completion of this attempt made of the probe, if there was one.
+async fn completed_before(
+    conn: &mut AsyncPgConnection,
+    fence: Fence,
+) -> Result<Completed, StoreError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        became: String,
+    }
+    let row: Option<Row> = diesel::sql_query(
+        "SELECT became FROM leases \
+         WHERE id = $1 AND probe = $2 AND attempt = $3 AND became IS NOT NULL",
+    )
+    .bind::<SqlUuid, _>(fence.lease.0)
+    .bind::<SqlUuid, _>(fence.probe.0)
+    .bind::<Integer, _>(fence.attempt)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(row
+        .and_then(|row| ProbeState::parse(&row.became))
+        .map_or(Completed::Fenced, Completed::Already))
+}
+
+/// Gives a lease back at no cost, whatever it holds, and spends it: a claim of it that is still under way
+/// comes to nothing.
+pub async fn release(
+    conn: &mut AsyncPgConnection,
+    lease: LeaseId,
+    policy: RetryPolicy,
+) -> Result<(), StoreError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Nullable<SqlUuid>)]
+        probe: Option<Uuid>,
+        #[diesel(sql_type = Integer)]
+        attempt: i32,
+    }
+    let spent = diesel::sql_query(
+        "INSERT INTO leases (id, probe, attempt) VALUES ($1, NULL, 0) ON CONFLICT DO NOTHING",
+    )
+    .bind::<SqlUuid, _>(lease.0)
+    .execute(conn)
+    .await?;
+    if spent > 0 {
+        return Ok(());
+    }
+    let row: Option<Row> = diesel::sql_query("SELECT probe, attempt FROM leases WHERE id = $1")
+        .bind::<SqlUuid, _>(lease.0)
+        .get_result(conn)
+        .await
+        .optional()?;
+    let Some((probe, attempt)) = row.and_then(|row| Some((row.probe?, row.attempt))) else {
+        return Ok(());
+    };
+    let completion = Completion {
+        fence: Fence {
+            probe: ProbeId(probe),
+            lease,
+            attempt,
+        },
+        outcome: Outcome::HandedBack,
+        measurements: Vec::new(),
+        stderr_tail: String::new(),
+        device_secs: 0.0,
+    };
+    complete(conn, &completion, policy).await?;
+    Ok(())
+}
+
+/// Forgets leases that were given so many days ago. Gives how many.
+pub async fn remove_old(
+    conn: &mut AsyncPgConnection,
+    older_than_days: u32,
+) -> Result<usize, StoreError> {
+    Ok(
+        diesel::sql_query(
+            "DELETE FROM leases WHERE claimed_at < now() - make_interval(days => $1)",
+        )
+        .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+        .execute(conn)
+        .await?,
+    )
 }
 
 /// Returns probes whose lease ran out to the queue, or ends them when they were lost too often.
@@ -475,6 +693,14 @@ impl AttemptEnd {
             }
             // Cancelled, and wanted again by another study before the child had ended.
             Outcome::Cancelled | Outcome::HandedBack => Self::to(ProbeState::Queued, attempt),
+            // Its worker came back after its own end and says so.
+            Outcome::Failed {
+                reason: FailureReason::Lost,
+                detail,
+            } => Self {
+                detail: Some(detail.clone()),
+                ..Self::lost(attempt, policy)
+            },
             Outcome::Failed { reason, detail } => {
                 let crashes = attempt.crashes + 1;
                 Self {

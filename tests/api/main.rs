@@ -4,6 +4,8 @@
 mod fake;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/queue.rs"]
+mod queue;
 #[path = "../support/service.rs"]
 mod service;
 
@@ -12,6 +14,7 @@ mod answers;
 mod commands;
 mod contract;
 mod datasets;
+mod leases;
 mod prescriptions;
 mod problems;
 mod revisions;

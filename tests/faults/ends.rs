@@ -8,7 +8,7 @@ use crate::postgres::TestDatabase;
 use crate::server::{PATIENCE, ServerProcess, TRAINING};
 
 /// 20 MB + 100 kB an example; 1 ms + 10 µs an example.
-const SIMULATED: [&str; 5] = ["simulate", "2e7", "1e5", "1e-3", "1e-5"];
+pub const SIMULATED: [&str; 5] = ["simulate", "2e7", "1e5", "1e-3", "1e-5"];
 
 fn study() -> Value {
     json!({
@@ -23,7 +23,7 @@ fn study() -> Value {
     })
 }
 
-async fn create(server: &ServerProcess) -> String {
+pub async fn create(server: &ServerProcess) -> String {
     let study = server.post("/v1/studies", &study()).await;
     format!(
         "/v1/studies/{}",
@@ -32,7 +32,7 @@ async fn create(server: &ServerProcess) -> String {
 }
 
 /// What was advised, without what must differ from study to study.
-async fn advice(server: &ServerProcess, path: &str) -> Vec<(Value, Value)> {
+pub async fn advice(server: &ServerProcess, path: &str) -> Vec<(Value, Value)> {
     let (_, _, answers) = server
         .get(&format!("{path}/recommendations"))
         .await
@@ -78,11 +78,9 @@ async fn a_service_killed_in_every_phase_loses_nothing() {
     assert_eq!(advice(&server, &path).await, expected);
 }
 
-/// Training to a target on the CPU is deterministic, so a study killed at any moment makes the same probes with the
-/// same results.
-#[tokio::test]
-async fn training_to_a_target_goes_on_where_it_was_killed_and_finds_the_same() {
-    let body = json!({
+/// Training to a target: deterministic on the CPU.
+pub fn training_study() -> Value {
+    json!({
         "workload": {
             "dataset": {"builtin": "digits"},
             "model": {"family": "mlp", "hidden": [16]},
@@ -93,9 +91,15 @@ async fn training_to_a_target_goes_on_where_it_was_killed_and_finds_the_same() {
         "device": {"memory_budget_bytes": 1 << 30, "threads": 1},
         "questions": ["critical_batch_size"],
         "seed": 5
-    });
+    })
+}
+
+/// Training to a target on the CPU is deterministic, so a study killed at any moment makes the same probes with the
+/// same results.
+#[tokio::test]
+async fn training_to_a_target_goes_on_where_it_was_killed_and_finds_the_same() {
     let post = async |server: &ServerProcess| {
-        let study = server.post("/v1/studies", &body).await;
+        let study = server.post("/v1/studies", &training_study()).await;
         format!("/v1/studies/{}", study["id"].as_str().expect("an id"))
     };
     // What each training probe was asked and what it found, in the order of the plan.

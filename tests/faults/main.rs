@@ -14,4 +14,8 @@ mod queue;
 
 mod crowd;
 mod ends;
+mod proxy;
 mod server;
+mod storm;
+mod work;
+mod worker;

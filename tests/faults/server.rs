@@ -23,11 +23,53 @@ fn trainer() -> String {
     PROGRAM.display().to_string()
 }
 
+/// What children do, as the setting has it.
+pub fn command(runner: &[&str]) -> String {
+    let program = match runner {
+        TRAINING => trainer(),
+        _ => crate::fake::executable().display().to_string(),
+    };
+    std::iter::once(program.as_str())
+        .chain(runner.iter().copied())
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+/// The real inspection of uploads.
+fn inspection() -> String {
+    format!("{},inspect", trainer())
+}
+
+/// Whether a process runs: one that nobody has reaped does not.
+pub fn is_running(pid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| Some(!stat.rsplit_once(')')?.1.trim_start().starts_with('Z')))
+        .unwrap_or(false)
+}
+
+/// The processes that a process has started and not reaped yet.
+pub fn children_of(parent: Pid) -> Vec<Pid> {
+    let parent = parent.to_string();
+    std::fs::read_dir("/proc")
+        .expect("Linux")
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            // pid (name) state parent …; a name may hold anything, a parenthesis too.
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+            let state = fields.next()?;
+            (fields.next()? == parent && state != "Z").then_some(Pid::from_raw(pid))
+        })
+        .collect()
+}
+
 /// A running `trialhead serve`; killed when dropped.
 pub struct ServerProcess {
     child: Child,
     pub base: String,
-    http: reqwest::Client,
+    pub http: reqwest::Client,
     _folder: tempfile::TempDir,
 }
 
@@ -42,13 +84,26 @@ impl ServerProcess {
     pub fn start(database_url: &str, host: &str, runner: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let locks = folder.path().join("locks");
-        Self::start_with(database_url, host, runner, folder, &locks)
+        Self::start_with(database_url, host, runner, folder, &locks, (1, 3.0))
+    }
+
+    /// Starts a service that runs nothing itself.
+    pub fn start_without_workers(database_url: &str) -> Self {
+        Self::start_with_lease(database_url, 3.0)
+    }
+
+    /// The same, with leases that hold so long.
+    pub fn start_with_lease(database_url: &str, lease_secs: f64) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let locks = folder.path().join("locks");
+        let pool = (0, lease_secs);
+        Self::start_with(database_url, "no host", &["noop"], folder, &locks, pool)
     }
 
     /// Starts a service that shares its host, and so the folder of its locks, with others.
     pub fn start_beside(database_url: &str, host: &str, runner: &[&str], locks: &Path) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        Self::start_with(database_url, host, runner, folder, locks)
+        Self::start_with(database_url, host, runner, folder, locks, (1, 3.0))
     }
 
     fn start_with(
@@ -57,24 +112,23 @@ impl ServerProcess {
         runner: &[&str],
         folder: tempfile::TempDir,
         locks: &Path,
+        (workers, lease_secs): (usize, f64),
     ) -> Self {
-        let mut command = vec![match runner {
-            TRAINING => trainer(),
-            _ => crate::fake::executable().display().to_string(),
-        }];
-        command.extend(runner.iter().map(|&word| word.to_owned()));
         let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--workers"])
+            .arg(workers.to_string())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("DATABASE_URL", database_url)
             .env("TRIALHEAD_DATABASE__POOL_SIZE", "6")
             .env("TRIALHEAD_POOL__HOST", host)
             .env("TRIALHEAD_POOL__LOCK_DIR", locks)
-            .env("TRIALHEAD_POOL__CHILD_COMMAND", command.join(","))
+            .env("TRIALHEAD_POOL__CHILD_COMMAND", command(runner))
+            .env("TRIALHEAD_DATA_DIR", folder.path().join("data"))
+            .env("TRIALHEAD_DATASETS__INSPECT_COMMAND", inspection())
             .env("TRIALHEAD_POOL__TICK_SECS", "0.5")
             .env("TRIALHEAD_POOL__HEARTBEAT_SECS", "0.5")
-            .env("TRIALHEAD_POOL__LEASE_SECS", "3")
+            .env("TRIALHEAD_POOL__LEASE_SECS", lease_secs.to_string())
             .env("TRIALHEAD_POOL__LEASE_MARGIN_SECS", "1")
             .env("TRIALHEAD_POOL__RETRY_DELAY_SECS", "0.1")
             .env("TRIALHEAD_API__THREADS", "1")
@@ -107,25 +161,13 @@ impl ServerProcess {
         }
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"))
     }
 
     /// The processes it has started and not reaped yet.
     pub fn running_probes(&self) -> Vec<Pid> {
-        let parent = self.pid().to_string();
-        std::fs::read_dir("/proc")
-            .expect("Linux")
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-                // pid (name) state parent …; a name may hold anything, a parenthesis too.
-                let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-                let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-                let state = fields.next()?;
-                (fields.next()? == parent && state != "Z").then_some(Pid::from_raw(pid))
-            })
-            .collect()
+        children_of(self.pid())
     }
 
     /// The one process of the probe that is claimed: it starts a moment after the claim is seen.

@@ -2,7 +2,7 @@
 
 use trialhead::probe::{FailureReason, InfeasibleReason, Measurement, Outcome, ProbeState, Task};
 use trialhead::store::connection::Database;
-use trialhead::store::leases::{self, Claimed, Completed, Completion, Heartbeat};
+use trialhead::store::leases::{self, Beat, Claimed, Completed, Completion, Heartbeat};
 use trialhead::store::probes::{self, MeasurementFilter};
 use trialhead::store::{events, studies};
 use trialhead::study::StudyId;
@@ -24,6 +24,15 @@ fn completion(claimed: &Claimed, outcome: Outcome) -> Completion {
         }],
         stderr_tail: "the end of the log".into(),
         device_secs: 1.5,
+    }
+}
+
+fn beat<'a>(claimed: &Claimed, progress: Option<(&'a str, f64)>) -> Beat<'a> {
+    Beat {
+        fence: claimed.fence(),
+        lease_secs: 30.0,
+        progress,
+        measurements: &[],
     }
 }
 
@@ -64,7 +73,10 @@ async fn a_completion_is_stored_once_and_makes_the_plan_due() {
         complete(&database, &done).await,
         Completed::Now(ProbeState::Succeeded)
     );
-    assert_eq!(complete(&database, &done).await, Completed::Already);
+    assert_eq!(
+        complete(&database, &done).await,
+        Completed::Already(ProbeState::Succeeded)
+    );
     assert_eq!(evidence_version(&database, id).await, before + 1);
     let row = state(&database, &claimed).await;
     assert_eq!(row.state, "succeeded");
@@ -105,7 +117,7 @@ async fn late_writes_of_a_lost_lease_change_nothing() {
     assert_eq!(second.attempt, first.attempt + 1);
 
     assert_eq!(
-        leases::heartbeat(&mut conn, first.fence(), 30.0, None)
+        leases::heartbeat(&mut conn, beat(&first, None))
             .await
             .expect("answers"),
         Heartbeat::Lost
@@ -115,7 +127,7 @@ async fn late_writes_of_a_lost_lease_change_nothing() {
     assert_eq!(state(&database, &second).await.state, "running");
 
     assert_eq!(
-        leases::heartbeat(&mut conn, second.fence(), 30.0, Some(("sampling", 0.5)))
+        leases::heartbeat(&mut conn, beat(&second, Some(("sampling", 0.5))))
             .await
             .expect("answers"),
         Heartbeat::Held {
@@ -217,7 +229,7 @@ async fn cancelling_ends_what_only_this_study_wants() {
         .await
         .expect("cancelled");
     assert_eq!(
-        leases::heartbeat(&mut conn, claimed.fence(), 30.0, None)
+        leases::heartbeat(&mut conn, beat(&claimed, None))
             .await
             .expect("answers"),
         Heartbeat::Held {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use trialhead::pool::child::{ChildConfig, ChildReport, Progress, Spawner, run};
+use trialhead::pool::child::{ChildConfig, ChildReport, Progress, Spawner, Told, run};
 use trialhead::probe::{Exit, FailureReason, InfeasibleReason, KilledFor, Outcome};
 use trialhead::study::{BatchSize, Bytes};
 
@@ -27,7 +27,7 @@ fn infeasible(report: &ChildReport) -> (InfeasibleReason, &str) {
 #[tokio::test]
 async fn a_probe_that_does_what_it_was_asked_succeeds() {
     let (_control, controlled) = watch::channel(None);
-    let (progress, seen) = watch::channel(None::<Progress>);
+    let (progress, seen) = watch::channel(None::<Told>);
     let spawner = Spawner::new().expect("starts a thread");
     let config = config(&["measure", "3"]);
     let report = run(&spawner, &config, &spec(), None, controlled, &progress).await;
@@ -37,7 +37,10 @@ async fn a_probe_that_does_what_it_was_asked_succeeds() {
     let values: Vec<f64> = report.measurements.iter().map(|one| one.value).collect();
     assert_eq!(values, [0.0, 1.0, 2.0]);
     assert!(report.wall_secs > 0.0);
-    let last = seen.borrow().clone().expect("it told how far it was");
+    let told = seen.borrow().clone();
+    let last = told
+        .and_then(|told| told.progress)
+        .expect("it told how far it was");
     assert_eq!((last.phase.as_str(), last.fraction), ("halfway", 0.5));
 }
 

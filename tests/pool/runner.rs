@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use trialhead::pool::child::{ChildConfig, ChildReport, Progress, Spawner, run};
+use trialhead::pool::child::{ChildConfig, ChildReport, Spawner, Told, run};
 use trialhead::probe::{KilledFor, Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task};
 use trialhead::study::{
     Backend, BatchSize, Bytes, Dataset, GradientClipping, Model, Optimizer, Schedule, Workload,
@@ -56,7 +56,7 @@ pub fn spec() -> ProbeSpec {
 /// Runs the fake runner to its end, with nothing that ends it early.
 pub async fn run_to_end(config: &ChildConfig, spec: &ProbeSpec) -> ChildReport {
     let (_control, controlled) = watch::channel(None::<KilledFor>);
-    let (progress, _) = watch::channel(None::<Progress>);
+    let (progress, _) = watch::channel(None::<Told>);
     let spawner = Spawner::new().expect("starts a thread");
     timeout(
         2 * PATIENCE,

@@ -147,7 +147,9 @@ pub async fn claim(database: &Database, device: DeviceId, lease_secs: f64) -> Op
         lease: LeaseId(Uuid::now_v7()),
         worker: "a worker",
         device,
+        project: None,
         lease_secs,
     };
-    leases::claim(&mut conn, &claim).await.expect("claims")
+    let claiming = leases::claim(&mut conn, &claim).await.expect("claims");
+    claiming.claimed()
 }

@@ -29,7 +29,8 @@ use crate::probe::{
 };
 use crate::study::Bytes;
 
-pub use self::output::Progress;
+pub(super) use self::output::{DETAIL_CHARS, PHASE_CHARS, check_measurement, clean, is_name};
+pub use self::output::{Progress, Told};
 pub use self::spawn::{ServiceUser, Spawner};
 
 /// What a child sees of the service's environment. Everything else stays here: it may hold secrets.
@@ -125,8 +126,8 @@ pub struct ChildReport {
 /// Runs one probe to its end.
 ///
 /// `control` ends it early: the child and everything it started are killed as soon as it holds a
-/// reason, and also when its sender is gone, since then nobody watches over the lease. `progress`
-/// shows the child's last word on how far it is. Dropping the future kills the child as well.
+/// reason, and also when its sender is gone, since then nobody watches over the lease. `told`
+/// shows what the child has said so far. Dropping the future kills the child as well.
 ///
 /// `dataset` is the stored content of an uploaded data set, which the child finds on descriptor 4.
 pub async fn run(
@@ -135,7 +136,7 @@ pub async fn run(
     spec: &ProbeSpec,
     dataset: Option<OwnedFd>,
     control: watch::Receiver<Option<KilledFor>>,
-    progress: &watch::Sender<Option<Progress>>,
+    told: &watch::Sender<Option<Told>>,
 ) -> ChildReport {
     let job = launch(config, spec).and_then(|launch| {
         Ok(Job {
@@ -147,7 +148,7 @@ pub async fn run(
             wall_secs: spec.limits.wall_secs,
         })
     });
-    run_job(spawner, config, job, control, progress).await
+    run_job(spawner, config, job, control, told).await
 }
 
 /// Runs the inspection of an uploaded file: `input` holds it, `output` gets its stored form. The child ends
@@ -174,8 +175,8 @@ pub async fn inspect(
         wall_secs,
     });
     let (_keep, control) = watch::channel(None);
-    let (progress, _told) = watch::channel(None);
-    run_job(spawner, config, job, control, &progress).await
+    let (told, _heard) = watch::channel(None);
+    run_job(spawner, config, job, control, &told).await
 }
 
 /// One child from start to end.
@@ -192,7 +193,7 @@ async fn run_job(
     config: &ChildConfig,
     job: io::Result<Job>,
     mut control: watch::Receiver<Option<KilledFor>>,
-    progress: &watch::Sender<Option<Progress>>,
+    told: &watch::Sender<Option<Told>>,
 ) -> ChildReport {
     let started = Instant::now();
     let already = *control.borrow_and_update();
@@ -255,8 +256,8 @@ async fn run_job(
                 write_all(pipes.stdin, &input),
             );
         };
-        let events = events.read(pipes.events, |one| {
-            progress.send_replace(Some(one));
+        let events = events.read(pipes.events, |word| {
+            told.send_modify(|told| told.get_or_insert_default().hear(word));
         });
         supervision.watch(&mut control, logs, events).await
     };

@@ -3,15 +3,17 @@
 //! A child is not trusted: it may be somebody else's program, or ours gone wild. Every buffer here has
 //! a bound, and what the database cannot hold (NUL bytes) never leaves this module.
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use utoipa::ToSchema;
 
 use crate::probe::{Event, Measurement, PROTOCOL, names_an_error};
 
 /// Of a log line, what is looked at for an error.
 const LOG_LINE_BYTES: usize = 4096;
 /// Longest text of an event: details and phases are for people.
-const DETAIL_CHARS: usize = 4000;
-const PHASE_CHARS: usize = 200;
+pub(in crate::pool) const DETAIL_CHARS: usize = 4000;
+pub(in crate::pool) const PHASE_CHARS: usize = 200;
 /// Longest names of an event; the database's columns rely on it.
 const METRIC_CHARS: usize = 100;
 const UNIT_CHARS: usize = 32;
@@ -123,12 +125,39 @@ pub(super) struct EventLog {
 }
 
 /// How far a probe is, for people.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = WorkerProgress)]
 pub struct Progress {
     /// What it is doing, a few words.
     pub phase: String,
     /// 0 to 1.
     pub fraction: f64,
+}
+
+/// What a child has said so far that is of use before its end.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Told {
+    /// Its last word on how far it is.
+    pub progress: Option<Progress>,
+    /// What it has measured.
+    pub measurements: Vec<Measurement>,
+}
+
+/// One thing that a child says.
+#[derive(Debug)]
+pub(super) enum Word<'a> {
+    Progress(Progress),
+    Measurement(&'a Measurement),
+}
+
+impl Told {
+    pub(super) fn hear(&mut self, word: Word<'_>) {
+        match word {
+            Word::Progress(progress) => self.progress = Some(progress),
+            Word::Measurement(measurement) => self.measurements.push(measurement.clone()),
+        }
+    }
 }
 
 impl EventLog {
@@ -147,7 +176,7 @@ impl EventLog {
     pub(super) fn push(
         &mut self,
         bytes: &[u8],
-        progress: &mut impl FnMut(Progress),
+        told: &mut impl FnMut(Word<'_>),
     ) -> Result<(), String> {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ended) = match piece.split_last() {
@@ -163,7 +192,7 @@ impl EventLog {
             self.partial.extend_from_slice(text);
             if ended {
                 let line = std::mem::take(&mut self.partial);
-                self.line(&line, progress)?;
+                self.line(&line, told)?;
             }
         }
         Ok(())
@@ -179,7 +208,7 @@ impl EventLog {
         }
     }
 
-    fn line(&mut self, line: &[u8], progress: &mut impl FnMut(Progress)) -> Result<(), String> {
+    fn line(&mut self, line: &[u8], told: &mut impl FnMut(Word<'_>)) -> Result<(), String> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
@@ -207,11 +236,16 @@ impl EventLog {
                 ));
             }
             Event::Started { runner, .. } => self.runner = Some(clean(&runner, RUNNER_CHARS)),
-            Event::Measurement(measurement) => self.measurement(measurement)?,
-            Event::Progress { phase, fraction } => progress(Progress {
+            Event::Measurement(measurement) => {
+                self.measurement(measurement)?;
+                if let Some(measurement) = self.measurements.last() {
+                    told(Word::Measurement(measurement));
+                }
+            }
+            Event::Progress { phase, fraction } => told(Word::Progress(Progress {
                 phase: clean(&phase, PHASE_CHARS),
                 fraction: fraction.clamp(0.0, 1.0),
-            }),
+            })),
             Event::Finished {} => self.last = Some(event),
             Event::Infeasible { reason, detail } => {
                 let detail = clean(&detail, DETAIL_CHARS);
@@ -226,30 +260,14 @@ impl EventLog {
     }
 
     fn measurement(&mut self, measurement: Measurement) -> Result<(), String> {
-        let Measurement {
-            seq,
-            metric,
-            unit,
-            step,
-            elapsed_secs,
-            ..
-        } = &measurement;
-        if *seq as usize != self.measurements.len() {
+        let seq = measurement.seq;
+        if seq as usize != self.measurements.len() {
             return Err(format!(
                 "measurement {} has seq {seq}: they count from 0",
                 self.measurements.len()
             ));
         }
-        if !is_name(metric, METRIC_CHARS) || !(unit.is_empty() || is_name(unit, UNIT_CHARS)) {
-            return Err(format!("measurement {seq} has no proper metric or unit"));
-        }
-        // The database counts steps with a signed integer.
-        if step.is_some_and(|step| i64::try_from(step).is_err()) {
-            return Err(format!("measurement {seq} has an absurd step"));
-        }
-        if elapsed_secs.is_sign_negative() && *elapsed_secs != 0.0 {
-            return Err(format!("measurement {seq} was made before the start"));
-        }
+        check_measurement(&measurement)?;
         self.measurements.push(measurement);
         Ok(())
     }
@@ -258,18 +276,41 @@ impl EventLog {
     pub(super) async fn read(
         &mut self,
         mut source: impl AsyncRead + Unpin,
-        mut progress: impl FnMut(Progress),
+        mut told: impl FnMut(Word<'_>),
     ) -> Result<(), String> {
         let mut chunk = vec![0; 16 * 1024];
         while let Ok(count @ 1..) = source.read(&mut chunk).await {
-            self.push(&chunk[..count], &mut progress)?;
+            self.push(&chunk[..count], &mut told)?;
         }
         Ok(())
     }
 }
 
+/// Whether the database can hold a measurement; `Err` says what is wrong with it.
+pub(in crate::pool) fn check_measurement(measurement: &Measurement) -> Result<(), String> {
+    let Measurement {
+        seq,
+        metric,
+        unit,
+        step,
+        elapsed_secs,
+        ..
+    } = measurement;
+    if !is_name(metric, METRIC_CHARS) || !(unit.is_empty() || is_name(unit, UNIT_CHARS)) {
+        return Err(format!("measurement {seq} has no proper metric or unit"));
+    }
+    // The database counts steps with a signed integer.
+    if step.is_some_and(|step| i64::try_from(step).is_err()) {
+        return Err(format!("measurement {seq} has an absurd step"));
+    }
+    if elapsed_secs.is_sign_negative() && *elapsed_secs != 0.0 {
+        return Err(format!("measurement {seq} was made before the start"));
+    }
+    Ok(())
+}
+
 /// A name of printable characters without spaces at its ends.
-fn is_name(text: &str, chars: usize) -> bool {
+pub(in crate::pool) fn is_name(text: &str, chars: usize) -> bool {
     !text.is_empty()
         && text.trim() == text
         && text.chars().count() <= chars
@@ -277,7 +318,7 @@ fn is_name(text: &str, chars: usize) -> bool {
 }
 
 /// The first `chars` characters, without what the database refuses.
-fn clean(text: &str, chars: usize) -> String {
+pub(in crate::pool) fn clean(text: &str, chars: usize) -> String {
     text.chars()
         .take(chars)
         .map(|c| if c == '\0' { '\u{fffd}' } else { c })
@@ -319,9 +360,9 @@ mod tests {
         );
         for size in [1, 2, 7, 64, 10_000] {
             let mut log = log();
-            let mut seen = Vec::new();
+            let mut seen = Told::default();
             for chunk in text.as_bytes().chunks(size) {
-                log.push(chunk, &mut |progress| seen.push(progress))
+                log.push(chunk, &mut |word| seen.hear(word))
                     .expect("keeps the contract");
             }
             log.finish(true).expect("nothing is left");
@@ -329,13 +370,12 @@ mod tests {
             assert_eq!(log.measurements[1].metric, "my_own");
             assert_eq!(log.last, Some(Event::Finished {}));
             assert_eq!(log.runner.as_deref(), Some("r"));
-            assert_eq!(
-                seen,
-                [Progress {
-                    phase: "sampling".into(),
-                    fraction: 1.0
-                }]
-            );
+            let progress = Progress {
+                phase: "sampling".into(),
+                fraction: 1.0,
+            };
+            assert_eq!(seen.progress, Some(progress));
+            assert_eq!(seen.measurements, log.measurements);
         }
     }
 

@@ -1,0 +1,172 @@
+//! Puts a worker away from the service together: it needs no database and no shared disk, only the address
+//! of a service. `trialhead work` and the tests start it through the same function.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::client::{Contents, RestLeases, Server};
+use crate::metrics::InstanceMetrics;
+use crate::pool::child::Spawner;
+use crate::pool::housekeeping;
+use crate::pool::journal::Journal;
+use crate::pool::leases::LeaseError;
+use crate::pool::worker::{Settled, Worker};
+use crate::probe::ProbeState;
+use crate::service::{self, Shared};
+use crate::settings::Settings;
+
+/// How a worker's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkEnd {
+    /// It was told to stop and has given back what it ran.
+    Stopped,
+    /// It ran one probe, and its end is stored.
+    Done,
+    /// No probe came.
+    Nothing,
+    /// It claimed a probe, which has to be run again: given back, lost, or failed for now.
+    NotDone,
+}
+
+impl WorkEnd {
+    /// The exit code that tells.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Stopped | Self::Done => 0,
+            Self::Nothing => 3,
+            Self::NotDone => 4,
+        }
+    }
+}
+
+/// Works until told to stop; `once` is one probe. `token` is the access token unless the settings name a file.
+///
+/// # Errors
+/// When it cannot start, or the service does not admit it.
+pub async fn work(
+    settings: &Settings,
+    token: Option<&str>,
+    once: bool,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<WorkEnd> {
+    let server = Server::new(&settings.work, token)?;
+    let folder = settings.data_dir()?.join("work");
+    let contents = Contents::new(folder.join("datasets"), settings.work.cache_bytes)
+        .with_context(|| format!("the folder {}", folder.display()))?;
+    let (journal, unfinished) = Journal::open(
+        &folder.join("journal"),
+        settings.work.restart_is_out_of_memory,
+    )
+    .with_context(|| format!("the journal in {}", folder.display()))?;
+    let journal = Arc::new(journal);
+    let pool = &settings.pool;
+    let heartbeat = Duration::from_secs_f64(pool.heartbeat_secs);
+    let patience = Duration::from_secs_f64(settings.work.request_timeout_secs);
+    tracing::info!(server = server.address(), "working");
+    let leases = RestLeases::new(
+        server,
+        Arc::new(contents),
+        patience,
+        patience.min(heartbeat * 2),
+    );
+    let telling = {
+        let (journal, leases, stop) = (Arc::clone(&journal), leases.clone(), stop.clone());
+        tokio::spawn(async move { journal.tell(&leases, unfinished, stop).await })
+    };
+    let devices = [housekeeping::device_of_this_host(pool)];
+    let shared = Shared {
+        leases,
+        spawner: Arc::new(Spawner::new()?),
+        child: Arc::new(service::child_config(pool, &settings.datasets)?),
+        metrics: InstanceMetrics::new()?,
+        journal: Some(Arc::clone(&journal)),
+    };
+    let workers = service::workers(settings, &devices, &shared)?;
+    let noted = {
+        let (journal, mut stop) = (Arc::clone(&journal), stop.clone());
+        tokio::spawn(async move {
+            if stop.wait_for(|stop| *stop).await.is_ok() {
+                journal.stopping();
+            }
+        })
+    };
+    let end = if once {
+        let patience = Duration::from_secs_f64(settings.work.once_wait_secs);
+        // Before anything new is begun.
+        let _ = tokio::time::timeout(patience, telling).await;
+        once_on_any(workers, stop, patience).await
+    } else {
+        let end = until_stopped(workers, stop, Duration::from_secs_f64(pool.drain_secs)).await;
+        telling.abort();
+        end
+    };
+    noted.abort();
+    end
+}
+
+/// One probe, on the first device that gets one.
+async fn once_on_any(
+    workers: Vec<Worker<RestLeases>>,
+    stop: watch::Receiver<bool>,
+    patience: Duration,
+) -> anyhow::Result<WorkEnd> {
+    let mut end = WorkEnd::Nothing;
+    // One device after the other: two claims at once could bring two probes.
+    let share = patience / u32::try_from(workers.len()).unwrap_or(1).max(1);
+    for worker in workers {
+        let settled = worker
+            .run_once(stop.clone(), share)
+            .await
+            .map_err(friendly)?;
+        end = match settled {
+            None => continue,
+            Some(Settled::Stored(state)) if state.has_ended() => match state {
+                ProbeState::Cancelled => WorkEnd::NotDone,
+                _ => WorkEnd::Done,
+            },
+            Some(Settled::Stored(_) | Settled::Lost) => WorkEnd::NotDone,
+        };
+        break;
+    }
+    if *stop.borrow() && end == WorkEnd::Nothing {
+        return Ok(WorkEnd::Stopped);
+    }
+    Ok(end)
+}
+
+async fn until_stopped(
+    workers: Vec<Worker<RestLeases>>,
+    mut stop: watch::Receiver<bool>,
+    drain: Duration,
+) -> anyhow::Result<WorkEnd> {
+    let mut tasks = JoinSet::new();
+    for worker in workers {
+        tasks.spawn(worker.run(stop.clone()));
+    }
+    let ended = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.context("a worker")?.map_err(friendly)?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::pin!(ended);
+    tokio::select! {
+        ended = &mut ended => ended?,
+        _ = stop.wait_for(|stop| *stop) => {
+            tracing::info!("draining: running probes are handed back");
+            match tokio::time::timeout(drain, ended).await {
+                Ok(ended) => ended?,
+                Err(_) => tracing::warn!("some work did not end in time; its leases will run out"),
+            }
+        }
+    }
+    Ok(WorkEnd::Stopped)
+}
+
+fn friendly(error: LeaseError) -> anyhow::Error {
+    anyhow::anyhow!("{error}")
+}
