@@ -1,4 +1,4 @@
-//! The command line: `serve`, `probe` and `inspect` (the children), `migrate`, `openapi`.
+//! The command line: `serve`, `probe`, `inspect` and `inventory` (the children), `migrate`, `openapi`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,6 +37,9 @@ enum Command {
     /// Inspect one uploaded file. The service starts this itself.
     #[command(hide = true)]
     Inspect,
+    /// List the GPUs that this build can reach, as JSON. The service starts this itself.
+    #[command(hide = true)]
+    Inventory,
     /// Bring the database's tables up to date, or say what is missing.
     Migrate(MigrateArgs),
     /// Print the OpenAPI document.
@@ -93,6 +96,7 @@ fn main() -> ExitCode {
         // The child must not start a runtime: its threads would count as its memory.
         Command::Probe => return trialhead::trainer::run_probe(),
         Command::Inspect => return trialhead::datasets::inspect::run(),
+        Command::Inventory => return trialhead::trainer::run_inventory(),
         Command::Openapi => print_openapi(),
         Command::Serve(args) => run(serve(args)),
         Command::Migrate(args) => run(migrate(args)),

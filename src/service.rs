@@ -2,6 +2,7 @@
 //! `serve` and the tests start it through the same function.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +14,17 @@ use crate::api;
 use crate::library::Library;
 use crate::lifecycle::{self, Context};
 use crate::metrics::InstanceMetrics;
-use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
+use crate::pool::child::{ChildConfig, ChosenGpu, ServiceUser, Spawner};
+use crate::pool::gpus;
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
+use crate::pool::inventory::DeviceFacts;
 use crate::pool::worker::Worker;
 use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
 use crate::store::local_server::{LocalServer, LocalServerConfig};
 use crate::store::wake::Waker;
+use crate::study::Bytes;
 use crate::study::validation::DefinitionRules;
 use crate::uploads::Uploads;
 
@@ -88,6 +92,7 @@ fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Resu
     Ok(ChildConfig {
         command: pool.child_command.clone(),
         inspect_command: datasets.inspect_command.clone(),
+        inventory_command: pool.inventory_command.clone(),
         user: user.map(|user| ServiceUser {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
@@ -97,6 +102,47 @@ fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Resu
         max_events: pool.max_events,
         ..ChildConfig::default()
     })
+}
+
+/// Names a worker of this process: host, process, the GPU if it is one's, number.
+fn worker_name(facts: &DeviceFacts, number: usize) -> String {
+    let (host, process) = (&facts.host, std::process::id());
+    if facts.backend.is_gpu() {
+        format!("{host}/{process}/{}/{number}", facts.hardware)
+    } else {
+        format!("{host}/{process}/{number}")
+    }
+}
+
+/// The folder in which children keep the kernels that they have tuned for a GPU: theirs alone. None where no GPU
+/// is offered.
+fn kernel_cache(
+    settings: &Settings,
+    child: &ChildConfig,
+    facts: &[DeviceFacts],
+) -> anyhow::Result<Option<PathBuf>> {
+    use std::os::unix::fs::{DirBuilderExt, chown};
+
+    if !facts.iter().any(|facts| facts.backend.is_gpu()) {
+        return Ok(None);
+    }
+    let folder = match &settings.pool.cache_dir {
+        Some(folder) => std::path::absolute(folder)?,
+        None => settings.data_dir()?.join("kernel-cache"),
+    };
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&folder);
+    made.with_context(|| format!("pool.cache_dir: {} cannot be made", folder.display()))?;
+    if let Some(user) = child
+        .user
+        .filter(|_| nix::unistd::Uid::effective().is_root())
+    {
+        chown(&folder, Some(user.uid), Some(user.gid))
+            .with_context(|| format!("pool.cache_dir: {}", folder.display()))?;
+    }
+    Ok(Some(folder))
 }
 
 impl Service {
@@ -152,16 +198,30 @@ impl Service {
             settings.datasets.clone(),
         );
 
-        let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
-        if let Some(facts) = &facts {
+        let facts = if settings.workers > 0 {
+            gpus::devices_of_this_host(&spawner, &child, pool).await
+        } else {
+            Vec::new()
+        };
+        let locks = Arc::new(HostLocks::open(pool.lock_dir.as_deref())?);
+        let cache_dir = kernel_cache(&settings, &child, &facts)?;
+        for facts in &facts {
             let device = housekeeping::register(&context, facts).await?;
             let worker = Worker {
                 context: context.clone(),
                 settings: Arc::new(pool.clone()),
-                spawner,
-                child,
-                library,
-                locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
+                spawner: Arc::clone(&spawner),
+                child: Arc::new(ChildConfig {
+                    gpu: facts.backend.is_gpu().then(|| ChosenGpu {
+                        backend: facts.backend,
+                        hardware: facts.hardware.clone(),
+                        cache_dir: cache_dir.clone(),
+                        host_memory_bytes: pool.gpu_host_memory_bytes.map(Bytes),
+                    }),
+                    ..(*child).clone()
+                }),
+                library: library.clone(),
+                locks: Arc::clone(&locks),
                 facts: Arc::new(facts.clone()),
                 device,
                 metrics: metrics.clone(),
@@ -169,7 +229,7 @@ impl Service {
             };
             for number in 0..settings.workers {
                 let worker = Worker {
-                    name: format!("{}/{}/{number}", facts.host, std::process::id()),
+                    name: worker_name(facts, number),
                     ..worker.clone()
                 };
                 tasks.spawn(worker.run(stop.clone()));

@@ -10,6 +10,7 @@ mod service;
 mod answers;
 mod contract;
 mod datasets;
+mod gpus;
 mod prescriptions;
 mod problems;
 mod revisions;
