@@ -105,7 +105,7 @@ async fn a_study_of_a_gpu_is_planned_on_it_within_a_share_of_its_memory() {
     assert!((share - 0.8).abs() < 1e-6, "{share}");
     let probes = service.get(&format!("{path}/probes")).await.json();
     for probe in probes["items"].as_array().expect("a list") {
-        let worker = probe["worker"].as_str().expect("its worker");
+        let worker = probe["probe"]["worker"].as_str().expect("its worker");
         assert!(worker.contains(UUID), "{worker}");
     }
 }
@@ -147,7 +147,7 @@ async fn a_backend_that_no_worker_has_is_waited_for() {
     assert_eq!(study["state"], "queued");
     assert_eq!(study["waiting_for"], "a live worker with a metal device");
     let answer = service.post("/v1/studies", &on("tpu")).await;
-    let problem = answer.problem(422, "invalid_definition");
+    let problem = answer.problem(422, "invalid_study");
     let error = &problem["errors"][0];
     assert_eq!(error["pointer"], "/device/backend");
     let detail = error["detail"].as_str().expect("a detail");
@@ -168,7 +168,7 @@ async fn a_runner_without_the_backend_says_so_and_the_study_ends_with_it() {
     let study = service.ended(&path).await;
     assert_eq!(study["state"], "failed", "{study}");
     let probes = service.get(&format!("{path}/probes")).await.json();
-    let probe = &probes["items"][0];
+    let probe = &probes["items"][0]["probe"];
     assert_eq!(probe["state"], "infeasible", "{probe}");
     assert_eq!(probe["reason"], "device_unsupported");
     assert_eq!(probe["attempt"], 1, "{probe}");
@@ -202,13 +202,16 @@ async fn a_gpu_is_timed_while_nothing_is_timed_on_its_hosts_processor() {
         .until(&probes, |probes| {
             probes["items"].as_array().is_some_and(|items| {
                 items.iter().any(|probe| {
-                    probe["kind"] == "memory"
-                        && probe["attempt"].as_u64().is_some_and(|count| count >= 2)
+                    probe["probe"]["kind"] == "memory"
+                        && probe["probe"]["attempt"]
+                            .as_u64()
+                            .is_some_and(|count| count >= 2)
                 })
             })
         })
         .await;
     for probe in handed_back["items"].as_array().expect("a list") {
+        let probe = &probe["probe"];
         if probe["kind"] != "smoke" {
             assert_ne!(probe["state"], "succeeded", "{probe}");
         }
