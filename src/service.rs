@@ -2,7 +2,6 @@
 //! `serve` and the tests start it through the same function.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,17 +13,15 @@ use crate::api;
 use crate::library::Library;
 use crate::lifecycle::{self, Context};
 use crate::metrics::InstanceMetrics;
-use crate::pool::child::{ChildConfig, ChosenGpu, ServiceUser, Spawner};
+use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::gpus;
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
-use crate::pool::inventory::DeviceFacts;
 use crate::pool::worker::Worker;
 use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
 use crate::store::local_server::{LocalServer, LocalServerConfig};
 use crate::store::wake::Waker;
-use crate::study::Bytes;
 use crate::study::validation::DefinitionRules;
 use crate::uploads::Uploads;
 
@@ -104,47 +101,6 @@ fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Resu
     })
 }
 
-/// Names a worker of this process: host, process, the GPU if it is one's, number.
-fn worker_name(facts: &DeviceFacts, number: usize) -> String {
-    let (host, process) = (&facts.host, std::process::id());
-    if facts.backend.is_gpu() {
-        format!("{host}/{process}/{}/{number}", facts.hardware)
-    } else {
-        format!("{host}/{process}/{number}")
-    }
-}
-
-/// The folder in which children keep the kernels that they have tuned for a GPU: theirs alone. None where no GPU
-/// is offered.
-fn kernel_cache(
-    settings: &Settings,
-    child: &ChildConfig,
-    facts: &[DeviceFacts],
-) -> anyhow::Result<Option<PathBuf>> {
-    use std::os::unix::fs::{DirBuilderExt, chown};
-
-    if !facts.iter().any(|facts| facts.backend.is_gpu()) {
-        return Ok(None);
-    }
-    let folder = match &settings.pool.cache_dir {
-        Some(folder) => std::path::absolute(folder)?,
-        None => settings.data_dir()?.join("kernel-cache"),
-    };
-    let made = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder);
-    made.with_context(|| format!("pool.cache_dir: {} cannot be made", folder.display()))?;
-    if let Some(user) = child
-        .user
-        .filter(|_| nix::unistd::Uid::effective().is_root())
-    {
-        chown(&folder, Some(user.uid), Some(user.gid))
-            .with_context(|| format!("pool.cache_dir: {}", folder.display()))?;
-    }
-    Ok(Some(folder))
-}
-
 impl Service {
     /// Starts everything.
     ///
@@ -203,25 +159,25 @@ impl Service {
         } else {
             Vec::new()
         };
-        let locks = Arc::new(HostLocks::open(pool.lock_dir.as_deref())?);
-        let cache_dir = kernel_cache(&settings, &child, &facts)?;
+        let needed = settings.workers * facts.len() + 3;
+        if settings.database.pool_size < needed {
+            anyhow::bail!(
+                "database.pool_size ({}) must be at least workers × devices + 3 ({needed}) with the {} devices of this host",
+                settings.database.pool_size,
+                facts.len()
+            );
+        }
+        let kernels = settings.data_dir()?.join("kernel-cache");
+        let kernels = gpus::kernel_cache(&kernels, pool, &child, &facts)?;
         for facts in &facts {
             let device = housekeeping::register(&context, facts).await?;
             let worker = Worker {
                 context: context.clone(),
                 settings: Arc::new(pool.clone()),
                 spawner: Arc::clone(&spawner),
-                child: Arc::new(ChildConfig {
-                    gpu: facts.backend.is_gpu().then(|| ChosenGpu {
-                        backend: facts.backend,
-                        hardware: facts.hardware.clone(),
-                        cache_dir: cache_dir.clone(),
-                        host_memory_bytes: pool.gpu_host_memory_bytes.map(Bytes),
-                    }),
-                    ..(*child).clone()
-                }),
+                child: Arc::new(gpus::child_on(facts, &child, pool, kernels.as_deref())),
                 library: library.clone(),
-                locks: Arc::clone(&locks),
+                locks: Arc::new(HostLocks::open(pool.lock_dir.as_deref())?),
                 facts: Arc::new(facts.clone()),
                 device,
                 metrics: metrics.clone(),
@@ -229,7 +185,7 @@ impl Service {
             };
             for number in 0..settings.workers {
                 let worker = Worker {
-                    name: worker_name(facts, number),
+                    name: gpus::worker_name(facts, number),
                     ..worker.clone()
                 };
                 tasks.spawn(worker.run(stop.clone()));

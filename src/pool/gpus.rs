@@ -1,13 +1,15 @@
 //! The GPUs of this host: a child process lists them, so that the service loads no driver's library and outlives
 //! one that crashes or hangs; the settings say which of them are offered.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::child::{self, ChildConfig, Spawner};
+use super::child::{self, ChildConfig, ChosenGpu, Spawner};
 use super::inventory::{self, DeviceFacts};
 use crate::probe::{Exit, GpuFacts};
 use crate::settings::PoolSettings;
-use crate::study::Backend;
+use crate::study::{Backend, Bytes};
 
 /// Asks a child what this build can reach, as the account that probes run as. Whatever goes wrong with a driver,
 /// the processor is still offered.
@@ -132,10 +134,67 @@ pub async fn devices_of_this_host(
     offered
 }
 
+/// How children are started on a device.
+pub fn child_on(
+    facts: &DeviceFacts,
+    config: &ChildConfig,
+    settings: &PoolSettings,
+    kernels: Option<&Path>,
+) -> ChildConfig {
+    let gpu = facts.backend.is_gpu().then(|| ChosenGpu {
+        backend: facts.backend,
+        hardware: facts.hardware.clone(),
+        cache_dir: kernels.map(Path::to_owned),
+        host_memory_bytes: settings.gpu_host_memory_bytes.map(Bytes),
+    });
+    ChildConfig {
+        gpu,
+        ..config.clone()
+    }
+}
+
+/// Makes the folder in which children keep the kernels that they have tuned for a GPU: theirs alone. `default` is
+/// where it is when no setting says otherwise. None where no GPU is offered.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn kernel_cache(
+    default: &Path,
+    settings: &PoolSettings,
+    config: &ChildConfig,
+    devices: &[DeviceFacts],
+) -> io::Result<Option<PathBuf>> {
+    if !devices.iter().any(|device| device.backend.is_gpu()) {
+        return Ok(None);
+    }
+    let folder = std::path::absolute(settings.cache_dir.as_deref().unwrap_or(default))?;
+    let named = |error: io::Error| {
+        let text = format!(
+            "pool.cache_dir: {} cannot be made: {error}",
+            folder.display()
+        );
+        io::Error::new(error.kind(), text)
+    };
+    std::fs::create_dir_all(&folder).map_err(named)?;
+    if let Some(user) = config.user.filter(|_| nix::unistd::geteuid().is_root()) {
+        std::os::unix::fs::chown(&folder, Some(user.uid), Some(user.gid)).map_err(named)?;
+    }
+    Ok(Some(folder))
+}
+
+/// Names a worker of this process: host, process, the GPU if it is one's, number.
+pub fn worker_name(facts: &DeviceFacts, number: usize) -> String {
+    let (host, process) = (&facts.host, std::process::id());
+    if facts.backend.is_gpu() {
+        format!("{host}/{process}/{}/{number}", facts.hardware)
+    } else {
+        format!("{host}/{process}/{number}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::study::Bytes;
 
     const UUID: &str = "GPU-8f1c1c52-37a4-43d5-2cda-0fbb0a01a4f0";
 
