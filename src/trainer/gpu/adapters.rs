@@ -70,7 +70,9 @@ pub(super) fn list(backend: Backend) -> impl Iterator<Item = Adapter> {
                 backend,
                 hardware,
                 name: info.name,
-                driver: driver(&info.driver, &info.driver_info),
+                driver: card
+                    .map(|card| card.driver.clone())
+                    .or_else(|| driver(&info.driver, &info.driver_info)),
                 memory_bytes: card
                     .map(|card| card.memory_bytes)
                     .or(radeon.memory_bytes)
