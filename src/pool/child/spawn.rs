@@ -276,7 +276,7 @@ fn wait(mut child: Child, leader: &Mutex<Leader>) -> Exit {
     }
 }
 
-/// The groups of an account: what a GPU's device files belong to, say (`render`, `video`).
+/// The groups of an account beside its own: what a GPU's device files belong to, say (`render`, `video`).
 fn groups_of(user: ServiceUser) -> Vec<libc::gid_t> {
     use nix::unistd::{Gid, Uid, User, getgrouplist};
 
