@@ -7,6 +7,8 @@
 //! that did. The goal is agreement with it within 1/32 of the batch size.
 //!
 //! `cargo bench --profile release --bench memory_limit [-- MIB...]`
+//!
+//! On a GPU the same with its backend's feature, `BENCH_BACKEND=cuda`, and budgets that the card has.
 
 #![expect(
     clippy::print_stdout,
@@ -20,9 +22,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use trialhead::analysis::memory::reserve;
 use trialhead::analysis::memory_search::{Search, SearchStep, Seen};
-use trialhead::pool::child::{self, ChildConfig, Spawner};
+use trialhead::pool::child::{self, ChildConfig, ChosenGpu, Spawner};
 use trialhead::probe::{InfeasibleReason, Metric, Outcome, ProbeSpec};
-use trialhead::study::{BatchSize, Bytes, MaxFrom, Resolution};
+use trialhead::study::{Backend, BatchSize, Bytes, MaxFrom, Resolution};
 
 const BUDGETS_MIB: [u64; 5] = [200, 512, 1024, 2048, 4096];
 const MAX_BATCH_SIZE: u64 = 1 << 24;
@@ -33,6 +35,7 @@ const UNFIT_IN_A_ROW: usize = 4;
 const PARENT_RUNS: usize = 5;
 
 struct Runner {
+    backend: Backend,
     spawner: Spawner,
     config: ChildConfig,
     children: usize,
@@ -86,10 +89,20 @@ impl Runner {
         std::fs::create_dir_all(folder).expect("a folder");
         let program = folder.join("trialhead");
         std::fs::copy(env!("CARGO_BIN_EXE_trialhead"), &program).expect("the program is copied");
+        let backend = std::env::var("BENCH_BACKEND").unwrap_or_else(|_| "cpu".into());
+        let backend: Backend = serde_json::from_value(json!(backend)).expect("a backend");
         Self {
+            backend,
             spawner: Spawner::new().expect("a spawner"),
             config: ChildConfig {
                 command: Some(vec![program.display().to_string(), "probe".into()]),
+                // The first of its backend.
+                gpu: backend.is_gpu().then(|| ChosenGpu {
+                    backend,
+                    hardware: String::new(),
+                    cache_dir: None,
+                    host_memory_bytes: None,
+                }),
                 ..ChildConfig::default()
             },
             children: 0,
@@ -106,7 +119,7 @@ impl Runner {
                 "loss": "cross_entropy"
             },
             "optimizer": {"family": "sgd_nesterov", "learning_rate": 0.001, "momentum": 0.9},
-            "device": {"backend": "cpu", "model": "this one", "threads": 2},
+            "device": {"backend": self.backend, "model": "this one", "threads": 2},
             "batch_size": batch_size, "replicate": 0, "seed": 1,
             "limits": {"memory_bytes": limit.0, "wall_secs": 600.0}
         }))

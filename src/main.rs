@@ -1,4 +1,4 @@
-//! The command line: `serve`, `work`, `probe` and `inspect` (the children), `migrate`, `token`, `openapi`.
+//! The command line: `serve`, `work`, `probe`, `inspect` and `inventory` (the children), `migrate`, `token`, `openapi`.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -45,6 +45,9 @@ enum Command {
     /// Inspect one uploaded file. The service starts this itself.
     #[command(hide = true)]
     Inspect,
+    /// List the GPUs that this build can reach, as JSON. The service starts this itself.
+    #[command(hide = true)]
+    Inventory,
     /// Bring the database's tables up to date, or say what is missing.
     Migrate(MigrateArgs),
     /// Make, list and revoke access tokens.
@@ -201,6 +204,7 @@ fn main() -> ExitCode {
         // The child must not start a runtime: its threads would count as its memory.
         Command::Probe => return trialhead::trainer::run_probe(),
         Command::Inspect => return trialhead::datasets::inspect::run(),
+        Command::Inventory => return trialhead::trainer::run_inventory(),
         Command::Openapi => print_openapi(),
         Command::Serve(args) => block_on(serve(args)),
         Command::Migrate(args) => block_on(migrate(args)),

@@ -14,6 +14,7 @@ use crate::library::Library;
 use crate::lifecycle::{self, Context};
 use crate::metrics::InstanceMetrics;
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
+use crate::pool::gpus;
 use crate::pool::host_lock::HostLocks;
 use crate::pool::housekeeping;
 use crate::pool::inventory::DeviceFacts;
@@ -138,6 +139,7 @@ pub fn child_config(
     Ok(ChildConfig {
         command: pool.child_command.clone(),
         inspect_command: datasets.inspect_command.clone(),
+        inventory_command: pool.inventory_command.clone(),
         user: user.map(|user| ServiceUser {
             uid: user.uid.as_raw(),
             gid: user.gid.as_raw(),
@@ -167,7 +169,7 @@ pub struct Shared<L> {
 /// The workers of one process: `settings.workers` for each device.
 ///
 /// # Errors
-/// When the host's locks cannot be used.
+/// When the host's locks or the folder of compiled kernels cannot be used.
 pub fn workers<L: Leases>(
     settings: &Settings,
     facts: &[DeviceFacts],
@@ -176,6 +178,8 @@ pub fn workers<L: Leases>(
     let pool = Arc::new(settings.pool.clone());
     let locks = Arc::new(HostLocks::open(pool.lock_dir.as_deref())?);
     let runners: Arc<[String]> = pool.offered_runners().into();
+    let kernels = settings.data_dir()?.join("kernel-cache");
+    let kernels = gpus::kernel_cache(&kernels, &pool, &shared.child, facts)?;
     let mut workers = Vec::new();
     for facts in facts {
         let worker = Worker {
@@ -184,7 +188,12 @@ pub fn workers<L: Leases>(
             wait_secs: settings.work.wait_secs,
             runners: Arc::clone(&runners),
             spawner: Arc::clone(&shared.spawner),
-            child: Arc::clone(&shared.child),
+            child: Arc::new(gpus::child_on(
+                facts,
+                &shared.child,
+                &pool,
+                kernels.as_deref(),
+            )),
             locks: Arc::clone(&locks),
             facts: Arc::new(facts.clone()),
             metrics: shared.metrics.clone(),
@@ -192,7 +201,7 @@ pub fn workers<L: Leases>(
             journal: shared.journal.clone(),
         };
         workers.extend((0..settings.workers).map(|number| Worker {
-            name: format!("{}/{}/{number}", facts.host, std::process::id()),
+            name: gpus::worker_name(facts, number),
             ..worker.clone()
         }));
     }
@@ -254,8 +263,20 @@ impl Service {
         );
 
         let leases = StoredLeases::new(context.clone(), pool.clone(), library, metrics.clone());
-        let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
-        if let Some(facts) = &facts {
+        let facts = if settings.workers > 0 {
+            gpus::devices_of_this_host(&spawner, &child, pool).await
+        } else {
+            Vec::new()
+        };
+        let needed = settings.workers * facts.len() + 3;
+        if settings.database.pool_size < needed {
+            anyhow::bail!(
+                "database.pool_size ({}) must be at least workers × devices + 3 ({needed}) with the {} devices of this host",
+                settings.database.pool_size,
+                facts.len()
+            );
+        }
+        for facts in &facts {
             housekeeping::register(&context, facts).await?;
         }
         let shared = Shared {
@@ -265,7 +286,7 @@ impl Service {
             metrics: metrics.clone(),
             journal: None,
         };
-        for worker in workers(&settings, facts.as_slice(), &shared)? {
+        for worker in workers(&settings, &facts, &shared)? {
             let stop = stop.clone();
             tasks.spawn(async move {
                 if let Err(error) = worker.run(stop).await {

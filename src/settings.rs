@@ -147,6 +147,22 @@ pub struct PoolSettings {
     pub device_wait_secs: f64,
     /// Training probes that may share a device.
     pub slots: u32,
+    /// Devices that are offered: `cpu`, `gpu` for every GPU, a backend's name, a hardware id.
+    pub devices: Vec<String>,
+    /// Devices that are not offered although they are among those; in the same words.
+    pub exclude_devices: Vec<String>,
+    /// Whether a processor that pretends to be a GPU is offered as one.
+    pub software_gpus: bool,
+    /// Training probes that may share a GPU, each with the whole memory budget.
+    pub gpu_slots: u32,
+    /// Limit of the memory on the host of a probe on a GPU. Default: none but that of the control group.
+    pub gpu_host_memory_bytes: Option<u64>,
+    /// Program and arguments that list the GPUs. Default: this program's `inventory`.
+    pub inventory_command: Option<Vec<String>>,
+    /// How long listing the GPUs may take.
+    pub inventory_secs: f64,
+    /// Where kernels that were tuned for a GPU are kept. Default: `kernel-cache` in `data_dir`.
+    pub cache_dir: Option<PathBuf>,
     /// Program and arguments of a probe's child. Default: this program's `probe`.
     pub child_command: Option<Vec<String>>,
     /// Account that children run as when the service is root.
@@ -182,6 +198,14 @@ impl Default for PoolSettings {
             max_retry_delay_secs: 60.0,
             device_wait_secs: 10.0,
             slots: 2,
+            devices: vec!["cpu".into(), "gpu".into()],
+            exclude_devices: Vec::new(),
+            software_gpus: false,
+            gpu_slots: 1,
+            gpu_host_memory_bytes: None,
+            inventory_command: None,
+            inventory_secs: 30.0,
+            cache_dir: None,
             child_command: None,
             child_user: "nobody".into(),
             log_tail_bytes: 16 << 10,
@@ -449,6 +473,9 @@ impl Settings {
             .list_separator(",")
             .with_list_parse_key("api.allowed_hosts")
             .with_list_parse_key("pool.child_command")
+            .with_list_parse_key("pool.devices")
+            .with_list_parse_key("pool.exclude_devices")
+            .with_list_parse_key("pool.inventory_command")
             .source(Some(variables));
         let mut settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
         if settings.database.url.is_none() {
@@ -474,6 +501,7 @@ impl Settings {
             ("pool.device_wait_secs", pool.device_wait_secs),
             ("pool.lease_margin_secs", pool.lease_margin_secs),
             ("pool.drain_secs", pool.drain_secs),
+            ("pool.inventory_secs", pool.inventory_secs),
             ("datasets.inspect_secs", self.datasets.inspect_secs),
             ("api.max_claim_wait_secs", self.api.max_claim_wait_secs),
             ("work.wait_secs", self.work.wait_secs),
@@ -508,11 +536,21 @@ impl Settings {
                 "pool.measurements_per_batch must be at least 1: nothing could be sent".into(),
             );
         }
-        if pool.slots == 0 {
-            risks.push("pool.slots must be at least 1: no probe could ever run".into());
+        if pool.devices.is_empty() && self.workers > 0 {
+            risks.push("pool.devices must name a device: cpu, gpu, a backend or a hardware id; or set workers = 0".into());
         }
-        if pool.child_command.as_ref().is_some_and(Vec::is_empty) {
-            risks.push("pool.child_command must name a program".into());
+        if pool.slots == 0 || pool.gpu_slots == 0 {
+            risks.push(
+                "pool.slots and pool.gpu_slots must be at least 1: no probe could ever run".into(),
+            );
+        }
+        for (name, command) in [
+            ("pool.child_command", &pool.child_command),
+            ("pool.inventory_command", &pool.inventory_command),
+        ] {
+            if command.as_ref().is_some_and(Vec::is_empty) {
+                risks.push(format!("{name} must name a program"));
+            }
         }
         if self.workers > 64 {
             risks.push(format!("workers must be at most 64, is {}", self.workers));

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::client::{Contents, RestLeases, Server};
 use crate::metrics::InstanceMetrics;
 use crate::pool::child::Spawner;
-use crate::pool::housekeeping;
+use crate::pool::gpus;
 use crate::pool::journal::Journal;
 use crate::pool::leases::LeaseError;
 use crate::pool::worker::{Settled, Worker};
@@ -77,11 +77,13 @@ pub async fn work(
         let (journal, leases, stop) = (Arc::clone(&journal), leases.clone(), stop.clone());
         tokio::spawn(async move { journal.tell(&leases, unfinished, stop).await })
     };
-    let devices = [housekeeping::device_of_this_host(pool)];
+    let spawner = Arc::new(Spawner::new()?);
+    let child = Arc::new(service::child_config(pool, &settings.datasets)?);
+    let devices = gpus::devices_of_this_host(&spawner, &child, pool).await;
     let shared = Shared {
         leases,
-        spawner: Arc::new(Spawner::new()?),
-        child: Arc::new(service::child_config(pool, &settings.datasets)?),
+        spawner,
+        child,
         metrics: InstanceMetrics::new()?,
         journal: Some(Arc::clone(&journal)),
     };

@@ -25,7 +25,9 @@ pub struct Device {
     pub backend: String,
     /// The model; studies name it as `device.model`.
     pub model: String,
-    /// Threads it runs.
+    /// Name and version of a GPU's driver.
+    pub driver: Option<String>,
+    /// Threads of its host.
     pub threads: i32,
     /// Its memory.
     pub memory_bytes: Bytes,
@@ -49,6 +51,7 @@ impl From<DeviceRow> for Device {
             hardware: row.hardware,
             backend: row.backend,
             model: row.model,
+            driver: row.driver,
             threads: row.threads,
             memory_bytes: Bytes(u64::try_from(row.memory_bytes).unwrap_or(0)),
             available_bytes: Bytes(u64::try_from(row.available_bytes).unwrap_or(0)),

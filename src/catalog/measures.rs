@@ -163,7 +163,8 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
         entry(
             "energy_per_step",
             "J",
-            "Energy of a step, as the host's processors and memory count it; absent where they do not tell.",
+            "Energy of a step, as the host's processors and memory count it, on a GPU as the card does; absent \
+             where they do not tell.",
         ),
         entry("warm_up_secs", "s", "Time spent on warm-up, discarded."),
         entry("sampling_secs", "s", "Time spent on sampling."),
@@ -202,7 +203,7 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
         entry(
             "peak_memory",
             "bytes",
-            "Peak of what the memory limit limits; on a CPU the data segments.",
+            "Peak of what the memory limit limits; on a CPU the data segments, on a GPU what its pool has reserved.",
         ),
         entry(
             "peak_resident_memory",
@@ -212,7 +213,13 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
         entry(
             "peak_memory_in_use",
             "bytes",
-            "Peak of what the training process had allocated and not freed.",
+            "Peak of what the training process had allocated and not freed, on a GPU of what tensors held.",
+        ),
+        entry(
+            "driver_memory",
+            "bytes",
+            "Memory of the GPU that its driver counts for the child, contexts and code included; absent where it \
+             does not tell.",
         ),
         entry(
             "dataset_memory",

@@ -90,7 +90,7 @@ impl Choice {
             Self::TooSmall { model, memory } => Some(Violation {
                 pointer: "/device/memory_budget_bytes".into(),
                 detail: format!(
-                    "must be at most {} ({memory}), the memory of {model}: beyond it swapping would replace the limit",
+                    "must be at most {} ({memory}), the memory of {model}: a larger budget would limit nothing",
                     memory.0
                 ),
             }),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::inventory::{self, DeviceFacts};
+use super::inventory::DeviceFacts;
 use super::leases::retry_policy;
 use crate::lifecycle::Context;
 use crate::settings::{PoolSettings, RetentionSettings};
@@ -29,6 +29,7 @@ pub async fn register(context: &Context, facts: &DeviceFacts) -> Result<DeviceId
         hardware: &facts.hardware,
         backend: facts.backend.as_str(),
         model: &facts.model,
+        driver: facts.driver.as_deref(),
         threads: i32::try_from(facts.threads).unwrap_or(i32::MAX),
         memory_bytes: i64::try_from(facts.memory_bytes.0).unwrap_or(i64::MAX),
         available_bytes: i64::try_from(facts.available_bytes.0).unwrap_or(i64::MAX),
@@ -37,18 +38,18 @@ pub async fn register(context: &Context, facts: &DeviceFacts) -> Result<DeviceId
     devices::register(&mut conn, &new).await
 }
 
-/// Runs every step on a tick until told to stop. `facts` is the device of this service's workers.
+/// Runs every step on a tick until told to stop. `facts` are the devices of this service's workers.
 pub async fn run(
     context: Context,
     settings: PoolSettings,
     retention: RetentionSettings,
-    facts: Option<DeviceFacts>,
+    facts: Vec<DeviceFacts>,
     mut stop: watch::Receiver<bool>,
 ) {
     let tick = Duration::from_secs_f64(settings.tick_secs.min(context.alive_secs / 3.0));
     let mut next_retention = Instant::now();
     loop {
-        if let Err(error) = tidy(&context, &settings, facts.as_ref()).await {
+        if let Err(error) = tidy(&context, &settings, &facts).await {
             tracing::warn!(%error, "housekeeping could not reach the database; trying again");
         }
         if Instant::now() >= next_retention {
@@ -71,9 +72,9 @@ pub async fn run(
 pub async fn tidy(
     context: &Context,
     settings: &PoolSettings,
-    facts: Option<&DeviceFacts>,
+    facts: &[DeviceFacts],
 ) -> Result<(), StoreError> {
-    if let Some(facts) = facts {
+    for facts in facts {
         register(context, facts).await?;
     }
     let mut conn = context.database.connection().await?;
@@ -137,10 +138,4 @@ pub async fn hear_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }
-}
-
-/// The device of this host, as the settings name it.
-pub fn device_of_this_host(settings: &PoolSettings) -> DeviceFacts {
-    let host = inventory::host_identity(settings.host.as_deref());
-    inventory::cpu(&host, Some(settings.slots))
 }

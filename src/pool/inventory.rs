@@ -2,7 +2,7 @@
 //!
 //! A measurement belongs to a device *model*, a lease to one device of one host. Two services on one
 //! host, containers included, must come to the same identity, or each would think it had the
-//! processor for itself.
+//! processor for itself. GPUs are asked for by a child ([`gpus`](super::gpus)).
 
 use std::fs;
 use std::num::NonZero;
@@ -31,8 +31,11 @@ pub struct DeviceFacts {
     pub hardware: String,
     /// What runs the arithmetic on it.
     pub backend: Backend,
-    /// Measurements of one model are comparable: name and number of threads.
+    /// Measurements of one model are comparable: a processor's name and number of threads, a GPU's name and
+    /// driver.
     pub model: String,
+    /// Name and version of a GPU's driver.
+    pub driver: Option<String>,
     /// Threads that may run at once: the processor affinity and the quota of the control group count.
     pub threads: u32,
     /// The memory of the device, or the limit of the control group if that is less.
@@ -97,6 +100,7 @@ pub fn cpu(host: &str, slots: Option<u32>) -> DeviceFacts {
             name.as_deref().unwrap_or(std::env::consts::ARCH),
             if threads == 1 { "thread" } else { "threads" }
         ),
+        driver: None,
         threads,
         memory_bytes: Bytes(room.map_or(total, |room| total.min(room.limit))),
         available_bytes: Bytes(room.map_or(available, |room| available.min(room.left))),

@@ -5,7 +5,7 @@
 //! keeps is given back between probes, and time and memory are enforced from outside. This module
 //! starts training code only so, never by a call.
 //!
-//! [`inventory`] says which device this host offers, [`host_lock`] keeps two services of one host
+//! [`inventory`] says what this host is, [`gpus`] which GPUs it offers beside its processor, [`host_lock`] keeps two services of one host
 //! from measuring on the same device at once, and [`cgroup`] reads the limits and the
 //! out-of-memory kills of the control group the service lives in.
 //!
@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 pub mod child;
+pub mod gpus;
 pub mod host_lock;
 pub mod housekeeping;
 pub mod inventory;

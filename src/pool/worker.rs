@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::child::{self, ChildConfig, ChildReport, Spawner, Told};
 use super::host_lock::{HostLocks, LockMode};
-use super::inventory::DeviceFacts;
+use super::inventory::{CPU, DeviceFacts};
 use super::journal::Journal;
 use super::keeper::{LeaseKeeper, batch};
 use super::leases::{ClaimRequest, CompletionRequest, HeartbeatRequest, Lease, LeaseError, Leases};
@@ -271,7 +271,29 @@ impl<L: Leases> Worker<L> {
             }
         };
         let _lock = match lock {
-            Ok(Some(lock)) => lock,
+            // A GPU that is timed wants its host's processor quiet: no timing there meanwhile.
+            Ok(Some(lock)) if lease.exclusive && self.facts.backend.is_gpu() => {
+                let host = tokio::select! {
+                    host = self.locks.acquire(CPU, LockMode::Shared, wait) => host,
+                    reason = wait_for_reason(&mut killed) => {
+                        return not_run(outcome_of_stop(reason));
+                    }
+                };
+                match host {
+                    Ok(Some(host)) => (lock, Some(host)),
+                    Ok(None) => {
+                        tracing::info!(probe = %lease.probe_id, "the processor is being timed; handing the probe of the GPU back");
+                        return not_run(Outcome::HandedBack);
+                    }
+                    Err(error) => {
+                        return not_run(Outcome::Failed {
+                            reason: FailureReason::NotStarted,
+                            detail: format!("the lock of the processor cannot be taken: {error}"),
+                        });
+                    }
+                }
+            }
+            Ok(Some(lock)) => (lock, None),
             Ok(None) => {
                 tracing::info!(probe = %lease.probe_id, "another service of this host holds the device; handing the probe back");
                 return not_run(Outcome::HandedBack);

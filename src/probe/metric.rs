@@ -48,8 +48,8 @@ metrics! {
     SyntheticTimePerStepMedian = "synthetic_time_per_step_median", "s";
     /// Mean over blocks of the time per step on one batch staged on the device before.
     SyntheticTimePerStepMean = "synthetic_time_per_step_mean", "s";
-    /// Energy of a step: what the host's processors and memory used while steps were sampled, idling included. Absent
-    /// where they do not tell.
+    /// Energy of a step: what the host's processors and memory used while steps were sampled, on a GPU what the card
+    /// used, idling included. Absent where they do not tell.
     EnergyPerStep = "energy_per_step", "J";
     /// Time spent on warm-up, discarded.
     WarmUpSecs = "warm_up_secs", "s";
@@ -71,12 +71,16 @@ metrics! {
     CanaryTimePerStep = "canary_time_per_step", "s";
     /// Time the child's threads waited for a processor, over wall time × threads. Absent where the kernel does not tell.
     RunQueueDelayRatio = "run_queue_delay_ratio", "ratio";
-    /// Peak of what the memory limit limits (CPU: VmData). Decides.
+    /// Peak of what the memory limit limits (CPU: VmData; GPU: what its pool has reserved). Decides.
     PeakMemory = "peak_memory", "bytes";
     /// Peak resident memory of the child (VmHWM). Explains.
     PeakResidentMemory = "peak_resident_memory", "bytes";
-    /// Peak of what the process had allocated and not freed, since before the data set was loaded. Explains.
+    /// Peak of what the process had allocated and not freed, since before the data set was loaded; on a GPU of what
+    /// tensors held of its pool. Explains.
     PeakMemoryInUse = "peak_memory_in_use", "bytes";
+    /// Memory of the GPU that its driver counts for the child, contexts and code included. Absent where it does not
+    /// tell. Explains.
+    DriverMemory = "driver_memory", "bytes";
     /// Allocated by loading the data set; a mapped one takes none.
     DatasetMemory = "dataset_memory", "bytes";
     /// Allocated by the model's parameters.

@@ -7,6 +7,7 @@
 pub mod course;
 pub mod event;
 pub mod fingerprint;
+pub mod gpu;
 pub mod inputs;
 pub mod metric;
 pub mod outcome;
@@ -14,6 +15,7 @@ pub mod spec;
 pub mod state;
 
 pub use event::{Event, Measurement};
+pub use gpu::{DEVICE_VARIABLE, GpuFacts};
 pub use metric::Metric;
 pub use outcome::{
     ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify, names_an_error,

@@ -187,14 +187,24 @@ pub enum KilledFor {
 
 /// Messages by which allocators and drivers say that memory ran out. "memory allocation of N bytes
 /// failed" is read apart ([`allocation_failed`]).
-const OUT_OF_MEMORY_MESSAGES: [&str; 12] = [
-    // CUDA, ROCm, Vulkan and CubeCL's pools.
+const OUT_OF_MEMORY_MESSAGES: [&str; 19] = [
+    // CUDA, ROCm, Vulkan.
     "CUDA_ERROR_OUT_OF_MEMORY",
     "cudaErrorMemoryAllocation",
     "hipErrorOutOfMemory",
     "VK_ERROR_OUT_OF_DEVICE_MEMORY",
     "VK_ERROR_OUT_OF_HOST_MEMORY",
+    // burn's GPU runtime, CubeCL: `IoError` and `LaunchError` of cubecl-runtime 0.11, and pools before it.
+    "out of device memory allocating ",
+    "can't allocate buffer of size: ",
+    "every page size the memory tracks still holds live allocations",
+    "An out-of-memory error happened during launch",
     "No pool handles allocation of size",
+    // wgpu 30: `Error::OutOfMemory`, and wgpu-core's `DeviceError::OutOfMemory` and
+    // `CreateBufferError::MaxBufferSize`.
+    "wgpu error: Out of Memory",
+    "Not enough memory left.",
+    "is greater than the maximum buffer size",
     // The C and C++ libraries.
     "Cannot allocate memory",
     "std::bad_alloc",
@@ -204,6 +214,22 @@ const OUT_OF_MEMORY_MESSAGES: [&str; 12] = [
     "RESOURCE_EXHAUSTED: Out of memory",
     // Rust: an allocation larger than any address space.
     "capacity overflow",
+];
+
+/// Messages that say what a device cannot do, however often it is tried: what its driver does not understand, what
+/// its kernels need more of than it has. A device that is lost, or that is away just now, is not among them.
+const UNSUPPORTED_MESSAGES: [&str; 8] = [
+    // CUDA's driver: too old for what was compiled, or for the card.
+    "CUDA_ERROR_NO_BINARY_FOR_GPU",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
+    "hipErrorNoBinaryForGpu",
+    // cudarc 0.19: no CUDA library on this host.
+    "Unable to dynamically load the",
+    // CubeCL: `LaunchError` of cubecl-runtime 0.11.
+    "A compilation error happened during launch",
+    "Too many resources were requested during launch",
 ];
 
 /// Other beginnings of a line that names an error.
@@ -224,6 +250,7 @@ const SIGKILL: i32 = 9;
 pub fn names_an_error(line: &str) -> bool {
     let line = line.trim();
     is_out_of_memory(line)
+        || is_unsupported(line)
         || line.contains("panicked at")
         || line.contains("CUDA_ERROR_")
         || ERROR_PREFIXES.iter().any(|prefix| {
@@ -249,6 +276,12 @@ fn is_out_of_memory(message: &str) -> bool {
         || OUT_OF_MEMORY_MESSAGES
             .iter()
             .any(|known| message.contains(known))
+}
+
+fn is_unsupported(message: &str) -> bool {
+    UNSUPPORTED_MESSAGES
+        .iter()
+        .any(|known| message.contains(known))
 }
 
 /// Rust's "memory allocation of N bytes failed", which comes before an abort. It is written in pieces, so
@@ -315,6 +348,16 @@ pub fn classify(end: &ChildEnd) -> Outcome {
         return Outcome::Infeasible {
             reason: InfeasibleReason::OutOfMemory,
             detail,
+        };
+    }
+    if let Some(line) = end
+        .first_error_line
+        .as_deref()
+        .filter(|it| is_unsupported(it))
+    {
+        return Outcome::Infeasible {
+            reason: InfeasibleReason::DeviceUnsupported,
+            detail: line.to_owned(),
         };
     }
     let how = match (&end.last_event, end.exit) {
@@ -571,6 +614,70 @@ mod tests {
         assert_eq!(classify(&late(KilledFor::Drain)), Outcome::Succeeded);
         assert_eq!(classify(&late(KilledFor::Cancel)), Outcome::Cancelled);
         assert_eq!(classify(&late(KilledFor::Lease)), Outcome::HandedBack);
+    }
+
+    /// What GPUs' drivers and runtimes say, with where it is said.
+    #[test]
+    fn a_gpu_that_runs_out_of_memory_is_known_by_its_runtimes_words() {
+        let known = [
+            // cubecl-runtime 0.11.3, server/base.rs: IoError::OutOfMemory, which cubecl-cuda, cubecl-hip and
+            // cubecl-wgpu (Vulkan) make of their drivers' out-of-memory codes.
+            "thread 'main' panicked at a.rs:1:2: out of device memory allocating 1073741824 bytes",
+            // The same: IoError::BufferTooBig, PageSizesExhausted, StorageMappingFailed; LaunchError::OutOfMemory.
+            "thread 'main' panicked at a.rs:1:2: can't allocate buffer of size: 4294967296",
+            "panicked at a.rs: Can't allocate 64 bytes: every page size the memory tracks still holds live allocations",
+            "panicked at a.rs: An out-of-memory error happened during launch",
+            // cubecl-cuda through cudarc 0.19: the driver's own name of the code.
+            "panicked at a.rs: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            // wgpu 30: api/device.rs Error::OutOfMemory in cubecl-wgpu's handler (compute/device_poison.rs), and
+            // wgpu-core 30: DeviceError::OutOfMemory, CreateBufferError::MaxBufferSize.
+            "panicked at a.rs: wgpu error: Out of Memory",
+            "panicked at a.rs: Not enough memory left.",
+            "panicked at a.rs: Buffer size 8589934592 is greater than the maximum buffer size (4294967296)",
+        ];
+        for line in known {
+            let outcome = classify(&with_line(Exit::Code(101), line));
+            assert_eq!(
+                infeasible(&outcome),
+                Some(InfeasibleReason::OutOfMemory),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_device_cannot_do_is_told_from_a_device_that_failed() {
+        let unsupported = [
+            // cudarc 0.19, src/lib.rs: panic_no_lib_found.
+            "thread 'main' panicked at lib.rs:1:2: Unable to dynamically load the \"cuda\" shared library - searched for library names: []",
+            // The CUDA driver's own names of its codes.
+            "panicked at a.rs: DriverError(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, \"the provided PTX was compiled with an unsupported toolchain.\")",
+            "panicked at a.rs: DriverError(CUDA_ERROR_NO_BINARY_FOR_GPU, \"no kernel image is available\")",
+            // cubecl-runtime 0.11.3, server/base.rs: LaunchError.
+            "panicked at a.rs: A compilation error happened during launch",
+            "panicked at a.rs: Too many resources were requested during launch",
+        ];
+        for line in unsupported {
+            let outcome = classify(&with_line(Exit::Code(101), line));
+            assert_eq!(
+                infeasible(&outcome),
+                Some(InfeasibleReason::DeviceUnsupported),
+                "{line}"
+            );
+        }
+        let trouble = [
+            // cubecl-runtime 0.11.3: IoError::DevicePoisoned, LaunchError::DevicePoisoned. Another try may have another card.
+            "panicked at a.rs: The device is poisoned: Unknown: device lost",
+            "panicked at a.rs: The device was poisoned during launch",
+            "panicked at a.rs: DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")",
+            "panicked at a.rs: DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")",
+            // cubecl-wgpu 0.11.3, runtime.rs.
+            "panicked at a.rs: Unable to acquire wgpu device: No adapter available for DiscreteGpu(0)",
+        ];
+        for line in trouble {
+            let outcome = classify(&with_line(Exit::Code(101), line));
+            assert_eq!(failed(&outcome), Some(FailureReason::Crashed), "{line}");
+        }
     }
 
     #[test]

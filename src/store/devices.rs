@@ -15,6 +15,7 @@ pub struct NewDevice<'a> {
     pub hardware: &'a str,
     pub backend: &'a str,
     pub model: &'a str,
+    pub driver: Option<&'a str>,
     pub threads: i32,
     pub memory_bytes: i64,
     pub available_bytes: i64,
@@ -32,12 +33,12 @@ pub async fn register(
         id: Uuid,
     }
     let row: Id = diesel::sql_query(
-        "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+        "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots, driver) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
          ON CONFLICT (host, hardware) DO UPDATE SET backend = excluded.backend, \
            model = excluded.model, threads = excluded.threads, \
            memory_bytes = excluded.memory_bytes, available_bytes = excluded.available_bytes, \
-           slots = excluded.slots, last_seen = now() \
+           slots = excluded.slots, driver = excluded.driver, last_seen = now() \
          RETURNING id",
     )
     .bind::<diesel::sql_types::Uuid, _>(Uuid::now_v7())
@@ -49,6 +50,7 @@ pub async fn register(
     .bind::<diesel::sql_types::BigInt, _>(new.memory_bytes)
     .bind::<diesel::sql_types::BigInt, _>(new.available_bytes)
     .bind::<diesel::sql_types::Integer, _>(new.slots)
+    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(new.driver)
     .get_result(conn)
     .await?;
     Ok(DeviceId(row.id))
@@ -86,6 +88,8 @@ pub struct DeviceRow {
     pub backend: String,
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub model: String,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    pub driver: Option<String>,
     #[diesel(sql_type = diesel::sql_types::Integer)]
     pub threads: i32,
     #[diesel(sql_type = diesel::sql_types::BigInt)]

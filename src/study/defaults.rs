@@ -1,12 +1,12 @@
 //! From a request to a definition: every default written out, none left implicit.
 
 use super::{
-    Backend, BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Facts, GradientClipping, Grid,
-    Loss, MaxFrom, Model, ModelFrom, Optimizer, Question, Shape, StudyDefinition, StudyRequest,
-    Target, TargetRequest, Workload,
+    BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Facts, GradientClipping, Grid, Loss,
+    MaxFrom, Model, ModelFrom, Optimizer, Question, Shape, StudyDefinition, StudyRequest, Target,
+    TargetRequest, Workload,
 };
 
-/// The part of the memory free on a host that a study uses when it names no budget.
+/// The part of the memory free on a device that a study uses when it names no budget.
 const MEMORY_SHARE: f64 = 0.8;
 
 /// What a live worker tells about its device.
@@ -16,7 +16,7 @@ pub struct DeviceFactsForDefaults {
     pub model: String,
     /// The host's cores.
     pub threads: u32,
-    /// Memory free on the device's host.
+    /// Memory free on the device: the host's for a processor.
     pub available_bytes: Bytes,
 }
 
@@ -136,9 +136,6 @@ pub fn fill_device(definition: &mut StudyDefinition, facts: &DeviceFactsForDefau
         .is_some_and(|model| *model != facts.model)
     {
         return;
-    }
-    match device.backend {
-        Backend::Cpu => {}
     }
     device.model.get_or_insert_with(|| facts.model.clone());
     device.threads.get_or_insert(facts.threads.max(1));

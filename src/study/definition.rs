@@ -483,7 +483,7 @@ pub struct DeviceRequest {
     /// The device model, as `GET /v1/devices` names it. Needed only when live workers have several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Memory that training may use. Default: 0.8 × the memory free on the device's host.
+    /// Memory that training may use: of the host on the `cpu`, else of the GPU. Default: 0.8 × what is free of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_budget_bytes: Option<Bytes>,
     /// Threads of the training process. Default: the host's cores.
@@ -538,14 +538,34 @@ pub enum Backend {
     /// The host's processor (burn's `flex` backend).
     #[default]
     Cpu,
+    /// A GPU through Vulkan.
+    Vulkan,
+    /// An NVIDIA GPU through CUDA.
+    Cuda,
+    /// An Apple GPU through Metal.
+    Metal,
+    /// An AMD GPU through ROCm.
+    Rocm,
 }
 
 impl Backend {
+    /// Every backend.
+    pub const ALL: [Self; 5] = [Self::Cpu, Self::Vulkan, Self::Cuda, Self::Metal, Self::Rocm];
+
     /// The name used in JSON and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
+            Self::Vulkan => "vulkan",
+            Self::Cuda => "cuda",
+            Self::Metal => "metal",
+            Self::Rocm => "rocm",
         }
+    }
+
+    /// Whether a GPU does the arithmetic, in memory of its own.
+    pub fn is_gpu(self) -> bool {
+        self != Self::Cpu
     }
 }
 

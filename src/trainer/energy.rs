@@ -1,21 +1,28 @@
-//! The energy that the host's processors have used, as they count it themselves (RAPL, through the kernel's
-//! powercap interface: https://docs.kernel.org/power/powercap/powercap.html). Where the kernel does not tell, or
+//! The energy that training has used, as the device counts it itself: the host's processors (RAPL, through the
+//! kernel's powercap interface: https://docs.kernel.org/power/powercap/powercap.html), or the GPU (NVML's total
+//! energy counter) alone, without its host, whose processors may work for other cards too. Where nobody tells, or
 //! not this user, there is no figure: energy is never guessed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::study::Backend;
+
 /// Where the kernel shows the counters.
 const ROOT: &str = "/sys/class/powercap";
 
-/// The counters of a host: one for each processor package and each memory that counts apart.
+/// The counters of a device.
 #[derive(Debug)]
-pub(super) struct EnergyCounters {
-    zones: Vec<Zone>,
+pub(super) enum EnergyCounters {
+    /// Of a host: one for each processor package and each memory that counts apart.
+    Host(Vec<Zone>),
+    /// Of a card.
+    Card(Card),
 }
 
+/// A counter of the kernel.
 #[derive(Debug)]
-struct Zone {
+pub(super) struct Zone {
     counter: PathBuf,
     /// The counter begins anew from 0 after this.
     range_microjoules: u64,
@@ -23,10 +30,58 @@ struct Zone {
     total: u64,
 }
 
+#[cfg(feature = "gpu")]
+pub(super) use card::Card;
+
+#[cfg(feature = "gpu")]
+mod card {
+    use crate::trainer::gpu::{self, nvml::Meter};
+
+    /// The counter of a card.
+    #[derive(Debug)]
+    pub(in crate::trainer) struct Card {
+        meter: Meter,
+        first: u64,
+    }
+
+    impl Card {
+        pub(super) fn start() -> Option<Self> {
+            let meter = Meter::of(&gpu::hardware()?)?;
+            let first = meter.energy_millijoules()?;
+            Some(Self { meter, first })
+        }
+
+        pub(super) fn joules(&self) -> Option<f64> {
+            let used = self.meter.energy_millijoules()?.checked_sub(self.first)?;
+            Some(used as f64 * 1e-3)
+        }
+    }
+}
+
+/// A build without a GPU backend knows no card.
+#[cfg(not(feature = "gpu"))]
+#[derive(Debug)]
+pub(super) enum Card {}
+
+#[cfg(not(feature = "gpu"))]
+impl Card {
+    fn start() -> Option<Self> {
+        None
+    }
+
+    fn joules(&self) -> Option<f64> {
+        match *self {}
+    }
+}
+
 impl EnergyCounters {
-    /// The counters of this host, started; `None` where there are none that can be read.
-    pub(super) fn start() -> Option<Self> {
-        Self::start_in(Path::new(ROOT))
+    /// The counters of a device, started; `None` where there are none that can be read.
+    pub(super) fn start(backend: Backend) -> Option<Self> {
+        if backend.is_gpu() {
+            Card::start().map(Self::Card)
+        } else {
+            Self::start_in(Path::new(ROOT))
+        }
     }
 
     fn start_in(root: &Path) -> Option<Self> {
@@ -51,13 +106,17 @@ impl EnergyCounters {
                 total: 0,
             });
         }
-        (!zones.is_empty()).then_some(Self { zones })
+        (!zones.is_empty()).then_some(Self::Host(zones))
     }
 
     /// Joules since the start. `None` when a counter has become unreadable.
     pub(super) fn joules(&mut self) -> Option<f64> {
+        let zones = match self {
+            Self::Host(zones) => zones,
+            Self::Card(card) => return card.joules(),
+        };
         let mut total = 0;
-        for zone in &mut self.zones {
+        for zone in zones {
             let now = microjoules(&zone.counter)?;
             let used = now.checked_sub(zone.last).unwrap_or_else(|| {
                 // It has begun anew.

@@ -51,7 +51,9 @@ pub(super) fn open(
 
 impl Learner for Session {
     fn step(&mut self) -> Result<Option<f64>, SessionError> {
-        Ok(Some(read(Session::step(self)?)))
+        let loss = read(Session::step(self)?);
+        self.check_memory()?;
+        Ok(Some(loss))
     }
 
     fn evaluate(&self) -> Evaluation {

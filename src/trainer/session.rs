@@ -4,22 +4,24 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, FloatDType, IntDType, Tensor, TensorData};
+use burn::tensor::{DType as TensorDType, Device, FloatDType, Tensor, TensorData};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
 
 use super::faults::Faults;
+use super::gpu;
 use super::loader::{LoadTimes, Loader};
 use super::memory;
 use super::network::{Net, Value};
 use super::objective::{Evaluation, Evaluator, Objective, Targets};
 use super::optimizer;
+use super::pool_memory::{PoolMemory, PoolPeak};
 use crate::datasets::{self, Batch, BatchInputs, BatchOrder, DatasetError, Examples};
 use crate::probe::{ProbeSpec, Task};
 use crate::study::{
-    Backend, DType, GradientClipping, InputPipeline, Network, NetworkError, Schedule, Shape,
+    Backend, Bytes, DType, GradientClipping, InputPipeline, Network, NetworkError, Schedule, Shape,
 };
 
 /// Why training cannot go on, or not even start.
@@ -34,6 +36,19 @@ pub(super) enum SessionError {
     /// The model does not fit the data set.
     #[error("the network cannot be built: {0}")]
     Network(#[from] NetworkError),
+    /// The device cannot do it, here or at all.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The device's pool has grown beyond the memory budget.
+    #[error(
+        "the device's pool has reserved {} bytes, and the memory budget is {} bytes", reserved.0, budget.0
+    )]
+    OverBudget {
+        /// By the pool.
+        reserved: Bytes,
+        /// Of the study.
+        budget: Bytes,
+    },
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),
@@ -81,6 +96,11 @@ pub(super) struct Session {
     layers: u32,
     faults: Faults,
     loaded: LoadedBytes,
+    backend: Backend,
+    /// Of a GPU.
+    pool: Option<PoolMemory>,
+    /// Whether the pool is looked at within steps.
+    watches_pool: bool,
 }
 
 /// A batch on the device.
@@ -129,10 +149,18 @@ impl Session {
         let with_dataset = memory::in_use();
         let device = training_device(spec.device.backend, workload.dtype)?;
         device.seed(spec.seed);
+        let mut pool = PoolMemory::of(&device.clone().inner(), spec.limits.memory_bytes);
         let model = Net::new(&network, &device);
-        let loaded = LoadedBytes {
-            dataset: with_dataset - before,
-            parameters: memory::in_use() - with_dataset,
+        let loaded = match &mut pool {
+            None => LoadedBytes {
+                dataset: with_dataset - before,
+                parameters: memory::in_use() - with_dataset,
+            },
+            // The data set stays with the host.
+            Some(pool) => LoadedBytes {
+                dataset: 0,
+                parameters: i64::try_from(pool.look()).unwrap_or(i64::MAX),
+            },
         };
         let training = Arc::new(split.training);
         let batch_size = addressable(spec.batch_size.0, "the batch")?;
@@ -162,6 +190,9 @@ impl Session {
             layers: u32::try_from(network.depth()).unwrap_or(u32::MAX),
             faults,
             loaded,
+            backend: spec.device.backend,
+            pool,
+            watches_pool: matches!(spec.task, Task::Memory { .. } | Task::Confirmation { .. }),
         })
     }
 
@@ -211,6 +242,8 @@ impl Session {
         // The optimizer gets the only reference to the parameters, so that it may update in place.
         let model = self.model.take().expect(MODEL_IS_PRESENT);
         let loss = self.loss(&model, batch);
+        // Between the passes every activation is held.
+        self.look_at_pool();
         let gradients = self.backward(&model, &loss);
         self.update(model, gradients);
         loss
@@ -262,9 +295,41 @@ impl Session {
         f64::from(loss.into_scalar::<f32>())
     }
 
+    fn look_at_pool(&mut self) {
+        if self.watches_pool
+            && let Some(pool) = &mut self.pool
+        {
+            pool.look();
+        }
+    }
+
+    /// Says so when a GPU's pool has grown beyond the memory budget. On the CPU the kernel holds the limit.
+    pub(super) fn check_memory(&mut self) -> Result<(), SessionError> {
+        self.pool.as_mut().map_or(Ok(()), PoolMemory::check)
+    }
+
+    /// Memory in use now beyond what was held at `before`, bytes: of the GPU's pool, where there is one, else of
+    /// the process.
+    pub(super) fn memory_in_use(&mut self, before: i64) -> i64 {
+        match &mut self.pool {
+            Some(pool) => i64::try_from(pool.look()).unwrap_or(i64::MAX),
+            None => memory::in_use() - before,
+        }
+    }
+
+    /// Peaks of the GPU's pool, where there is one.
+    pub(super) fn pool_peak(&self) -> Option<PoolPeak> {
+        self.pool.as_ref().map(PoolMemory::peak)
+    }
+
     /// What loading the examples and the model allocated.
     pub(super) fn loaded_bytes(&self) -> LoadedBytes {
         self.loaded
+    }
+
+    /// What runs the arithmetic.
+    pub(super) fn backend(&self) -> Backend {
+        self.backend
     }
 
     /// The device that training runs on, without gradients.
@@ -395,15 +460,19 @@ fn validated(examples: usize, count: Option<u64>) -> Vec<u32> {
 }
 
 fn training_device(backend: Backend, dtype: DType) -> Result<Device, SessionError> {
-    let mut device = match backend {
-        Backend::Cpu => Device::flex(),
-    };
+    let mut device = gpu::open(backend)?;
     match dtype {
         DType::Float32 => {}
         DType::Bfloat16 => {
-            let wanted = (FloatDType::BF16, IntDType::I64);
+            let wanted = FloatDType::BF16;
+            if !device.supports_dtype(TensorDType::BF16) {
+                return Err(SessionError::Unsupported(format!(
+                    "this {} device cannot compute in bfloat16",
+                    backend.as_str()
+                )));
+            }
             // A second session of the same process finds it configured already.
-            if device.settings().float_dtype != wanted.0 {
+            if device.settings().float_dtype != wanted {
                 device
                     .configure(wanted)
                     .map_err(|error| SessionError::Device(format!("{error:?}")))?;

@@ -168,6 +168,7 @@ fn warm_up(
             return Ok(None);
         }
         times.push(before.elapsed().as_secs_f64());
+        session.check_memory()?;
     }
     // The later half: the earliest steps may still be slow.
     let settled = times.split_off(times.len() / 2);
@@ -212,7 +213,7 @@ fn sample(
     let mut blocks: Vec<Block> = Vec::with_capacity(room);
     let mut steps = 0;
 
-    let mut energy = EnergyCounters::start();
+    let mut energy = EnergyCounters::start(session.backend());
     let delay_before = run_queue::delay_nanos();
     let start = Instant::now();
     loop {

@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::accumulation;
 use super::events::EventLog;
 use super::faults::Faults;
+use super::gpu;
 use super::memory;
 use super::noise_scale;
 use super::parts;
@@ -16,6 +17,7 @@ use super::session::{Session, SessionError};
 use super::step_time;
 use super::training;
 use crate::probe::{InfeasibleReason, Metric, ProbeSpec, Task};
+use crate::study::Backend;
 
 /// How a task ended, when nothing went wrong with the child itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +73,16 @@ pub(super) fn run(
             reason: InfeasibleReason::OutOfMemory,
             detail: SessionError::NotAddressable(what).to_string(),
         }),
+        Err(TaskError::Session(error @ SessionError::OverBudget { .. })) => {
+            Ok(TaskEnd::Infeasible {
+                reason: InfeasibleReason::OutOfMemory,
+                detail: error.to_string(),
+            })
+        }
+        Err(TaskError::Session(SessionError::Unsupported(detail))) => Ok(TaskEnd::Infeasible {
+            reason: InfeasibleReason::DeviceUnsupported,
+            detail,
+        }),
         other => other,
     }
 }
@@ -95,7 +107,7 @@ fn smoke(
     }
     log.measurement(Metric::ValidationLoss, first)?;
     let difference = (first - second).abs();
-    if difference != 0.0 {
+    if difference.is_nan() || difference > allowed_difference(spec.device.backend, first) {
         // Also when the second one is not a number, which JSON could not hold.
         if difference.is_finite() {
             log.measurement(Metric::EvaluationDifference, difference)?;
@@ -111,6 +123,20 @@ fn smoke(
     Ok(TaskEnd::Finished)
 }
 
+/// How far two evaluations of the same parameters may be apart. A processor adds up in one order. A GPU does not:
+/// its threads end in any order, and a kernel that is tuned in between may add up otherwise.
+fn allowed_difference(backend: Backend, loss: f64) -> f64 {
+    if backend.is_gpu() {
+        GPU_EVALUATION_TOLERANCE * loss.abs()
+    } else {
+        0.0
+    }
+}
+
+/// Of the loss: two hundred times the rounding of a float32 sum of a thousand terms, and far below what a layer that
+/// draws random numbers makes.
+const GPU_EVALUATION_TOLERANCE: f64 = 1e-3;
+
 /// Training steps and one evaluation, with the memory watched from before the data set is loaded.
 fn watched(
     spec: &ProbeSpec,
@@ -118,7 +144,9 @@ fn watched(
     faults: Faults,
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
-    if !memory::start_watching() {
+    // What is limited on a GPU is its pool, which tells by itself.
+    let is_watched = memory::start_watching();
+    if !(is_watched || spec.device.backend.is_gpu()) {
         return Ok(TaskEnd::Infeasible {
             reason: InfeasibleReason::DeviceUnsupported,
             detail: "peak memory cannot be measured here: the kernel does not tell the size of \
@@ -132,7 +160,7 @@ fn watched(
         return Ok(diverged);
     }
     let loaded = session.loaded_bytes();
-    let between_steps = memory::in_use() - held_before - loaded.dataset - loaded.parameters;
+    let between_steps = session.memory_in_use(held_before) - loaded.dataset - loaded.parameters;
     let validation_loss = session.evaluate().loss;
     if !validation_loss.is_finite() {
         return Ok(TaskEnd::diverged(session.steps()));
@@ -141,9 +169,19 @@ fn watched(
     log.measurement(Metric::DatasetMemory, bytes(loaded.dataset))?;
     log.measurement(Metric::ParameterMemory, bytes(loaded.parameters))?;
     log.measurement(Metric::OptimizerStateMemory, bytes(between_steps))?;
-    if let Some(peak) = memory::peak() {
+    session.check_memory()?;
+    let process = memory::peak();
+    if let Some(pool) = session.pool_peak() {
+        log.measurement(Metric::PeakMemoryInUse, pool.in_use_bytes as f64)?;
+        log.measurement(Metric::PeakMemory, pool.reserved_bytes as f64)?;
+        if let Some(bytes) = gpu::driver_memory() {
+            log.measurement(Metric::DriverMemory, bytes as f64)?;
+        }
+    } else if let Some(peak) = process {
         log.measurement(Metric::PeakMemoryInUse, peak.in_use_bytes as f64)?;
         log.measurement(Metric::PeakMemory, peak.data_bytes as f64)?;
+    }
+    if let Some(peak) = process {
         log.measurement(Metric::PeakResidentMemory, peak.resident_bytes as f64)?;
     }
     log.measurement(Metric::ValidationLoss, validation_loss)?;
@@ -164,6 +202,7 @@ fn train(
         if !(loss.is_finite() && session.finish_steps()?) {
             return Ok(Some(TaskEnd::diverged(step + 1)));
         }
+        session.check_memory()?;
         if step == 0 {
             log.measurement(Metric::FirstLoss, loss)?;
         }

@@ -37,6 +37,7 @@ pub(super) fn in_turn<V: Copy>(
             *rough = rough.min(timed(session, variant, 1)?.as_secs_f64());
         }
         warmed += 1;
+        session.check_memory()?;
     }
     log.measurement(Metric::WarmUpSecs, start.elapsed().as_secs_f64())?;
 

@@ -14,6 +14,7 @@ mod answers;
 mod commands;
 mod contract;
 mod datasets;
+mod gpus;
 mod leases;
 mod prescriptions;
 mod problems;

@@ -13,7 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{self, Path};
+use std::path::{self, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
@@ -25,16 +25,17 @@ use self::output::{EventLimits, EventLog, Log};
 use self::spawn::{Launch, Launched, Running};
 use super::cgroup::MemoryCgroup;
 use crate::probe::{
-    ChildEnd, Exit, FailureReason, KilledFor, Measurement, Outcome, ProbeSpec, classify,
+    ChildEnd, DEVICE_VARIABLE, Exit, FailureReason, GpuFacts, KilledFor, Measurement, Outcome,
+    ProbeSpec, classify,
 };
-use crate::study::Bytes;
+use crate::study::{Backend, Bytes};
 
 pub(super) use self::output::{DETAIL_CHARS, PHASE_CHARS, check_measurement, clean, is_name};
 pub use self::output::{Progress, Told};
 pub use self::spawn::{ServiceUser, Spawner};
 
 /// What a child sees of the service's environment. Everything else stays here: it may hold secrets.
-const PASSED_ON: [&str; 14] = [
+const PASSED_ON: [&str; 17] = [
     "PATH",
     "LANG",
     "LC_ALL",
@@ -43,13 +44,19 @@ const PASSED_ON: [&str; 14] = [
     "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES",
     "CUDA_HOME",
+    "CUDA_PATH",
+    "CUDA_DEVICE_ORDER",
     "NVIDIA_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
     "VK_DRIVER_FILES",
     "VK_ICD_FILENAMES",
     "CUBECL_AUTOTUNE_LEVEL",
     "CUBECL_DEBUG_LOG",
 ];
+
+/// `RLIM_INFINITY`.
+const UNLIMITED: u64 = nix::libc::RLIM_INFINITY;
 
 /// Longest time limit that is waited for: a year.
 const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -61,6 +68,10 @@ pub struct ChildConfig {
     pub command: Option<Vec<String>>,
     /// Program and arguments of the inspection of uploads; `None` for this executable with `inspect`.
     pub inspect_command: Option<Vec<String>>,
+    /// Program and arguments that list the GPUs; `None` for this executable with `inventory`.
+    pub inventory_command: Option<Vec<String>>,
+    /// The GPU that probes run on; `None` for the processor.
+    pub gpu: Option<ChosenGpu>,
     /// Who the child is when the service is root.
     pub user: Option<ServiceUser>,
     /// What is kept of each log.
@@ -79,6 +90,8 @@ impl Default for ChildConfig {
         Self {
             command: None,
             inspect_command: None,
+            inventory_command: None,
+            gpu: None,
             user: Some(unprivileged_user()),
             log_tail_bytes: 16 * 1024,
             max_event_line_bytes: 64 * 1024,
@@ -86,6 +99,19 @@ impl Default for ChildConfig {
             drain_grace: Duration::from_secs(2),
         }
     }
+}
+
+/// The GPU that a worker's probes run on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChosenGpu {
+    /// How it is reached.
+    pub backend: Backend,
+    /// Its hardware id.
+    pub hardware: String,
+    /// Where kernels that were tuned and compiled are kept from child to child.
+    pub cache_dir: Option<PathBuf>,
+    /// Limit of the child's memory on the host; none: that of its control group.
+    pub host_memory_bytes: Option<Bytes>,
 }
 
 /// The user `nobody`, by the ids it has where no entry tells.
@@ -177,6 +203,26 @@ pub async fn inspect(
     let (_keep, control) = watch::channel(None);
     let (told, _heard) = watch::channel(None);
     run_job(spawner, config, job, control, &told).await
+}
+
+/// Lists the GPUs that this build can reach: as JSON on the child's stdout.
+pub async fn inventory(spawner: &Spawner, config: &ChildConfig, patience: Duration) -> ChildReport {
+    let job = program(config.inventory_command.as_deref(), "inventory").map(|program| Job {
+        launch: Launch {
+            program: program.path,
+            name: program.name,
+            arguments: program.arguments,
+            environment: environment(1),
+            user: config.user,
+            data_bytes: UNLIMITED,
+            files: vec![],
+        },
+        input: Vec::new(),
+        wall_secs: patience.as_secs_f64(),
+    });
+    let (_keep, control) = watch::channel(None);
+    let (progress, _told) = watch::channel(None);
+    run_job(spawner, config, job, control, &progress).await
 }
 
 /// One child from start to end.
@@ -385,15 +431,39 @@ async fn write_all(mut stdin: pipe::Sender, input: &[u8]) {
 /// What to start for `spec`.
 fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
     let program = program(config.command.as_deref(), "probe")?;
+    let mut environment = environment(spec.device.threads);
+    let mut data_bytes = spec.limits.memory_bytes.0;
+    if let Some(gpu) = &config.gpu {
+        environment.extend(gpu.environment());
+        // The budget is the GPU's; drivers map far more than they use.
+        data_bytes = gpu.host_memory_bytes.map_or(UNLIMITED, |bytes| bytes.0);
+    }
     Ok(Launch {
         program: program.path,
         name: program.name,
         arguments: program.arguments,
-        environment: environment(spec.device.threads),
+        environment,
         user: config.user,
-        data_bytes: spec.limits.memory_bytes.0,
+        data_bytes,
         files: vec![],
     })
+}
+
+impl ChosenGpu {
+    /// What tells a child of it. Later entries replace earlier ones of the same name.
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        let own = |name: &str, value: &OsStr| (OsString::from(name), value.to_owned());
+        let mut environment = vec![own(DEVICE_VARIABLE, self.hardware.as_ref())];
+        if let Some((name, value)) = GpuFacts::visibility(self.backend, &self.hardware) {
+            environment.push(own(name, value.as_ref()));
+        }
+        if let Some(folder) = &self.cache_dir {
+            // CubeCL, Mesa, Triton and others follow the first; CUDA's driver has its own.
+            environment.push(own("XDG_CACHE_HOME", folder.as_os_str()));
+            environment.push(own("CUDA_CACHE_PATH", folder.join("cuda").as_os_str()));
+        }
+        environment
+    }
 }
 
 struct Program {

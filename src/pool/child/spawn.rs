@@ -192,8 +192,9 @@ fn start(launch: &Launch) -> io::Result<Launched> {
         user: launch.user.filter(|_| nix::unistd::geteuid().is_root()),
         data_bytes: launch.data_bytes,
     };
+    let groups = preparation.user.map(groups_of).unwrap_or_default();
     // SAFETY: `prepare` only makes system calls on values it owns; it neither allocates nor locks.
-    unsafe { command.pre_exec(move || preparation.prepare()) };
+    unsafe { command.pre_exec(move || preparation.prepare(&groups)) };
 
     // The pipe on which the standard library reports a failed exec must not be one of the descriptors
     // that the child's events and files get, so these numbers are taken while the pipe is made.
@@ -275,6 +276,21 @@ fn wait(mut child: Child, leader: &Mutex<Leader>) -> Exit {
     }
 }
 
+/// The groups of an account beside its own: what a GPU's device files belong to, say (`render`, `video`).
+fn groups_of(user: ServiceUser) -> Vec<libc::gid_t> {
+    use nix::unistd::{Gid, Uid, User, getgrouplist};
+
+    let none = vec![user.gid];
+    let Ok(Some(account)) = User::from_uid(Uid::from_raw(user.uid)) else {
+        return none;
+    };
+    let Ok(name) = std::ffi::CString::new(account.name) else {
+        return none;
+    };
+    getgrouplist(&name, Gid::from_raw(user.gid))
+        .map_or(none, |groups| groups.into_iter().map(Gid::as_raw).collect())
+}
+
 /// What the child does between fork and exec, all of it safe in the copy of a process with threads.
 #[derive(Debug, Clone, Copy)]
 struct Preparation {
@@ -286,7 +302,7 @@ struct Preparation {
 }
 
 impl Preparation {
-    fn prepare(self) -> io::Result<()> {
+    fn prepare(self, groups: &[libc::gid_t]) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         // SAFETY: system calls on constants.
         unsafe {
@@ -305,11 +321,11 @@ impl Preparation {
             "set the memory limit (RLIMIT_DATA)",
         )?;
         if let Some(user) = self.user {
-            // SAFETY: system calls on integers; no groups are read from the null pointer.
+            // SAFETY: system calls on integers, and on a slice that outlives the call.
             unsafe {
                 self.check(
-                    libc::setgroups(0, std::ptr::null()),
-                    "drop the groups of root",
+                    libc::setgroups(groups.len() as _, groups.as_ptr()),
+                    "change to the groups of the service",
                 )?;
                 self.check(libc::setgid(user.gid), "change to the group of the service")?;
                 self.check(libc::setuid(user.uid), "change to the user of the service")?;

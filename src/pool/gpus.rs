@@ -1,0 +1,290 @@
+//! The GPUs of this host: a child process lists them, so that the service loads no driver's library and outlives
+//! one that crashes or hangs; the settings say which of them are offered.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::child::{self, ChildConfig, ChosenGpu, Spawner};
+use super::inventory::{self, DeviceFacts};
+use crate::probe::{Exit, GpuFacts};
+use crate::settings::PoolSettings;
+use crate::study::{Backend, Bytes};
+
+/// Asks a child what this build can reach, as the account that probes run as. Whatever goes wrong with a driver,
+/// the processor is still offered.
+pub async fn list(
+    spawner: &Spawner,
+    config: &ChildConfig,
+    settings: &PoolSettings,
+) -> Vec<GpuFacts> {
+    // Without a backend for them there is nothing to ask.
+    if !cfg!(feature = "gpu") && settings.inventory_command.is_none() {
+        return Vec::new();
+    }
+    let patience = Duration::from_secs_f64(settings.inventory_secs);
+    let report = child::inventory(spawner, config, patience).await;
+    let log = report.stderr_tail.trim();
+    if report.exit != Some(Exit::Code(0)) {
+        tracing::warn!(outcome = ?report.outcome, log, "the GPUs could not be listed; none is offered");
+        return Vec::new();
+    }
+    match serde_json::from_str(report.stdout_tail.trim()) {
+        Ok(listed) => listed,
+        Err(error) => {
+            tracing::warn!(%error, log, "the list of GPUs cannot be read; none is offered");
+            Vec::new()
+        }
+    }
+}
+
+/// The devices to offer: the host's processor and GPUs, as far as the settings want them.
+pub fn offered(
+    processor: DeviceFacts,
+    listed: &[GpuFacts],
+    settings: &PoolSettings,
+) -> Vec<DeviceFacts> {
+    let mut unused: Vec<&String> = settings.devices.iter().collect();
+    let mut wanted = |backend: Backend, hardware: &str| {
+        let names = |name: &str| {
+            name == backend.as_str() || name == hardware || (name == "gpu" && backend.is_gpu())
+        };
+        unused.retain(|name| !names(name));
+        settings.devices.iter().any(|name| names(name))
+            && !settings.exclude_devices.iter().any(|name| names(name))
+    };
+    let mut offered = Vec::new();
+    if wanted(processor.backend, &processor.hardware) {
+        offered.push(processor.clone());
+    }
+    // Its own driver's backend before one for every maker's cards.
+    let order = [
+        Backend::Cuda,
+        Backend::Rocm,
+        Backend::Metal,
+        Backend::Vulkan,
+    ];
+    for gpu in order
+        .iter()
+        .flat_map(|backend| listed.iter().filter(move |gpu| gpu.backend == *backend))
+    {
+        let is_wanted = wanted(gpu.backend, &gpu.hardware);
+        let is_known = offered
+            .iter()
+            .any(|device: &DeviceFacts| device.hardware == gpu.hardware);
+        if is_wanted && !is_known && (settings.software_gpus || !gpu.is_software) {
+            offered.push(facts(&processor, gpu, settings));
+        }
+    }
+    for name in unused {
+        // What everybody has by default is no surprise.
+        if name != "gpu" {
+            tracing::warn!(
+                device = name,
+                "pool.devices names a device that this host does not have"
+            );
+        }
+    }
+    offered
+}
+
+fn facts(processor: &DeviceFacts, gpu: &GpuFacts, settings: &PoolSettings) -> DeviceFacts {
+    let memory_bytes = gpu.memory_bytes.unwrap_or(processor.memory_bytes);
+    let available_bytes = match gpu.available_bytes {
+        Some(free) => free,
+        None if gpu.shares_host_memory => memory_bytes.min(processor.available_bytes),
+        None => memory_bytes,
+    };
+    DeviceFacts {
+        host: processor.host.clone(),
+        hardware: gpu.hardware.clone(),
+        backend: gpu.backend,
+        // Another driver takes another time and other memory.
+        model: match &gpu.driver {
+            Some(driver) => format!("{}, {driver}", gpu.name),
+            None => gpu.name.clone(),
+        },
+        driver: gpu.driver.clone(),
+        threads: processor.threads,
+        memory_bytes,
+        available_bytes,
+        slots: settings.gpu_slots,
+    }
+}
+
+/// The devices of this host, as the settings want them.
+pub async fn devices_of_this_host(
+    spawner: &Spawner,
+    config: &ChildConfig,
+    settings: &PoolSettings,
+) -> Vec<DeviceFacts> {
+    let host = inventory::host_identity(settings.host.as_deref());
+    let processor = inventory::cpu(&host, Some(settings.slots));
+    let listed = list(spawner, config, settings).await;
+    let offered = offered(processor, &listed, settings);
+    for device in offered.iter().filter(|device| device.backend.is_gpu()) {
+        tracing::info!(
+            device = device.model,
+            backend = device.backend.as_str(),
+            hardware = device.hardware,
+            memory = %device.memory_bytes,
+            "a GPU is offered"
+        );
+    }
+    offered
+}
+
+/// How children are started on a device.
+pub fn child_on(
+    facts: &DeviceFacts,
+    config: &ChildConfig,
+    settings: &PoolSettings,
+    kernels: Option<&Path>,
+) -> ChildConfig {
+    let gpu = facts.backend.is_gpu().then(|| ChosenGpu {
+        backend: facts.backend,
+        hardware: facts.hardware.clone(),
+        cache_dir: kernels.map(Path::to_owned),
+        host_memory_bytes: settings.gpu_host_memory_bytes.map(Bytes),
+    });
+    ChildConfig {
+        gpu,
+        ..config.clone()
+    }
+}
+
+/// Makes the folder in which children keep the kernels that they have tuned for a GPU: theirs alone. `default` is
+/// where it is when no setting says otherwise. None where no GPU is offered.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn kernel_cache(
+    default: &Path,
+    settings: &PoolSettings,
+    config: &ChildConfig,
+    devices: &[DeviceFacts],
+) -> io::Result<Option<PathBuf>> {
+    if !devices.iter().any(|device| device.backend.is_gpu()) {
+        return Ok(None);
+    }
+    let folder = std::path::absolute(settings.cache_dir.as_deref().unwrap_or(default))?;
+    let named = |error: io::Error| {
+        let text = format!(
+            "pool.cache_dir: {} cannot be made: {error}",
+            folder.display()
+        );
+        io::Error::new(error.kind(), text)
+    };
+    std::fs::create_dir_all(&folder).map_err(named)?;
+    if let Some(user) = config.user.filter(|_| nix::unistd::geteuid().is_root()) {
+        std::os::unix::fs::chown(&folder, Some(user.uid), Some(user.gid)).map_err(named)?;
+    }
+    Ok(Some(folder))
+}
+
+/// Names a worker of this process: host, process, the GPU if it is one's, number.
+pub fn worker_name(facts: &DeviceFacts, number: usize) -> String {
+    let (host, process) = (&facts.host, std::process::id());
+    if facts.backend.is_gpu() {
+        format!("{host}/{process}/{}/{number}", facts.hardware)
+    } else {
+        format!("{host}/{process}/{number}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UUID: &str = "GPU-8f1c1c52-37a4-43d5-2cda-0fbb0a01a4f0";
+
+    fn processor() -> DeviceFacts {
+        DeviceFacts {
+            available_bytes: Bytes(10 * Bytes::GIB),
+            memory_bytes: Bytes(16 * Bytes::GIB),
+            ..inventory::cpu("here", Some(2))
+        }
+    }
+
+    fn gpu(backend: Backend, hardware: &str) -> GpuFacts {
+        GpuFacts {
+            backend,
+            hardware: hardware.into(),
+            name: "A card".into(),
+            driver: Some("driver 1.2".into()),
+            memory_bytes: Some(Bytes(8 * Bytes::GIB)),
+            available_bytes: None,
+            shares_host_memory: false,
+            is_software: false,
+        }
+    }
+
+    fn software() -> GpuFacts {
+        GpuFacts {
+            name: "SwiftShader Device".into(),
+            shares_host_memory: true,
+            is_software: true,
+            ..gpu(Backend::Vulkan, "vulkan-software")
+        }
+    }
+
+    fn names(listed: &[GpuFacts], settings: &PoolSettings) -> Vec<(Backend, String)> {
+        offered(processor(), listed, settings)
+            .into_iter()
+            .map(|device| (device.backend, device.hardware))
+            .collect()
+    }
+
+    fn settings(devices: &[&str], excluded: &[&str]) -> PoolSettings {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        PoolSettings {
+            devices: owned(devices),
+            exclude_devices: owned(excluded),
+            ..PoolSettings::default()
+        }
+    }
+
+    #[test]
+    fn a_card_that_two_backends_reach_is_one_device() {
+        let listed = [gpu(Backend::Vulkan, UUID), gpu(Backend::Cuda, UUID)];
+        let all = names(&listed, &PoolSettings::default());
+        let cpu = (Backend::Cpu, "cpu".to_owned());
+        assert_eq!(all, [cpu.clone(), (Backend::Cuda, UUID.to_owned())]);
+        let vulkan = names(&listed, &settings(&["cpu", "vulkan"], &[]));
+        assert_eq!(vulkan, [cpu, (Backend::Vulkan, UUID.to_owned())]);
+    }
+
+    #[test]
+    fn settings_choose_among_the_devices() {
+        let listed = [gpu(Backend::Cuda, UUID), gpu(Backend::Cuda, "0000:02:00.0")];
+        let only = names(&listed, &settings(&["0000:02:00.0"], &[]));
+        assert_eq!(only, [(Backend::Cuda, "0000:02:00.0".to_owned())]);
+        let without = names(&listed, &settings(&["gpu"], &[UUID]));
+        assert_eq!(without, [(Backend::Cuda, "0000:02:00.0".to_owned())]);
+        let none = names(&listed, &settings(&["cpu", "gpu"], &["cuda"]));
+        assert_eq!(none, [(Backend::Cpu, "cpu".to_owned())]);
+    }
+
+    #[test]
+    fn a_processor_that_pretends_to_be_a_gpu_is_offered_only_when_a_setting_says_so() {
+        assert_eq!(names(&[software()], &PoolSettings::default()).len(), 1);
+        let settings = PoolSettings {
+            software_gpus: true,
+            ..PoolSettings::default()
+        };
+        let devices = offered(processor(), &[software()], &settings);
+        assert_eq!(devices.len(), 2);
+        let gpu = &devices[1];
+        assert_eq!(gpu.model, "SwiftShader Device, driver 1.2");
+        assert_eq!(gpu.slots, 1);
+        // Its memory is the host's, of which not all is free.
+        assert_eq!(gpu.memory_bytes, Bytes(8 * Bytes::GIB));
+        assert_eq!(gpu.available_bytes, Bytes(8 * Bytes::GIB));
+        let larger = GpuFacts {
+            memory_bytes: Some(Bytes(16 * Bytes::GIB)),
+            ..software()
+        };
+        let devices = offered(processor(), &[larger], &settings);
+        assert_eq!(devices[1].available_bytes, Bytes(10 * Bytes::GIB));
+    }
+}
