@@ -75,6 +75,7 @@ async fn through_the_store(database: &Database, device: DeviceId) -> f64 {
             lease: LeaseId(Uuid::now_v7()),
             worker: "bench",
             device,
+            runners: &["burn".to_owned()],
             lease_secs: 30.0,
         };
         let claimed = leases::claim(&mut conn, &claim)

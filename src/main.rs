@@ -72,6 +72,9 @@ struct ServeArgs {
     /// Where the managed Postgres and other state live.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
+    /// Offer somebody's own training program under a name, as NAME=COMMAND; may be given several times.
+    #[arg(long = "runner", value_name = "NAME=COMMAND")]
+    runners: Vec<String>,
     /// Listen beyond loopback although there are no access tokens yet: anyone who reaches the port
     /// can run studies.
     #[arg(long)]
@@ -148,10 +151,19 @@ impl ServeArgs {
         let flags = flags
             .into_iter()
             .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Ok(Settings::load(
-            self.config.as_deref(),
-            std::env::vars().chain(flags),
-        )?)
+        let mut settings = Settings::load(self.config.as_deref(), std::env::vars().chain(flags))?;
+        // A name may hold what no variable's can.
+        for given in &self.runners {
+            let (name, command) = given
+                .split_once('=')
+                .context("--runner must be NAME=COMMAND, such as pytorch=\"python3 train.py\"")?;
+            settings
+                .pool
+                .runners
+                .insert(name.to_owned(), command.to_owned());
+        }
+        settings.check()?;
+        Ok(settings)
     }
 }
 

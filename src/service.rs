@@ -87,6 +87,7 @@ fn child_config(pool: &PoolSettings, datasets: &DatasetSettings) -> anyhow::Resu
     }
     Ok(ChildConfig {
         command: pool.child_command.clone(),
+        runners: pool.runner_commands()?,
         inspect_command: datasets.inspect_command.clone(),
         user: user.map(|user| ServiceUser {
             uid: user.uid.as_raw(),
@@ -154,7 +155,7 @@ impl Service {
 
         let facts = (settings.workers > 0).then(|| housekeeping::device_of_this_host(pool));
         if let Some(facts) = &facts {
-            let device = housekeeping::register(&context, facts).await?;
+            let device = housekeeping::register(&context, facts, &pool.offered_runners()).await?;
             let worker = Worker {
                 context: context.clone(),
                 settings: Arc::new(pool.clone()),

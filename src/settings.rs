@@ -5,6 +5,7 @@
 //! not exist are refused, and so are combinations that would hurt ([`Settings::check`]).
 //! `DATABASE_URL` is read too; it is never printed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::study::validation::DefinitionLimits;
+use crate::study::{BURN, is_runner_name};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -145,6 +147,11 @@ pub struct PoolSettings {
     pub slots: u32,
     /// Program and arguments of a probe's child. Default: this program's `probe`.
     pub child_command: Option<Vec<String>>,
+    /// Whether the service's own runner, burn, is offered.
+    pub offers_burn: bool,
+    /// Other people's training programs that are offered: the command of each by the name that studies give it, split
+    /// as a shell would.
+    pub runners: BTreeMap<String, String>,
     /// Account that children run as when the service is root.
     pub child_user: String,
     /// Bytes of a child's log that are kept, from its end.
@@ -175,6 +182,8 @@ impl Default for PoolSettings {
             device_wait_secs: 10.0,
             slots: 2,
             child_command: None,
+            offers_burn: true,
+            runners: BTreeMap::new(),
             child_user: "nobody".into(),
             log_tail_bytes: 16 << 10,
             max_event_line_bytes: 64 << 10,
@@ -182,6 +191,45 @@ impl Default for PoolSettings {
             host: None,
             lock_dir: None,
             drain_secs: 10.0,
+        }
+    }
+}
+
+impl PoolSettings {
+    /// The names of the runners that workers offer.
+    pub fn offered_runners(&self) -> Vec<String> {
+        let own = self.offers_burn.then(|| BURN.to_owned());
+        own.into_iter()
+            .chain(self.runners.keys().cloned())
+            .collect()
+    }
+
+    /// Program and arguments of each of other people's runners.
+    ///
+    /// # Errors
+    /// [`SettingsError::Risky`] with one sentence for each name or command that is none.
+    pub fn runner_commands(&self) -> Result<BTreeMap<String, Vec<String>>, SettingsError> {
+        let mut faults = Vec::new();
+        let mut commands = BTreeMap::new();
+        for (name, command) in &self.runners {
+            if !is_runner_name(name) || name == BURN {
+                faults.push(format!(
+                    "pool.runners: {name:?} is no name for a runner; take 1 to 64 lowercase letters, digits, _ and -, and not {BURN}"
+                ));
+            }
+            match shlex::split(command).filter(|words| !words.is_empty()) {
+                Some(words) => {
+                    commands.insert(name.clone(), words);
+                }
+                None => faults.push(format!(
+                    "pool.runners: the command of {name:?} is not one: give a program and its arguments, quotes closed"
+                )),
+            }
+        }
+        if faults.is_empty() {
+            Ok(commands)
+        } else {
+            Err(SettingsError::Risky(faults))
         }
     }
 }
@@ -415,6 +463,12 @@ impl Settings {
         }
         if pool.child_command.as_ref().is_some_and(Vec::is_empty) {
             risks.push("pool.child_command must name a program".into());
+        }
+        if let Err(SettingsError::Risky(faults)) = pool.runner_commands() {
+            risks.extend(faults);
+        }
+        if !pool.offers_burn && pool.runners.is_empty() {
+            risks.push("pool.runners must name a runner when pool.offers_burn is false: no probe could ever run".into());
         }
         if self.workers > 64 {
             risks.push(format!("workers must be at most 64, is {}", self.workers));

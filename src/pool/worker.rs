@@ -94,6 +94,7 @@ impl Worker {
             lease: LeaseId(Uuid::now_v7()),
             worker: &self.name,
             device: self.device,
+            runners: &self.settings.offered_runners(),
             lease_secs: self.settings.lease_secs,
         };
         Ok(leases::claim(&mut conn, &claim)
@@ -183,7 +184,7 @@ impl Worker {
             .with_label_values(&[&self.facts.model]);
         running.inc();
         let dataset = match &claimed.spec.workload.dataset {
-            Dataset::Builtin(_) => None,
+            Dataset::Builtin(_) | Dataset::External(_) => None,
             Dataset::Uploaded(uploaded) => match self.library.open(&uploaded.content).await {
                 Ok(file) => Some(file.into()),
                 Err(error) => {

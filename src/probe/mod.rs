@@ -13,7 +13,7 @@ pub mod spec;
 pub mod state;
 
 pub use event::{Event, Measurement};
-pub use metric::Metric;
+pub use metric::{Metric, required_figures};
 pub use outcome::{
     ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify, names_an_error,
 };

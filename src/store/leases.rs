@@ -22,6 +22,8 @@ pub struct Claim<'a> {
     pub lease: LeaseId,
     pub worker: &'a str,
     pub device: DeviceId,
+    /// The runners that the worker offers: it gets probes of these only.
+    pub runners: &'a [String],
     pub lease_secs: f64,
 }
 
@@ -71,7 +73,7 @@ struct ClaimedRow {
     spec: serde_json::Value,
 }
 
-/// The first open probe of each active study that this device model can run, the study whose turn
+/// The first open probe of each active study that this device model and these runners can do, the study whose turn
 /// it is first: by priority, then by who has waited longest.
 const CANDIDATES: &str = "\
     SELECT s.id AS study, q.exclusive FROM studies s \
@@ -79,7 +81,7 @@ const CANDIDATES: &str = "\
         SELECT p.exclusive FROM study_probes sp JOIN probes p ON p.id = sp.probe \
         WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $1 AND p.device_model = $2 \
+          AND p.backend = $1 AND p.device_model = $2 AND p.runner = ANY($3) \
         ORDER BY sp.position LIMIT 1) q ON true \
     WHERE s.state IN ('queued', 'running') \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
@@ -96,7 +98,7 @@ const TAKE: &str = "\
         WHERE s.id = $5 AND s.state IN ('queued', 'running') \
           AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) \
+          AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) AND p.runner = ANY($9) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
     RETURNING id, attempt, exclusive, spec";
 
@@ -109,6 +111,7 @@ pub async fn claim(
 ) -> Result<Option<Claimed>, StoreError> {
     let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
     let worker = claim.worker.to_owned();
+    let runners = claim.runners.to_vec();
     conn.transaction(async move |conn| {
         let Some(load) = lock_device(conn, device).await? else {
             return Ok(None);
@@ -119,6 +122,7 @@ pub async fn claim(
         let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
             .bind::<Text, _>(&load.backend)
             .bind::<Text, _>(&load.model)
+            .bind::<Array<Text>, _>(&runners)
             .load(conn)
             .await?;
         for candidate in candidates {
@@ -146,6 +150,7 @@ pub async fn claim(
                 .bind::<Text, _>(&load.backend)
                 .bind::<Text, _>(&load.model)
                 .bind::<Bool, _>(candidate.exclusive)
+                .bind::<Array<Text>, _>(&runners)
                 .get_result(conn)
                 .await
                 .optional()?;

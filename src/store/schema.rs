@@ -66,6 +66,7 @@ diesel::table! {
         backend -> Text,
         device_model -> Text,
         exclusive -> Bool,
+        runner -> Text,
         spec -> Jsonb,
         state -> Text,
         reason -> Nullable<Text>,

@@ -7,6 +7,7 @@ use crate::probe::{
 fn spec(task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
+        runner: Default::default(),
         task,
         workload: crate::study::Workload::new(synthetic(1), Model::mlp(vec![64])),
         optimizer: Optimizer::nesterov(0.1, 0.9),
