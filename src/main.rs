@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use trialhead::runners;
 use trialhead::service::{Service, migrate_mode, open_database};
 use trialhead::settings::Settings;
 use trialhead::trainer::memory::WatchedAllocator;
@@ -34,6 +35,9 @@ enum Command {
     /// Run one probe: the spec as JSON on stdin, events as JSON lines on the descriptor that
     /// TRIALHEAD_EVENTS_FD names (else stdout). The service starts this itself.
     Probe,
+    /// About other people's training programs.
+    #[command(subcommand)]
+    Runner(RunnerCommand),
     /// Inspect one uploaded file. The service starts this itself.
     #[command(hide = true)]
     Inspect,
@@ -81,6 +85,13 @@ struct ServeArgs {
     insecure: bool,
 }
 
+#[derive(Debug, Subcommand)]
+enum RunnerCommand {
+    /// Start a program with a small probe of each kind, as a worker would, and say whether it keeps the contract
+    /// (docs/runners.md). Exits with 1 when it does not.
+    Check(runners::CheckArgs),
+}
+
 #[derive(Debug, Args)]
 struct MigrateArgs {
     /// A TOML file with settings.
@@ -99,6 +110,11 @@ fn main() -> ExitCode {
         Command::Openapi => print_openapi(),
         Command::Serve(args) => run(serve(args)),
         Command::Migrate(args) => run(migrate(args)),
+        Command::Runner(RunnerCommand::Check(args)) => match run_for(runners::check(args)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -116,6 +132,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    run_for(command)
+}
+
+fn run_for<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

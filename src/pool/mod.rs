@@ -11,6 +11,7 @@
 
 pub mod cgroup;
 pub mod child;
+pub mod conformance;
 pub mod host_lock;
 pub mod housekeeping;
 pub mod inventory;

@@ -5,6 +5,7 @@
 //! are logs. However it ends, [`classify`] turns the end into an [`Outcome`]. Pure: no I/O.
 
 pub mod event;
+pub mod examples;
 pub mod fingerprint;
 pub mod inputs;
 pub mod metric;

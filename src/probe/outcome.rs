@@ -191,7 +191,7 @@ pub enum KilledFor {
 
 /// Messages by which allocators and drivers say that memory ran out. "memory allocation of N bytes
 /// failed" is read apart ([`allocation_failed`]).
-const OUT_OF_MEMORY_MESSAGES: [&str; 19] = [
+const OUT_OF_MEMORY_MESSAGES: [&str; 20] = [
     // CUDA, ROCm, Vulkan and CubeCL's pools.
     "CUDA_ERROR_OUT_OF_MEMORY",
     "cudaErrorMemoryAllocation",
@@ -212,6 +212,7 @@ const OUT_OF_MEMORY_MESSAGES: [&str; 19] = [
     "HIP out of memory",
     "_ArrayMemoryError: Unable to allocate",
     // A thread needs nothing but room for its stack.
+    "failed to map segment from shared object",
     "libgomp: Thread creation failed",
     "RuntimeError: can't start new thread",
     // Rust: an allocation larger than any address space.
