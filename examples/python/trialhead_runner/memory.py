@@ -5,6 +5,7 @@ import threading
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _PERIOD_SECS = 0.002
 
 
@@ -15,6 +16,8 @@ def keep_freed_memory():
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
+        # One heap for all threads: each further one would reserve address space that nothing is in.
+        libc.mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):
         pass
 

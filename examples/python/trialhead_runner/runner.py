@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from . import contract, memory
+from . import contract, memory, parallel
 from .contract import Diverged, Infeasible, Unsupported, check_finite
 from .sampling import Sample, in_turn, relative_half_width
 from .session import Session, default_evaluate, default_loss, device_of
@@ -57,7 +57,19 @@ class Runner:
             "training": self.training,
             "learning_rate_range": self.learning_rate_range,
         }
-        contract.run(f"{self.name}/torch-{torch.__version__}", tasks)
+        name = f"{self.name}/torch-{torch.__version__}"
+        contract.run(name, {kind: self._on_devices(task) for kind, task in tasks.items()})
+
+    def _on_devices(self, task):
+        """The task in the first of as many processes as there are to be devices."""
+
+        def run(spec, events):
+            self.devices = parallel.start(spec)
+            if self.devices.rank > 0:
+                parallel.follow(self.devices, lambda: self.open(spec))
+            task(spec, events)
+
+        return run
 
     def open(self, spec):
         """A session, once it is known that the study is about these examples."""
@@ -69,7 +81,11 @@ class Runner:
                 raise Unsupported(
                     f"the study tells of {count} {split} examples, there are {self.examples[split]}"
                 )
-        return Session(self, spec)
+        return Session(self, spec, self.devices)
+
+    def _alone(self, what):
+        if self.devices.count > 1:
+            raise Unsupported(f"{what} on one device only, and not on several")
 
     # Short probes
 
@@ -251,6 +267,7 @@ class Runner:
 
     def input_pipeline(self, spec, events):
         """What a step's time goes into, its parts timed in turn."""
+        self._alone("the parts of a step are timed")
         session = self.open(spec)
         pipeline = spec["workload"].get("input_pipeline", {})
         threads = max(1, pipeline.get("threads", 0))
@@ -339,6 +356,7 @@ class Runner:
 
     def gradient_accumulation(self, spec, events):
         """A step on the gradients of several micro-batches against plain steps, in turn."""
+        self._alone("gradient accumulation is timed")
         task = spec["task"]
         count = task["micro_batches"]
         session = self.open(spec)

@@ -7,7 +7,7 @@ import threading
 import torch
 import torch.nn.functional as F
 
-from . import optimizers
+from . import optimizers, parallel
 from .contract import Unsupported
 
 # Draws the subset of validation examples: the same in every probe.
@@ -89,8 +89,9 @@ class Loader:
 class Session:
     """The model, its optimizer, the examples and their order, all from the specification's seed."""
 
-    def __init__(self, runner, spec):
+    def __init__(self, runner, spec, devices):
         self.runner = runner
+        self.devices = devices
         self.spec = spec
         self.workload = spec["workload"]
         self.device = device_of(spec)
@@ -135,6 +136,7 @@ class Session:
         return Loader(self.gather, order, threads, prefetch)
 
     def gather(self, indices):
+        indices = self.devices.share(indices)
         inputs, targets = self.runner.batches("training", indices)
         if self.targets_of is not None:
             targets = self.runner.batches("training", self.targets_of[indices])[1]
@@ -168,14 +170,20 @@ class Session:
 
     def step_on(self, batch):
         """One optimizer step. The loss stays on the device: to read it waits for the device."""
+        self.devices.tell(parallel.STAGED, self.learning_rate)
+        return self._step_on(batch)
+
+    def _step_on(self, batch):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         loss.backward()
+        loss = self.devices.average(self.parameters, loss.detach())
         self.update()
-        return loss.detach()
+        return loss
 
     def step_from(self, loader):
-        return self.step_on(self.to_device(loader.next()))
+        self.devices.tell(parallel.LOADED, self.learning_rate)
+        return self._step_on(self.to_device(loader.next()))
 
     def step(self):
         """One optimizer step on the next batch, as the study trains."""
