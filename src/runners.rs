@@ -3,14 +3,14 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
-use clap::Args;
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner, unprivileged_user};
 use crate::pool::conformance::{self, Finding, Verdict};
 use crate::pool::inventory;
 use crate::probe::{ProbeKind, ProbeSpec, examples};
 use crate::study::validation::{self, DefinitionLimits};
 use crate::study::{BatchSize, StudyDefinition, defaults};
+use anyhow::Context as _;
+use clap::Args;
 
 /// The batch size of a check, if the data set has as many examples.
 const BATCH_SIZE: u64 = 32;

@@ -177,7 +177,8 @@ fn plausible(spec: &ProbeSpec, report: &ChildReport, told: &Told) -> Result<(), 
             let blocks = at_steps(Metric::BlockTimePerStep).len() as u64;
             if blocks == 0 {
                 return Err(
-                    "block_time_per_step must be told of every block, with its index as step".into(),
+                    "block_time_per_step must be told of every block, with its index as step"
+                        .into(),
                 );
             }
         }
@@ -193,7 +194,10 @@ fn plausible(spec: &ProbeSpec, report: &ChildReport, told: &Told) -> Result<(), 
             }
             if let Some(pair) = looks.windows(2).find(|pair| {
                 pair[1] <= pair[0]
-                    || (pair[1] as f64) > (pair[0] as f64 * run.evaluation_ratio).ceil().max(pair[0] as f64 + 1.0)
+                    || (pair[1] as f64)
+                        > (pair[0] as f64 * run.evaluation_ratio)
+                            .ceil()
+                            .max(pair[0] as f64 + 1.0)
             }) {
                 return Err(format!(
                     "after an evaluation at step {} the next is at max(t + 1, ⌈{}·t⌉), not at step {}",
@@ -203,7 +207,10 @@ fn plausible(spec: &ProbeSpec, report: &ChildReport, told: &Told) -> Result<(), 
             let cap = run.max_steps as f64;
             for metric in [Metric::Steps, Metric::BestStep, Metric::StepsToTarget] {
                 if get(metric).is_some_and(|steps| steps > cap) {
-                    return Err(format!("{} must be at most max_steps, {cap}", metric.as_str()));
+                    return Err(format!(
+                        "{} must be at most max_steps, {cap}",
+                        metric.as_str()
+                    ));
                 }
             }
         }

@@ -85,19 +85,67 @@ async fn found(fault: &str, kind: ProbeKind, memory: Bytes) -> Option<Finding> {
 #[tokio::test]
 async fn every_breach_is_found_and_named() {
     let cases = [
-        ("silent", ProbeKind::Smoke, "without saying that it had finished"),
-        ("old", ProbeKind::Smoke, "line 1 of its events: the runner speaks protocol 0, the service 1"),
-        ("nan", ProbeKind::Smoke, "line 2 of its events: not an event"),
+        (
+            "silent",
+            ProbeKind::Smoke,
+            "without saying that it had finished",
+        ),
+        (
+            "old",
+            ProbeKind::Smoke,
+            "line 1 of its events: the runner speaks protocol 0, the service 1",
+        ),
+        (
+            "nan",
+            ProbeKind::Smoke,
+            "line 2 of its events: not an event",
+        ),
         ("nan", ProbeKind::Smoke, "JSON has no NaN and no infinity"),
-        ("unit", ProbeKind::StepTime, "time_per_step_median is in s, not in \"ms\""),
-        ("late", ProbeKind::Smoke, "line 3 of its events: nothing may come after `finished`"),
-        ("long", ProbeKind::Smoke, "line 2 of its events is longer than 65536 bytes"),
-        ("empty", ProbeKind::Memory, "it finished without a measurement, with no step, of peak_memory"),
-        ("exception", ProbeKind::Memory, "ValueError: the images are not where they were"),
-        ("memory", ProbeKind::Memory, "it ended as out_of_memory: MemoryError"),
-        ("torch", ProbeKind::Memory, "it ended as out_of_memory: torch.cuda.OutOfMemoryError"),
-        ("unsupported", ProbeKind::Smoke, "no study comes far without smoke probes"),
-        ("seedless", ProbeKind::Training, "the seed must decide everything random"),
+        (
+            "unit",
+            ProbeKind::StepTime,
+            "time_per_step_median is in s, not in \"ms\"",
+        ),
+        (
+            "late",
+            ProbeKind::Smoke,
+            "line 3 of its events: nothing may come after `finished`",
+        ),
+        (
+            "long",
+            ProbeKind::Smoke,
+            "line 2 of its events is longer than 65536 bytes",
+        ),
+        (
+            "empty",
+            ProbeKind::Memory,
+            "it finished without a measurement, with no step, of peak_memory",
+        ),
+        (
+            "exception",
+            ProbeKind::Memory,
+            "ValueError: the images are not where they were",
+        ),
+        (
+            "memory",
+            ProbeKind::Memory,
+            "it ended as out_of_memory: MemoryError",
+        ),
+        (
+            "torch",
+            ProbeKind::Memory,
+            "it ended as out_of_memory: torch.cuda.OutOfMemoryError",
+        ),
+        (
+            "unsupported",
+            ProbeKind::Smoke,
+            "no study comes far without smoke probes",
+        ),
+        (
+            "seedless",
+            ProbeKind::Training,
+            "the seed must decide everything random",
+        ),
     ];
     for (fault, kind, expected) in cases {
         let Some(finding) = found(fault, kind, Bytes(256 * Bytes::MIB)).await else {

@@ -4,7 +4,6 @@
 #[allow(dead_code, reason = "shared with other tests")]
 mod fake;
 #[path = "../support/postgres.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
 mod postgres;
 #[path = "../support/service.rs"]
 #[allow(dead_code, reason = "shared with other tests")]

@@ -46,7 +46,11 @@ fn copy(from: &Path, to: &Path) {
 fn open(folder: &Path) {
     for entry in walkdir::WalkDir::new(folder) {
         let entry = entry.expect("an entry");
-        let mode = if entry.file_type().is_dir() { 0o755 } else { 0o644 };
+        let mode = if entry.file_type().is_dir() {
+            0o755
+        } else {
+            0o644
+        };
         fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode)).expect("sets");
     }
 }

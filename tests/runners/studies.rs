@@ -159,7 +159,10 @@ async fn a_study_waits_for_a_worker_that_offers_its_runner_and_holds_nobody_up()
         .until(&known, |study| study["waiting_for"].is_string())
         .await;
     let said = waiting["waiting_for"].as_str().expect("text");
-    assert!(said.ends_with("that offers the runner \"simulated\""), "{said}");
+    assert!(
+        said.ends_with("that offers the runner \"simulated\""),
+        "{said}"
+    );
 
     let own = service.create(&crate::service::digits()).await;
     let ended = service.ended(&own).await;
@@ -231,14 +234,23 @@ async fn what_does_not_fit_a_runner_is_refused_with_its_place() {
             let problem = answer.problem(422, "invalid_study");
             let list = problem["errors"].as_array().expect("a list").clone();
             list.iter()
-                .map(|it| format!("{} {}", it["pointer"].as_str().unwrap_or_default(), it["detail"]))
+                .map(|it| {
+                    format!(
+                        "{} {}",
+                        it["pointer"].as_str().unwrap_or_default(),
+                        it["detail"]
+                    )
+                })
                 .collect::<Vec<_>>()
         }
     };
     let cases = [
         (json!({"/runner/name": "PyTorch!"}), "/runner/name"),
         (json!({"/runner/version": "a\nb"}), "/runner/version"),
-        (json!({"/runner/options": {"a": "\u{0}"}}), "/runner/options/a"),
+        (
+            json!({"/runner/options": {"a": "\u{0}"}}),
+            "/runner/options/a",
+        ),
         (
             json!({"/runner/options": {"a": "x".repeat(20_000)}}),
             "/runner/options",

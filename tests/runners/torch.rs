@@ -1,6 +1,13 @@
 //! PyTorch on the CPU: the example's module keeps the contract, and a study of its digits is answered.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use trialhead::pool::child::{self, ChildConfig, Spawner};
+use trialhead::probe::{InfeasibleReason, Outcome, ProbeKind, examples};
+use trialhead::study::{BatchSize, Bytes};
 
 use crate::conformance::{check, verdicts};
 use crate::python;
@@ -71,5 +78,101 @@ async fn a_study_with_pytorch_is_answered() {
     assert!(
         chosen.is_some_and(|it| [16, 64, 256].contains(&it)),
         "{batch_size}"
+    );
+}
+
+/// Runs the example without a worker; gives the figures of the whole probe.
+fn figures(command: &str, spec: &Value) -> Value {
+    let words = shlex::split(command).expect("a command");
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .env_remove("TRIALHEAD_EVENTS_FD")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin
+        .write_all(spec.to_string().as_bytes())
+        .expect("writes");
+    drop(stdin);
+    let ended = child.wait_with_output().expect("ends");
+    let text = String::from_utf8(ended.stdout).expect("text");
+    let mut figures = json!({});
+    for line in text.lines() {
+        let event: Value = serde_json::from_str(line).expect("an event");
+        if let Some(metric) = event["metric"].as_str()
+            && event.get("step").is_none()
+        {
+            figures[metric] = event["value"].clone();
+        }
+        figures["last"] = event;
+    }
+    figures
+}
+
+#[test]
+fn several_devices_train_like_one() {
+    let Some(command) = python::digits("several_devices_train_like_one") else {
+        return;
+    };
+    let mut spec = serde_json::to_value(examples::on_digits(ProbeKind::Training)).expect("JSON");
+    let alone = figures(&command, &spec);
+    spec["device"]["count"] = json!(2);
+    let together = figures(&command, &spec);
+    assert_eq!(together["last"]["event"], "finished", "{together}");
+    let steps = |of: &Value| of["steps_to_target"].as_f64().expect("reached");
+    // But for the order in which gradients are added up.
+    let ratio = steps(&together) / steps(&alone);
+    assert!((ratio - 1.0).abs() < 0.01, "{alone} {together}");
+    // A batch that cannot be shared out is no crash.
+    spec["batch_size"] = json!(33);
+    let uneven = figures(&command, &spec);
+    assert_eq!(uneven["last"]["reason"], "runner_unsupported", "{uneven}");
+}
+
+#[tokio::test]
+async fn the_peak_that_pytorch_tells_is_what_the_memory_limit_limits() {
+    let test = "the_peak_that_pytorch_tells_is_what_the_memory_limit_limits";
+    let Some(command) = python::digits(test) else {
+        return;
+    };
+    let config = ChildConfig {
+        runners: [("torch".into(), shlex::split(&command).expect("a command"))].into(),
+        ..ChildConfig::default()
+    };
+    let spawner = Spawner::new().expect("a thread");
+    let run = async |limit: u64| {
+        let mut spec = examples::on_digits(ProbeKind::Memory);
+        spec.runner.name = "torch".into();
+        spec.batch_size = BatchSize(1 << 17);
+        spec.limits.memory_bytes = Bytes(limit);
+        let (_control, control) = watch::channel(None);
+        let (progress, _told) = watch::channel(None);
+        child::run(&spawner, &config, &spec, None, control, &progress).await
+    };
+    let free = run(4 << 30).await;
+    assert_eq!(free.outcome, Outcome::Succeeded, "{}", free.stderr_tail);
+    let peak = free
+        .measurements
+        .iter()
+        .find(|it| it.metric == "peak_memory")
+        .map(|it| it.value)
+        .expect("a peak");
+    // Peaks of Python scatter by a few percent from process to process.
+    let above = run((peak * 1.15) as u64).await;
+    assert_eq!(above.outcome, Outcome::Succeeded, "{}", above.stderr_tail);
+    let below = run((peak * 0.8) as u64).await;
+    assert!(
+        matches!(
+            below.outcome,
+            Outcome::Infeasible {
+                reason: InfeasibleReason::OutOfMemory,
+                ..
+            }
+        ),
+        "{:?}: {}",
+        below.outcome,
+        below.stderr_tail
     );
 }

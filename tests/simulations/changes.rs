@@ -349,7 +349,6 @@ fn each_row_of_the_table_repeats_its_probes_and_no_others() {
             vec![],
         ),
         ("/priority", json!(5), Change::Priority, vec![]),
-
     ];
     for (pointer, value, change, expected) in rows {
         let mut changed = body();
