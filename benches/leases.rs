@@ -76,6 +76,7 @@ async fn through_the_store(database: &Database, device: DeviceId) -> f64 {
             worker: "bench",
             device,
             project: None,
+            runners: &["burn".to_owned()],
             lease_secs: 30.0,
         };
         let claimed = leases::claim(&mut conn, &claim)

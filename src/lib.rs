@@ -23,6 +23,7 @@ pub mod plan;
 pub mod pool;
 pub mod probe;
 pub mod recommendation;
+pub mod runners;
 pub mod service;
 pub mod settings;
 pub mod statistics;

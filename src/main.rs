@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use trialhead::access::{self, NewToken, Scope, listing};
+use trialhead::runners;
 use trialhead::service::{Service, join_database, migrate_mode, open_database};
 use trialhead::settings::{LogSettings, Settings};
 use trialhead::store::connection::Database;
@@ -42,6 +43,9 @@ enum Command {
     /// Run one probe: the spec as JSON on stdin, events as JSON lines on the descriptor that
     /// TRIALHEAD_EVENTS_FD names (else stdout). The service starts this itself.
     Probe,
+    /// About other people's training programs.
+    #[command(subcommand)]
+    Runner(RunnerCommand),
     /// Inspect one uploaded file. The service starts this itself.
     #[command(hide = true)]
     Inspect,
@@ -179,10 +183,20 @@ struct ServeArgs {
     /// Where the managed Postgres and other state live.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
+    /// Offer somebody's own training program under a name, as NAME=COMMAND; may be given several times.
+    #[arg(long = "runner", value_name = "NAME=COMMAND", value_parser = name_and_command)]
+    runners: Vec<(String, String)>,
     /// Listen beyond loopback without asking for access tokens: anyone who reaches the port can run
     /// studies.
     #[arg(long)]
     insecure: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum RunnerCommand {
+    /// Start a program with a small probe of each kind, as a worker would, and say whether it keeps the contract
+    /// (docs/runners.md). Exits with 1 when it does not.
+    Check(runners::CheckArgs),
 }
 
 #[derive(Debug, Args)]
@@ -209,6 +223,11 @@ fn main() -> ExitCode {
         Command::Serve(args) => block_on(serve(args)),
         Command::Migrate(args) => block_on(migrate(args)),
         Command::Token(command) => block_on(token(command)),
+        Command::Runner(RunnerCommand::Check(args)) => match block_on(runners::check(args)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -256,7 +275,10 @@ impl ServeArgs {
             ),
             ("TRIALHEAD_INSECURE", self.insecure.then(|| "true".into())),
         ];
-        with_flags(self.config.as_deref(), flags)
+        let mut settings = with_flags(self.config.as_deref(), flags)?;
+        settings.pool.runners.extend(self.runners);
+        settings.check()?;
+        Ok(settings)
     }
 }
 

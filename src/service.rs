@@ -138,6 +138,7 @@ pub fn child_config(
     }
     Ok(ChildConfig {
         command: pool.child_command.clone(),
+        runners: pool.runner_commands()?,
         inspect_command: datasets.inspect_command.clone(),
         inventory_command: pool.inventory_command.clone(),
         user: user.map(|user| ServiceUser {
@@ -277,7 +278,7 @@ impl Service {
             );
         }
         for facts in &facts {
-            housekeeping::register(&context, facts).await?;
+            housekeeping::register(&context, facts, &pool.offered_runners()).await?;
         }
         let shared = Shared {
             leases: leases.clone(),

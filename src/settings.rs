@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::study::validation::DefinitionLimits;
+use crate::study::{BURN, is_runner_name};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,6 +166,11 @@ pub struct PoolSettings {
     pub cache_dir: Option<PathBuf>,
     /// Program and arguments of a probe's child. Default: this program's `probe`.
     pub child_command: Option<Vec<String>>,
+    /// Whether the service's own runner, burn, is offered.
+    pub offers_burn: bool,
+    /// Other people's training programs that are offered: the command of each by the name that studies give it, split
+    /// as a shell would.
+    pub runners: BTreeMap<String, String>,
     /// Account that children run as when the service is root.
     pub child_user: String,
     /// Bytes of a child's log that are kept, from its end.
@@ -181,8 +187,6 @@ pub struct PoolSettings {
     pub drain_secs: f64,
     /// Measurements sent with one heartbeat or completion.
     pub measurements_per_batch: usize,
-    /// Other people's training programs: name and command.
-    pub runners: BTreeMap<String, String>,
 }
 
 impl Default for PoolSettings {
@@ -207,6 +211,8 @@ impl Default for PoolSettings {
             inventory_secs: 30.0,
             cache_dir: None,
             child_command: None,
+            offers_burn: true,
+            runners: BTreeMap::new(),
             child_user: "nobody".into(),
             log_tail_bytes: 16 << 10,
             max_event_line_bytes: 64 << 10,
@@ -215,7 +221,6 @@ impl Default for PoolSettings {
             lock_dir: None,
             drain_secs: 10.0,
             measurements_per_batch: 1000,
-            runners: BTreeMap::new(),
         }
     }
 }
@@ -223,9 +228,39 @@ impl Default for PoolSettings {
 impl PoolSettings {
     /// The names of the runners that workers offer.
     pub fn offered_runners(&self) -> Vec<String> {
-        std::iter::once("burn".to_owned())
+        let own = self.offers_burn.then(|| BURN.to_owned());
+        own.into_iter()
             .chain(self.runners.keys().cloned())
             .collect()
+    }
+
+    /// Program and arguments of each of other people's runners.
+    ///
+    /// # Errors
+    /// [`SettingsError::Risky`] with one sentence for each name or command that is none.
+    pub fn runner_commands(&self) -> Result<BTreeMap<String, Vec<String>>, SettingsError> {
+        let mut faults = Vec::new();
+        let mut commands = BTreeMap::new();
+        for (name, command) in &self.runners {
+            if !is_runner_name(name) || name == BURN {
+                faults.push(format!(
+                    "pool.runners: {name:?} is no name for a runner; take 1 to 64 lowercase letters, digits, _ and -, and not {BURN}"
+                ));
+            }
+            match shlex::split(command).filter(|words| !words.is_empty()) {
+                Some(words) => {
+                    commands.insert(name.clone(), words);
+                }
+                None => faults.push(format!(
+                    "pool.runners: the command of {name:?} is not one: give a program and its arguments, quotes closed"
+                )),
+            }
+        }
+        if faults.is_empty() {
+            Ok(commands)
+        } else {
+            Err(SettingsError::Risky(faults))
+        }
     }
 }
 
@@ -551,6 +586,12 @@ impl Settings {
             if command.as_ref().is_some_and(Vec::is_empty) {
                 risks.push(format!("{name} must name a program"));
             }
+        }
+        if let Err(SettingsError::Risky(faults)) = pool.runner_commands() {
+            risks.extend(faults);
+        }
+        if !pool.offers_burn && pool.runners.is_empty() {
+            risks.push("pool.runners must name a runner when pool.offers_burn is false: no probe could ever run".into());
         }
         if self.workers > 64 {
             risks.push(format!("workers must be at most 64, is {}", self.workers));

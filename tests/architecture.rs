@@ -22,7 +22,7 @@ struct Rule {
 
 /// `statistics, catalog ← study ← probe ← analysis ← {plan, recommendation}`, then everything that
 /// touches the world. `lib` and `main` put it together and are not listed.
-const RULES: [Rule; 22] = [
+const RULES: [Rule; 23] = [
     pure("statistics", &[]),
     pure("catalog", &[]),
     pure("study", &["statistics", "catalog"]),
@@ -49,6 +49,8 @@ const RULES: [Rule; 22] = [
         "trainer",
         &["statistics", "catalog", "study", "probe", "datasets"],
     ),
+    // Whether somebody's program keeps the contract of a runner.
+    rule("runners", &["study", "probe", "pool"]),
     rule("settings", PURE),
     rule("telemetry", &["settings"]),
     rule("metrics", &concat_pure(["settings", "store"])),

@@ -152,6 +152,28 @@ PYTHON
     export KUBECTL=$kubectl
 }
 
+# Whether a Python that everybody may run has PyTorch: then the tests of the PyTorch example are made.
+torch_is_there() {
+    local python
+    for python in "${TRIALHEAD_TEST_PYTHON:-}" /usr/bin/python3 python3; do
+        [ -n "$python" ] && "$python" -c 'import torch' >/dev/null 2>&1 && return 0
+    done
+    return 1
+}
+
+# PyTorch is large, so it is installed only where TRIALHEAD_WITH_TORCH=1 asks for it; without it the tests that
+# need it are skipped, and say so.
+offer_torch() {
+    if torch_is_there; then
+        return 0
+    elif [ "${TRIALHEAD_WITH_TORCH:-}" = 1 ]; then
+        have apt-get && can_become_root || fail "TRIALHEAD_WITH_TORCH=1: install PyTorch for python3, then start again"
+        apt_install python3-torch
+    else
+        say "No PyTorch for python3: tests of the PyTorch example will be skipped. TRIALHEAD_WITH_TORCH=1 installs it."
+    fi
+}
+
 # Where cargo puts what it builds, whatever configured it.
 target_dir() {
     cargo metadata --format-version 1 --no-deps --offline 2>/dev/null |

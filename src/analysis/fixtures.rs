@@ -24,6 +24,7 @@ pub(crate) fn succeeded(
         id: ProbeId(Uuid::from_u64_pair(batch_size, u64::from(replicate))),
         spec: ProbeSpec {
             protocol: PROTOCOL,
+            runner: Default::default(),
             task,
             workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
             optimizer: Optimizer::adam(),

@@ -323,6 +323,8 @@ pub fn ladder(definition: &StudyDefinition) -> Vec<Model> {
         Some(network.parameters())
     };
     let mut models: Vec<Model> = match definition.model_from {
+        // Another program's has no sizes that the service could try.
+        _ if asked.is_external() => return vec![asked.clone()],
         ModelFrom::Default => sizes(asked.family()),
         // All else that the study asks is about this very model: it is settled.
         ModelFrom::Study if is_settled(definition) => vec![asked.clone()],

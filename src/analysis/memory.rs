@@ -352,6 +352,7 @@ mod tests {
             name: "test".into(),
             labels: std::collections::BTreeMap::new(),
             workload: spec.workload,
+            runner: Default::default(),
             model_from: crate::study::ModelFrom::Study,
             optimizer: spec.optimizer,
             schedule: spec.schedule,

@@ -33,6 +33,8 @@ pub struct Device {
     pub memory_bytes: Bytes,
     /// Memory that was free when its worker last looked; the default budget is 0.8 of it.
     pub available_bytes: Bytes,
+    /// The runners that live workers offer on it; studies name one as `runner.name`.
+    pub runners: Vec<String>,
     /// Probes that may share it.
     pub slots: i32,
     /// Probes running on it now.
@@ -55,6 +57,7 @@ impl From<DeviceRow> for Device {
             threads: row.threads,
             memory_bytes: Bytes(u64::try_from(row.memory_bytes).unwrap_or(0)),
             available_bytes: Bytes(u64::try_from(row.available_bytes).unwrap_or(0)),
+            runners: row.runners,
             slots: row.slots,
             running_probes: row.running_probes,
             busy: row.running_probes > 0,

@@ -165,6 +165,8 @@ pub enum ParameterType {
     LayerList,
     /// How batches come to the training: an object with `threads` and `prefetch_batches`.
     InputPipeline,
+    /// A name.
+    Name,
 }
 
 /// A hyperparameter of a model or a parameter of a data set.

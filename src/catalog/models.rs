@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::parameters::{
-    PLAYBOOK, choice, component, flag, fraction, layer_list, normalization, optional, positive,
-    required_choice, whole, wholes,
+    PLAYBOOK, choice, component, flag, fraction, layer_list, name, normalization, optional,
+    positive, required_choice, whole, wholes,
 };
 use super::{
     Component, KnownResult, ModelFamily, ModelSize, Parameter, Provenance, ReferenceResult,
@@ -450,6 +450,28 @@ pub(super) fn families() -> Vec<ModelFamily> {
             initialisation: BY_ACTIVATION,
             first_optimizer: "adam",
             reads: "whatever its first layer reads",
+            known_result: None,
+            references: vec![],
+            provenance: vec![],
+        },
+        ModelFamily {
+            name: "external",
+            summary: "A model that the service knows by name only: the program of a runner other than burn has it.",
+            parameters: vec![
+                name("name", "Its name, with whatever tells its size."),
+                optional(whole(
+                    "parameters",
+                    "Trainable parameters; left out where they are not known.",
+                    None,
+                    1,
+                    None,
+                )),
+            ],
+            sizes: vec![],
+            trainable_parameters: "as the study tells them",
+            initialisation: "as its program draws them",
+            first_optimizer: "adam",
+            reads: "whatever its program reads",
             known_result: None,
             references: vec![],
             provenance: vec![],

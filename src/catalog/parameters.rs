@@ -190,6 +190,15 @@ pub(super) fn layer_list(
     }
 }
 
+/// A name that must be given.
+pub(super) fn name(name: &'static str, summary: &'static str) -> Parameter {
+    Parameter {
+        required: true,
+        allowed: "a name".into(),
+        ..parameter(name, ParameterType::Name, summary, Value::Null)
+    }
+}
+
 /// Something that may be left out, with what follows then in the summary.
 pub(super) fn optional(parameter: Parameter) -> Parameter {
     Parameter {

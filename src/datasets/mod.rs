@@ -51,6 +51,9 @@ pub enum DatasetError {
     /// The content of an uploaded data set is not what it should be.
     #[error("the data set's content is damaged: {0}")]
     Damaged(#[from] content::Damaged),
+    /// It is another program's.
+    #[error("an external data set is another program's; its runner is not burn")]
+    External,
     /// Its size does not fit this machine's address space.
     #[error("the data set has more numbers than memory can address")]
     TooLarge,
@@ -67,6 +70,7 @@ pub fn load(
 ) -> Result<Split, DatasetError> {
     match dataset {
         Dataset::Builtin(builtin) => generate(builtin),
+        Dataset::External(_) => Err(DatasetError::External),
         Dataset::Uploaded(uploaded) => {
             let content = Content::open(&open().map_err(DatasetError::NotThere)?)?;
             Ok(content.split(uploaded.contents, uploaded.sequence_length)?)

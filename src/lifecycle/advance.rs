@@ -230,6 +230,7 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
                 backend: definition.device.backend,
                 model: definition.device.model.as_deref(),
                 memory_budget: definition.device.memory_budget_bytes,
+                runner: &definition.runner.name,
             };
             match device::choose(wish, &live) {
                 Choice::One(facts) => {

@@ -111,6 +111,7 @@ fn wish(request: &StudyRequest) -> Wish<'_> {
         backend: request.device.backend,
         model: request.device.model.as_deref(),
         memory_budget: request.device.memory_budget_bytes,
+        runner: &request.runner.name,
     }
 }
 

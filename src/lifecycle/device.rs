@@ -4,7 +4,7 @@
 use crate::store::devices::DeviceRow;
 use crate::study::defaults::DeviceFactsForDefaults;
 use crate::study::validation::Violation;
-use crate::study::{Backend, Bytes};
+use crate::study::{BURN, Backend, Bytes};
 
 /// What the study says about its device.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +12,8 @@ pub struct Wish<'a> {
     pub backend: Backend,
     pub model: Option<&'a str>,
     pub memory_budget: Option<Bytes>,
+    /// The runner that must be offered on it.
+    pub runner: &'a str,
 }
 
 /// What the live devices make of a wish.
@@ -33,6 +35,7 @@ pub fn choose(wish: Wish<'_>, live: &[DeviceRow]) -> Choice {
         .iter()
         .filter(|device| device.backend == wish.backend.as_str())
         .filter(|device| wish.model.is_none_or(|model| model == device.model))
+        .filter(|device| device.runners.iter().any(|runner| runner == wish.runner))
         .collect();
     let mut models: Vec<String> = matching.iter().map(|device| device.model.clone()).collect();
     models.sort();
@@ -42,17 +45,19 @@ pub fn choose(wish: Wish<'_>, live: &[DeviceRow]) -> Choice {
     }
     // Several hosts may have the same model: what holds on each is what the smallest allows.
     let Some(smallest) = matching.iter().min_by_key(|device| device.available_bytes) else {
-        return Choice::None {
-            waiting_for: match wish.model {
-                Some(model) => {
-                    format!(
-                        "a live worker with the {} device {model:?}",
-                        wish.backend.as_str()
-                    )
-                }
-                None => format!("a live worker with a {} device", wish.backend.as_str()),
-            },
+        let mut waiting_for = match wish.model {
+            Some(model) => {
+                format!(
+                    "a live worker with the {} device {model:?}",
+                    wish.backend.as_str()
+                )
+            }
+            None => format!("a live worker with a {} device", wish.backend.as_str()),
         };
+        if wish.runner != BURN {
+            waiting_for.push_str(&format!(" that offers the runner {:?}", wish.runner));
+        }
+        return Choice::None { waiting_for };
     };
     let memory = Bytes(
         matching

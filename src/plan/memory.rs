@@ -6,6 +6,7 @@ use crate::analysis::decision;
 use crate::analysis::memory::{MemoryPrediction, peaks, predict};
 use crate::analysis::memory_search::{SearchStep, Seen};
 use crate::analysis::{Analysis, Evidence};
+use crate::probe::{InfeasibleReason, ProbeKind};
 use crate::study::{BatchSize, Bytes, EndedBecause, StudyDefinition};
 
 pub fn wish(
@@ -30,6 +31,18 @@ pub fn wish(
         SearchStep::Done(end) if end.largest.is_some() => Wish::Nothing,
         SearchStep::Done(_) => {
             let only_failed = seen.iter().all(|(_, it)| matches!(it, Seen::Nothing));
+            let unsupported = evidence
+                .of_kind(ProbeKind::Memory)
+                .find(|probe| probe.infeasible == Some(InfeasibleReason::RunnerUnsupported));
+            if let Some(probe) = unsupported {
+                return Wish::End(
+                    EndedBecause::ProbesFailed,
+                    format!(
+                        "the runner does not measure memory, on which everything else rests: {}",
+                        probe.detail.as_deref().unwrap_or("it gave no reason")
+                    ),
+                );
+            }
             if only_failed {
                 return Wish::End(
                     EndedBecause::ProbesFailed,

@@ -27,9 +27,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::analysis::evidence::first_replicate;
-use crate::analysis::{Analysis, Evidence, MemoryPrediction};
+use crate::analysis::{Analysis, Evidence, MemoryPrediction, ProbeRecord};
 use crate::probe::inputs::is_same;
-use crate::probe::{ProbeKind, ProbeSpec, Task};
+use crate::probe::{InfeasibleReason, ProbeKind, ProbeSpec, Task};
 use crate::study::{EndedBecause, Question, StudyDefinition};
 use budget::Purse;
 use specs::Specs;
@@ -149,7 +149,7 @@ fn next(
             Wish::Nothing => {}
             Wish::End(because, detail) => return (Next::Done { because, detail }, "ended".into()),
             Wish::Probes(wave) => {
-                let mut wave = only_new(wave, evidence);
+                let mut wave = only_supported(only_new(wave, evidence), evidence);
                 if wave.is_empty() {
                     continue;
                 }
@@ -187,7 +187,10 @@ fn next(
         } else {
             "every question has its answer"
         };
-        (EndedBecause::Answered, detail.to_owned())
+        (
+            EndedBecause::Answered,
+            format!("{detail}{}", unsupported(evidence)),
+        )
     };
     (Next::Done { because, detail }, "ended".into())
 }
@@ -207,6 +210,50 @@ fn only_new(wave: Vec<PlannedProbe>, evidence: &Evidence) -> Vec<PlannedProbe> {
         }
     }
     new
+}
+
+/// Without what the study's runner has said that it does not do.
+fn only_supported(mut wave: Vec<PlannedProbe>, evidence: &Evidence) -> Vec<PlannedProbe> {
+    let refused: Vec<&ProbeSpec> = refused(evidence).map(|probe| &probe.spec).collect();
+    wave.retain(|planned| !refused.iter().any(|spec| is_alike(spec, &planned.spec)));
+    wave
+}
+
+/// The probes that the study's runner does not do.
+fn refused(evidence: &Evidence) -> impl Iterator<Item = &ProbeRecord> {
+    evidence
+        .probes
+        .iter()
+        .filter(|probe| probe.infeasible == Some(InfeasibleReason::RunnerUnsupported))
+}
+
+/// Whether a runner that does not do one of two probes does not do the other.
+fn is_alike(one: &ProbeSpec, other: &ProbeSpec) -> bool {
+    let variant = |spec: &ProbeSpec| match &spec.task {
+        Task::Training(run) => (run.compares_with_chance, run.shuffles_targets),
+        _ => (false, false),
+    };
+    one.kind() == other.kind()
+        && variant(one) == variant(other)
+        && one.optimizer.form() == other.optimizer.form()
+        && one.workload.model.family() == other.workload.model.family()
+}
+
+/// What the study's runner does not do, for people.
+fn unsupported(evidence: &Evidence) -> String {
+    let mut kinds: Vec<&str> = refused(evidence)
+        .map(|probe| probe.kind().as_str())
+        .collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    if kinds.is_empty() {
+        String::new()
+    } else {
+        format!(
+            " that its runner can give: it does not do probes of {}",
+            kinds.join(", ")
+        )
+    }
 }
 
 /// Leaves out what can best be done without, when the budget does not pay for a whole wave. False when there

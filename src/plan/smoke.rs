@@ -33,6 +33,10 @@ pub fn wish(
             EndedBecause::ProbesFailed,
             format!("the device cannot run this workload: {detail}"),
         ),
+        (ProbeState::Infeasible, Some(InfeasibleReason::RunnerUnsupported)) => Wish::End(
+            EndedBecause::ProbesFailed,
+            format!("the runner cannot train this workload: {detail}"),
+        ),
         (ProbeState::Infeasible, _) => Wish::End(
             EndedBecause::PipelineBroken,
             format!("E_PIPELINE: {detail}; the smoke probe's log tells more"),

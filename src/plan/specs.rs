@@ -74,6 +74,7 @@ impl<'a> Specs<'a> {
         let kind = task.kind();
         let spec = ProbeSpec {
             protocol: PROTOCOL,
+            runner: self.definition.runner.clone(),
             task,
             // The target is not part of what is trained: only those that need it name it.
             workload: Workload {

@@ -18,11 +18,15 @@ use crate::study::DeviceId;
 /// Time between looks for things that have been kept long enough.
 const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
 
-/// Makes the host's device known, or says that it is still there.
+/// Makes the host's device known with the runners that are offered on it, or says that it is still there.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn register(context: &Context, facts: &DeviceFacts) -> Result<DeviceId, StoreError> {
+pub async fn register(
+    context: &Context,
+    facts: &DeviceFacts,
+    runners: &[String],
+) -> Result<DeviceId, StoreError> {
     let mut conn = context.database.connection().await?;
     let new = NewDevice {
         host: &facts.host,
@@ -34,6 +38,7 @@ pub async fn register(context: &Context, facts: &DeviceFacts) -> Result<DeviceId
         memory_bytes: i64::try_from(facts.memory_bytes.0).unwrap_or(i64::MAX),
         available_bytes: i64::try_from(facts.available_bytes.0).unwrap_or(i64::MAX),
         slots: i32::try_from(facts.slots).unwrap_or(i32::MAX),
+        runners,
     };
     devices::register(&mut conn, &new).await
 }
@@ -75,7 +80,7 @@ pub async fn tidy(
     facts: &[DeviceFacts],
 ) -> Result<(), StoreError> {
     for facts in facts {
-        register(context, facts).await?;
+        register(context, facts, &settings.offered_runners()).await?;
     }
     let mut conn = context.database.connection().await?;
     let reaped = leases::reap(&mut conn, retry_policy(settings)).await?;

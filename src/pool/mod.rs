@@ -14,6 +14,7 @@
 
 pub mod cgroup;
 pub mod child;
+pub mod conformance;
 pub mod gpus;
 pub mod host_lock;
 pub mod housekeeping;

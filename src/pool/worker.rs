@@ -236,7 +236,7 @@ impl<L: Leases> Worker<L> {
         told: &watch::Sender<Option<Told>>,
     ) -> ChildReport {
         let dataset = match &lease.spec.workload.dataset {
-            Dataset::Builtin(_) => None,
+            Dataset::Builtin(_) | Dataset::External(_) => None,
             Dataset::Uploaded(uploaded) => {
                 let content = tokio::select! {
                     content = self.leases.content(lease, uploaded) => content,

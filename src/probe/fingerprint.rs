@@ -21,6 +21,10 @@ struct Identity<'a> {
     spec: &'a ProbeSpec,
 }
 
+/// What stands for [`RUNNER`] where another program trains: its name, version and options are in the spec, and a
+/// release of the service is nothing to it.
+pub const EXTERNAL: &str = "external";
+
 /// The identity of a probe within a project: planning the same probe twice gives one row.
 /// `study` is the study that refuses reuse, so that its probes are its own.
 ///
@@ -34,7 +38,11 @@ pub fn identity(
     let bytes = serde_json_canonicalizer::to_vec(&Identity {
         project,
         study: study.map(|id| id.to_string()),
-        runner: RUNNER,
+        runner: if spec.runner.is_burn() {
+            RUNNER
+        } else {
+            EXTERNAL
+        },
         measurement_protocol: MEASUREMENT_PROTOCOL,
         spec,
     })?;
@@ -52,6 +60,7 @@ mod tests {
     fn spec(hidden: u64) -> ProbeSpec {
         ProbeSpec {
             protocol: 1,
+            runner: Default::default(),
             task: Task::Memory { steps: 5 },
             workload: Workload::new(Dataset::digits(), Model::mlp(vec![hidden])),
             optimizer: Optimizer::adam(),

@@ -17,19 +17,22 @@
 //!   same bits whatever the number of threads and however batches are gathered.
 //! - `smoke` asks whether this very pipeline runs here, so it depends on all of it, and it is the cheapest.
 //!
+//! Of somebody else's program ([`Runner`]) the same holds: name, version and options are inputs of every kind, and
+//! another data set of its own is another program.
+//!
 //! Limits are inputs of no kind. They decide outcomes, so [`answers`] looks at them: a run that was stopped by a
 //! limit says nothing about a higher one.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::fingerprint::{MEASUREMENT_PROTOCOL, RUNNER};
+use super::fingerprint::{EXTERNAL, MEASUREMENT_PROTOCOL, RUNNER};
 use super::outcome::InfeasibleReason;
 use super::spec::{Batches, ProbeDevice, ProbeKind, ProbeSpec, Task, TrainingRun};
 use super::state::ProbeState;
 use crate::study::{
-    Backend, BatchSize, Bytes, Contents, DType, Dataset, EvaluationMetric, Figure,
-    GradientClipping, Hyperparameter, InputPipeline, Loss, Model, Optimizer, OptimizerForm,
+    Backend, BatchSize, Bytes, Contents, DType, Dataset, EvaluationMetric, ExternalFacts, Figure,
+    GradientClipping, Hyperparameter, InputPipeline, Loss, Model, Optimizer, OptimizerForm, Runner,
     Schedule, Shape, StudyId, Target, Workload,
 };
 
@@ -55,6 +58,8 @@ enum Inputs<'a> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct DeviceInputs<'a> {
     runner: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<Program<'a>>,
     measurement_protocol: u32,
     protocol: u32,
     task: &'a Task,
@@ -82,6 +87,8 @@ struct DeviceInputs<'a> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct TrainingInputs<'a> {
     training: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<Program<'a>>,
     protocol: u32,
     backend: Backend,
     task: &'a Task,
@@ -109,6 +116,29 @@ enum DatasetContent<'a> {
         contents: Contents,
         sequence_length: Option<u64>,
     },
+    External(&'a ExternalFacts),
+}
+
+/// Somebody else's program: all that it is told of itself, and the data set that it brings along.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Program<'a> {
+    #[serde(flatten)]
+    runner: &'a Runner,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dataset: Option<&'a str>,
+}
+
+impl<'a> Program<'a> {
+    /// None for the service's own.
+    fn of(spec: &'a ProbeSpec) -> Option<Self> {
+        (!spec.runner.is_burn()).then_some(Self {
+            runner: &spec.runner,
+            dataset: match &spec.workload.dataset {
+                Dataset::External(dataset) => Some(&dataset.external.name),
+                Dataset::Builtin(_) | Dataset::Uploaded(_) => None,
+            },
+        })
+    }
 }
 
 /// Versions of what runs: arguments, so that a test can change them.
@@ -127,6 +157,16 @@ const NOW: Versions<'static> = Versions {
 
 impl<'a> Inputs<'a> {
     fn of(spec: &'a ProbeSpec, versions: Versions<'a>) -> Self {
+        // The service's own versions are nothing to another program, which has one of its own.
+        let versions = if spec.runner.is_burn() {
+            versions
+        } else {
+            Versions {
+                runner: EXTERNAL,
+                training: EXTERNAL,
+                ..versions
+            }
+        };
         match spec.kind() {
             ProbeKind::Smoke => Self::Everything {
                 runner: versions.runner,
@@ -152,6 +192,7 @@ impl<'a> DeviceInputs<'a> {
         // Every field is named, so that one that is added has its place here too.
         let ProbeSpec {
             protocol,
+            runner: _,
             task,
             workload,
             optimizer,
@@ -182,6 +223,7 @@ impl<'a> DeviceInputs<'a> {
         };
         Self {
             runner: versions.runner,
+            program: Program::of(spec),
             measurement_protocol: versions.measurement_protocol,
             protocol: *protocol,
             task,
@@ -215,6 +257,7 @@ impl<'a> TrainingInputs<'a> {
     fn of(spec: &'a ProbeSpec, versions: Versions<'a>) -> Self {
         let ProbeSpec {
             protocol,
+            runner: _,
             task,
             workload,
             optimizer,
@@ -244,6 +287,7 @@ impl<'a> TrainingInputs<'a> {
         }
         Self {
             training: versions.training,
+            program: Program::of(spec),
             protocol: *protocol,
             backend: device.backend,
             task,
@@ -254,6 +298,7 @@ impl<'a> TrainingInputs<'a> {
                     contents: dataset.contents,
                     sequence_length: dataset.sequence_length,
                 },
+                Dataset::External(dataset) => DatasetContent::External(&dataset.external),
             },
             model,
             loss: *loss,
@@ -413,6 +458,8 @@ pub fn answers(ended: &Ended, wanted: &ProbeSpec) -> bool {
             same_place && has.wall_secs <= had.wall_secs
         }
         (ProbeState::Infeasible, Some(InfeasibleReason::DeviceUnsupported)) => same_place,
+        // The same program does not learn it.
+        (ProbeState::Infeasible, Some(InfeasibleReason::RunnerUnsupported)) => true,
         (ProbeState::Infeasible, _) => match Inputs::of(spec, NOW) {
             // Whether the loss stays finite is a matter of the numbers, which are no inputs here.
             Inputs::Device(_) => without_limits(spec) == without_limits(wanted),

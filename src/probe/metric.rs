@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::spec::ProbeKind;
+
 /// Declares the metrics: variant, name, unit, meaning.
 macro_rules! metrics {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $unit:literal;)*) => {
@@ -167,6 +169,73 @@ metrics! {
     GradientVariance = "gradient_variance", "loss_squared";
     /// The simple noise scale tr Σ/|G|² along the run, examples; absent where |G|² is not above 0.
     NoiseScale = "noise_scale", "count";
+}
+
+impl Metric {
+    /// What a value must be that this one is not; none where it can be one of the metric. What is analysed may thus
+    /// be divided by and have its logarithm taken.
+    pub fn refuses(self, value: f64) -> Option<&'static str> {
+        match self {
+            Self::BlockTimePerStep
+            | Self::TimePerStepMedian
+            | Self::TimePerStepMean
+            | Self::SyntheticTimePerStepMedian
+            | Self::SyntheticTimePerStepMean
+            | Self::CanaryTimePerStep
+            | Self::PrefetchedTimePerStep
+            | Self::UnprefetchedTimePerStep
+            | Self::SyntheticTimePerStep
+            | Self::ReadbackTimePerStep
+            | Self::ForwardTimePerStep
+            | Self::ForwardBackwardTimePerStep
+            | Self::AccumulatedTimePerStep
+            | Self::WholeBatchTimePerStep
+            | Self::MatmulRate
+            | Self::PeakMemory
+            | Self::DivergentLearningRate
+            | Self::NoiseScale => (value <= 0.0).then_some("above 0"),
+            Self::ValidationAccuracy
+            | Self::ValidationErrorRate
+            | Self::ValidationAuc
+            | Self::BestAccuracy
+            | Self::EvaluationShare => (!(0.0..=1.0).contains(&value)).then_some("from 0 to 1"),
+            Self::ValidationPerplexity => (value < 1.0).then_some("at least 1"),
+            _ if matches!(self.unit(), "s" | "bytes" | "count" | "J") => {
+                (value < 0.0).then_some("at least 0")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The figures of the whole probe without which a finished one of a kind has told nothing.
+pub fn required_figures(kind: ProbeKind) -> &'static [Metric] {
+    match kind {
+        ProbeKind::Smoke => &[
+            Metric::FirstLoss,
+            Metric::LastLoss,
+            Metric::ValidationLoss,
+            Metric::EvaluationDifference,
+        ],
+        ProbeKind::Memory | ProbeKind::Confirmation => &[Metric::PeakMemory],
+        ProbeKind::StepTime => &[
+            Metric::TimePerStepMedian,
+            Metric::TimePerStepMean,
+            Metric::Converged,
+        ],
+        ProbeKind::InputPipeline => &[
+            Metric::UnprefetchedTimePerStep,
+            Metric::LoadTimePerStep,
+            Metric::TransferTimePerStep,
+            Metric::SyntheticTimePerStep,
+            Metric::ReadbackTimePerStep,
+        ],
+        ProbeKind::GradientAccumulation => &[Metric::AccumulatedTimePerStep],
+        ProbeKind::Training => &[Metric::BestEvaluation, Metric::BestStep, Metric::Steps],
+        ProbeKind::LearningRateRange => &[Metric::Steps],
+        // Absent where the gradient's mean is lost in its noise.
+        ProbeKind::NoiseScale => &[Metric::Steps],
+    }
 }
 
 impl From<crate::study::EvaluationMetric> for Metric {

@@ -6,6 +6,7 @@
 
 pub mod course;
 pub mod event;
+pub mod examples;
 pub mod fingerprint;
 pub mod gpu;
 pub mod inputs;
@@ -16,7 +17,7 @@ pub mod state;
 
 pub use event::{Event, Measurement};
 pub use gpu::{DEVICE_VARIABLE, GpuFacts};
-pub use metric::Metric;
+pub use metric::{Metric, required_figures};
 pub use outcome::{
     ChildEnd, Exit, FailureReason, InfeasibleReason, KilledFor, Outcome, classify, names_an_error,
 };

@@ -72,6 +72,8 @@ pub enum InfeasibleReason {
     TooSlow,
     /// The device cannot do it.
     DeviceUnsupported,
+    /// The runner does not do probes of this kind, or not of this workload.
+    RunnerUnsupported,
     /// The pipeline does not hold what training needs (`E_PIPELINE`): two evaluations of the same parameters differ, say.
     PipelineBroken,
     /// An uploaded file is no data set; only an inspection says this.
@@ -86,6 +88,7 @@ impl InfeasibleReason {
             Self::Diverged => "diverged",
             Self::TooSlow => "too_slow",
             Self::DeviceUnsupported => "device_unsupported",
+            Self::RunnerUnsupported => "runner_unsupported",
             Self::PipelineBroken => "pipeline_broken",
             Self::DataRefused => "data_refused",
         }
@@ -98,6 +101,7 @@ impl InfeasibleReason {
             Self::Diverged,
             Self::TooSlow,
             Self::DeviceUnsupported,
+            Self::RunnerUnsupported,
             Self::PipelineBroken,
             Self::DataRefused,
         ]
@@ -187,8 +191,8 @@ pub enum KilledFor {
 
 /// Messages by which allocators and drivers say that memory ran out. "memory allocation of N bytes
 /// failed" is read apart ([`allocation_failed`]).
-const OUT_OF_MEMORY_MESSAGES: [&str; 19] = [
-    // CUDA, ROCm, Vulkan.
+const OUT_OF_MEMORY_MESSAGES: [&str; 27] = [
+    // CUDA, ROCm, Vulkan and CubeCL's pools.
     "CUDA_ERROR_OUT_OF_MEMORY",
     "cudaErrorMemoryAllocation",
     "hipErrorOutOfMemory",
@@ -212,6 +216,15 @@ const OUT_OF_MEMORY_MESSAGES: [&str; 19] = [
     "CUDA out of memory",
     "DefaultCPUAllocator: can't allocate memory",
     "RESOURCE_EXHAUSTED: Out of memory",
+    "torch.OutOfMemoryError",
+    "torch.cuda.OutOfMemoryError",
+    "MPS backend out of memory",
+    "HIP out of memory",
+    "_ArrayMemoryError: Unable to allocate",
+    // A thread needs nothing but room for its stack.
+    "failed to map segment from shared object",
+    "libgomp: Thread creation failed",
+    "RuntimeError: can't start new thread",
     // Rust: an allocation larger than any address space.
     "capacity overflow",
 ];

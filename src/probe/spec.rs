@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use crate::study::{
     Backend, BatchSize, Bytes, EvaluationMetric, EvaluationTarget, GradientClipping, Loss,
-    Optimizer, Schedule, Workload,
+    Optimizer, Runner, Schedule, Workload,
 };
 
 /// Everything a runner needs to know, as JSON on its stdin.
@@ -13,6 +13,9 @@ use crate::study::{
 pub struct ProbeSpec {
     /// Version of the contract ([`PROTOCOL`](super::PROTOCOL)).
     pub protocol: u32,
+    /// Which program does it; absent for the service's own.
+    #[serde(default, skip_serializing_if = "Runner::is_burn")]
+    pub runner: Runner,
     /// What is done and how.
     pub task: Task,
     /// What is trained.

@@ -17,7 +17,7 @@ pub fn advise(
 ) -> Option<Advice> {
     let facts = definition.workload.dataset.facts();
     let asked = &definition.workload.model;
-    let is_custom = matches!(asked, Model::Sequential { .. });
+    let is_custom = matches!(asked, Model::Sequential { .. } | Model::External { .. });
     let entry = entry(asked, &facts)?;
     let sizes = initial::sizes(entry.name);
     let smallest = sizes.first()?.clone();
@@ -83,7 +83,9 @@ pub fn advise(
 fn entry(asked: &Model, facts: &Facts) -> Option<ModelFamily> {
     let families = catalog::model_families();
     let name = match asked {
-        Model::Sequential { .. } => crate::study::defaults::default_model(facts).family(),
+        Model::Sequential { .. } | Model::External { .. } => {
+            crate::study::defaults::default_model(facts).family()
+        }
         family => family.family(),
     };
     families.into_iter().find(|family| family.name == name)

@@ -20,6 +20,8 @@ pub struct NewDevice<'a> {
     pub memory_bytes: i64,
     pub available_bytes: i64,
     pub slots: i32,
+    /// The runners that the worker offers on it.
+    pub runners: &'a [String],
 }
 
 /// Makes a device known, or says that it is still there.
@@ -52,6 +54,16 @@ pub async fn register(
     .bind::<diesel::sql_types::Integer, _>(new.slots)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(new.driver)
     .get_result(conn)
+    .await?;
+    // In order, so that two workers of one host never wait for each other.
+    diesel::sql_query(
+        "INSERT INTO device_runners (device, runner) \
+         SELECT $1, r FROM (SELECT DISTINCT unnest($2::text[]) AS r) offered ORDER BY r \
+         ON CONFLICT (device, runner) DO UPDATE SET last_seen = now()",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(row.id)
+    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(new.runners)
+    .execute(conn)
     .await?;
     Ok(DeviceId(row.id))
 }
@@ -98,6 +110,9 @@ pub struct DeviceRow {
     pub available_bytes: i64,
     #[diesel(sql_type = diesel::sql_types::Integer)]
     pub slots: i32,
+    /// The runners that live workers offer on it.
+    #[diesel(sql_type = diesel::sql_types::Array<diesel::sql_types::Text>)]
+    pub runners: Vec<String>,
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     pub running_probes: i64,
     #[diesel(sql_type = diesel::sql_types::Timestamptz)]
@@ -110,7 +125,9 @@ pub async fn live(
     alive_secs: f64,
 ) -> Result<Vec<DeviceRow>, StoreError> {
     Ok(diesel::sql_query(
-        "SELECT d.*, (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running') AS running_probes \
+        "SELECT d.*, (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running') AS running_probes, \
+            ARRAY(SELECT r.runner FROM device_runners r WHERE r.device = d.id \
+                AND r.last_seen > now() - make_interval(secs => $1) ORDER BY r.runner) AS runners \
          FROM devices d WHERE d.last_seen > now() - make_interval(secs => $1) \
          ORDER BY d.model, d.host, d.hardware",
     )

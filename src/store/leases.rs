@@ -25,6 +25,8 @@ pub struct Claim<'a> {
     pub device: DeviceId,
     /// Only probes of this project.
     pub project: Option<&'a str>,
+    /// The runners that the worker offers: it gets probes of these only.
+    pub runners: &'a [String],
     pub lease_secs: f64,
 }
 
@@ -101,7 +103,7 @@ struct ClaimedRow {
     project: String,
 }
 
-/// The first open probe of each active study that this device model can run, the study whose turn
+/// The first open probe of each active study that this device model and these runners can do, the study whose turn
 /// it is first: by priority, then by who has waited longest.
 const CANDIDATES: &str = "\
     SELECT s.id AS study, q.exclusive FROM studies s \
@@ -109,7 +111,7 @@ const CANDIDATES: &str = "\
         SELECT p.exclusive FROM study_probes sp JOIN probes p ON p.id = sp.probe \
         WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $1 AND p.device_model = $2 \
+          AND p.backend = $1 AND p.device_model = $2 AND p.runner = ANY($4) \
         ORDER BY sp.position LIMIT 1) q ON true \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
@@ -127,7 +129,7 @@ const TAKE: &str = "\
         WHERE s.id = $5 AND s.state IN ('queued', 'running') \
           AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) \
+          AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) AND p.runner = ANY($9) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
     RETURNING id, attempt, exclusive, spec, project), \
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken) \
@@ -149,6 +151,7 @@ pub async fn claim(
     claim: &Claim<'_>,
 ) -> Result<Claiming, StoreError> {
     let worker = claim.worker.to_owned();
+    let runners = claim.runners.to_vec();
     let project = claim.project.map(ToOwned::to_owned);
     let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
     let claimed = conn
@@ -166,6 +169,7 @@ pub async fn claim(
                 .bind::<Text, _>(&load.backend)
                 .bind::<Text, _>(&load.model)
                 .bind::<Nullable<Text>, _>(project.as_deref())
+                .bind::<Array<Text>, _>(&runners)
                 .load(conn)
                 .await?;
             for candidate in candidates {
@@ -193,6 +197,7 @@ pub async fn claim(
                     .bind::<Text, _>(&load.backend)
                     .bind::<Text, _>(&load.model)
                     .bind::<Bool, _>(candidate.exclusive)
+                    .bind::<Array<Text>, _>(&runners)
                     .get_result(conn)
                     .await
                     .optional()?;

@@ -157,8 +157,8 @@ async fn insert_or_find(
     spec: &serde_json::Value,
 ) -> Result<Linked, StoreError> {
     Ok(diesel::sql_query(format!(
-        "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
+        "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course, runner) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
          ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
          RETURNING id, state, (id <> $1) AS existed"
     ))
@@ -174,6 +174,7 @@ async fn insert_or_find(
     .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
     .bind::<diesel::sql_types::Jsonb, _>(spec)
     .bind::<diesel::sql_types::Nullable<Text>, _>(&new.course)
+    .bind::<Text, _>(&new.spec.runner.name)
     .get_result(conn)
     .await?)
 }

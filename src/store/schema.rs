@@ -66,6 +66,7 @@ diesel::table! {
         backend -> Text,
         device_model -> Text,
         exclusive -> Bool,
+        runner -> Text,
         spec -> Jsonb,
         state -> Text,
         reason -> Nullable<Text>,
@@ -86,7 +87,6 @@ diesel::table! {
         created_at -> Timestamptz,
         started_at -> Nullable<Timestamptz>,
         ended_at -> Nullable<Timestamptz>,
-        course -> Nullable<Text>,
         read_from -> Nullable<Uuid>,
     }
 }

@@ -249,13 +249,16 @@ pub async fn refresh_waiting(
     Ok(diesel::sql_query(
         "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
             SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
-                'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' END) AS waiting_for \
+                'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
+                || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
             FROM studies a \
             JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
             JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
-            LEFT JOIN (SELECT DISTINCT backend, model FROM devices \
-                WHERE last_seen > now() - make_interval(secs => $1)) d \
-              ON d.backend = p.backend AND d.model = p.device_model \
+            LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
+                JOIN device_runners r ON r.device = e.id \
+                WHERE e.last_seen > now() - make_interval(secs => $1) \
+                  AND r.last_seen > now() - make_interval(secs => $1)) d \
+              ON d.backend = p.backend AND d.model = p.device_model AND d.runner = p.runner \
             WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
          WHERE s.id = w.id AND s.state IN ('queued', 'running') \
            AND s.waiting_for IS DISTINCT FROM w.waiting_for",

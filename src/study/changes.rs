@@ -54,8 +54,10 @@ pub enum Change {
     MemoryBudget,
     /// How batches come to the training.
     InputPipeline,
-    /// The program that trains, its version or that of what it rests on.
+    /// The service's own program that trains, its version or that of what it rests on.
     Runner,
+    /// Which program trains, its version, or what it is told beside the workload.
+    Program,
     /// The batch size that is trained with.
     BatchSize,
     /// The range of batch sizes that are considered.
@@ -265,6 +267,7 @@ impl Change {
             Self::MemoryBudget => "memory_budget",
             Self::InputPipeline => "input_pipeline",
             Self::Runner => "runner",
+            Self::Program => "program",
             Self::BatchSize => "batch_size",
             Self::BatchSizes => "batch_sizes",
             Self::FirstBatchSize => "first_batch_size",
@@ -295,6 +298,7 @@ impl Change {
             | Self::Dtype
             | Self::DataSetShape
             | Self::LossForm
+            | Self::Program
             | Self::Reuse
             | Self::Other => &Figure::ALL,
             Self::OptimizerFamily | Self::GradientClipping => ALL_BUT_LOADER,
@@ -374,6 +378,9 @@ impl Change {
             }
             Self::Runner => {
                 "another program takes another time and other memory; only one that computes the same bits takes as many steps for certain"
+            }
+            Self::Program => {
+                "what another program, or another version of it, measures is its own: nothing is taken over"
             }
             Self::BatchSize => {
                 "the best learning rate, momentum, regularisation, number of steps and schedule belong to one batch size; what memory and time grow like does not"
@@ -501,6 +508,7 @@ fn kind(pointer: &str, old: &StudyDefinition, new: &StudyDefinition) -> Change {
             }
         }
         ("schedule", _) => Change::Schedule,
+        ("runner", _) => Change::Program,
         ("batch_sizes", "min" | "max" | "grid")
             if old.first_batch_size() != new.first_batch_size() =>
         {

@@ -261,7 +261,7 @@ impl Model {
             | Self::Resnet { normalization, .. }
             | Self::TransformerEncoder { normalization, .. }
             | Self::TransformerLm { normalization, .. } => normalization.take_ghosts(examples),
-            Self::Rnn { .. } => {}
+            Self::Rnn { .. } | Self::External { .. } => {}
             Self::Sequential { layers, .. } => take_ghosts(layers, examples),
         }
         model

@@ -18,6 +18,34 @@ pub enum DatasetRequest {
     Builtin(BuiltinDataset),
     /// One that was uploaded.
     Uploaded(UploadedRequest),
+    /// One that another program brings along.
+    External(ExternalDataset),
+}
+
+/// A data set that the service never sees: the program of a [`Runner`](super::Runner) other than `burn` has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalDataset {
+    /// What planning and analysis need to know of it.
+    pub external: ExternalFacts,
+}
+
+/// What must be known of a data set that the service never sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalFacts {
+    /// Its name. Another name, or another `runner.version`, is another data set: give it one when its content changes.
+    pub name: String,
+    /// The shape of one example.
+    pub input: Shape,
+    /// What is predicted.
+    pub target: Target,
+    /// Examples to train on.
+    #[schema(minimum = 1)]
+    pub training_examples: u64,
+    /// Examples to validate on.
+    #[schema(minimum = 1)]
+    pub validation_examples: u64,
 }
 
 /// An uploaded data set as a study names it.
@@ -54,6 +82,20 @@ pub enum Dataset {
     Builtin(BuiltinDataset),
     /// One that was uploaded.
     Uploaded(UploadedDataset),
+    /// One that another program brings along.
+    External(ExternalDataset),
+}
+
+impl ExternalDataset {
+    /// Shapes and sizes, as the study tells them.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            input: self.external.input,
+            target: self.external.target,
+            training_examples: self.external.training_examples,
+            validation_examples: self.external.validation_examples,
+        }
+    }
 }
 
 /// An uploaded data set with everything that training needs to know of it.
@@ -147,6 +189,7 @@ impl DatasetRequest {
                 let stored = dataset.stored.as_ref()?;
                 Some(stored.contents.facts(dataset.sequence_length))
             }
+            Self::External(dataset) => Some(dataset.facts()),
         }
     }
 
@@ -154,6 +197,7 @@ impl DatasetRequest {
     pub fn resolve(self) -> Option<Dataset> {
         match self {
             Self::Builtin(dataset) => Some(Dataset::Builtin(dataset)),
+            Self::External(dataset) => Some(Dataset::External(dataset)),
             Self::Uploaded(dataset) => {
                 let stored = dataset.stored?;
                 let is_text = matches!(stored.contents, Contents::Text { .. });
@@ -181,11 +225,13 @@ impl Dataset {
         match self {
             Self::Builtin(dataset) => dataset.facts(),
             Self::Uploaded(dataset) => dataset.contents.facts(dataset.sequence_length),
+            Self::External(dataset) => dataset.facts(),
         }
     }
 
     /// Bytes that its examples take of the memory of training. An uploaded one is mapped from its file,
-    /// which no limit counts; only its targets are held.
+    /// which no limit counts; only its targets are held. What another program holds is not known: what it takes is
+    /// part of the peaks that it measures.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Builtin(dataset) => dataset.bytes(),
@@ -202,6 +248,7 @@ impl Dataset {
                     .saturating_mul(width)
                     .saturating_mul(4)
             }
+            Self::External(_) => 0,
         }
     }
 
@@ -211,6 +258,7 @@ impl Dataset {
         match self {
             Self::Builtin(dataset) => dataset.name(),
             Self::Uploaded(_) => "uploaded",
+            Self::External(_) => "external",
         }
     }
 
@@ -219,6 +267,7 @@ impl Dataset {
         match self {
             Self::Builtin(dataset) => dataset.name(),
             Self::Uploaded(dataset) => &dataset.name,
+            Self::External(dataset) => &dataset.external.name,
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{
     BatchSize, BatchSizes, Bytes, Dataset, DeviceChoice, Facts, GradientClipping, Grid, Loss,
-    MaxFrom, Model, ModelFrom, Optimizer, Question, Shape, StudyDefinition, StudyRequest, Target,
-    TargetRequest, Workload,
+    MaxFrom, Model, ModelFrom, Optimizer, Question, Runner, Shape, StudyDefinition, StudyRequest,
+    Target, TargetRequest, Workload,
 };
 
 /// The part of the memory free on a device that a study uses when it names no budget.
@@ -31,6 +31,7 @@ pub fn resolve(
         name,
         labels,
         workload,
+        runner,
         optimizer,
         schedule,
         gradient_clipping,
@@ -56,7 +57,9 @@ pub fn resolve(
         Some(_) => ModelFrom::Study,
         None => ModelFrom::Default,
     };
-    let model = workload.model.unwrap_or_else(|| default_model(&facts));
+    let model = workload
+        .model
+        .unwrap_or_else(|| default_model_of(&runner, &facts));
     let max_from = match batch_sizes.max {
         Some(_) => MaxFrom::Range,
         None => MaxFrom::Dataset,
@@ -102,6 +105,7 @@ pub fn resolve(
             read_loss_every_step: workload.read_loss_every_step,
             target,
         },
+        runner,
         device: DeviceChoice {
             backend: asked.backend,
             model: asked.model,
@@ -152,6 +156,18 @@ pub fn default_model(facts: &Facts) -> Model {
             Shape::Tokens { .. } => Model::transformer_encoder(),
             _ => Model::mlp(vec![64]),
         },
+    }
+}
+
+/// Another program has its own model; the service's own takes the simplest that can read the data set.
+fn default_model_of(runner: &Runner, facts: &Facts) -> Model {
+    if runner.is_burn() {
+        default_model(facts)
+    } else {
+        Model::External {
+            name: runner.name.clone(),
+            parameters: None,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::evaluation::{EvaluationTarget, TargetRequest};
 use super::model::Model;
 use super::network::{Network, NetworkError};
 use super::optimizer::{GradientClipping, Optimizer, Schedule};
+use super::runner::Runner;
 use super::search_space::{Search, SearchRequest};
 use super::shape::Target;
 use super::units::{BatchSize, Bytes};
@@ -48,6 +49,9 @@ pub struct StudyRequest {
     pub labels: BTreeMap<String, String>,
     /// What is trained.
     pub workload: WorkloadRequest,
+    /// Which program trains it. Default: the service's own.
+    #[serde(default)]
+    pub runner: Runner,
     /// How it is optimised. Default: by the family of the model (the catalog names each one's first
     /// optimizer).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,6 +122,9 @@ pub struct StudyDefinition {
     pub labels: BTreeMap<String, String>,
     /// What is trained.
     pub workload: Workload,
+    /// Which program trains it.
+    #[serde(default)]
+    pub runner: Runner,
     /// Whether the model was asked for (`study`) or follows from the data set (`default`).
     #[serde(default)]
     pub model_from: ModelFrom,
@@ -304,9 +311,12 @@ impl Workload {
     }
 
     /// Trainable parameters; none when the model does not fit the data set, which no stored
-    /// definition's does.
+    /// definition's does, or is another program's and does not tell.
     pub fn parameters(&self) -> Option<u64> {
-        self.network().ok().map(|network| network.parameters())
+        match &self.model {
+            Model::External { parameters, .. } => *parameters,
+            _ => self.network().ok().map(|network| network.parameters()),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod evaluation;
 pub mod model;
 pub mod network;
 pub mod optimizer;
+pub mod runner;
 pub mod search_space;
 pub mod shape;
 pub mod states;
@@ -23,8 +24,8 @@ pub use comparison::{
 };
 pub use costs::{Costs, Design, Objective, ProjectPhase, UpfrontCost};
 pub use dataset::{
-    BuiltinDataset, Contents, Dataset, DatasetRequest, StoredDataset, UploadedDataset,
-    UploadedRequest, is_noisy_quadratic,
+    BuiltinDataset, Contents, Dataset, DatasetRequest, ExternalDataset, ExternalFacts,
+    StoredDataset, UploadedDataset, UploadedRequest, is_noisy_quadratic,
 };
 pub use defaults::{DeviceFactsForDefaults, fill_device, first_batch_size, resolve};
 pub use definition::*;
@@ -35,6 +36,7 @@ pub use optimizer::{
     AdamEpsilon, GradientClipping, InitialSquare, Optimizer, OptimizerForm, RmsPropEpsilon,
     Schedule,
 };
+pub use runner::{BURN, Runner, is_runner_name};
 pub use search_space::{
     Axis, Configuration, Hyperparameter, Range, Regularisation, Search, SearchRequest, SearchSpace,
 };

@@ -193,6 +193,15 @@ pub enum Model {
         #[serde(default)]
         initialisation: Initialisation,
     },
+    /// A model that the service knows by name only: the program of a runner other than `burn` has it.
+    External {
+        /// Its name, with whatever tells its size.
+        name: String,
+        /// Trainable parameters, where they are known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(minimum = 1)]
+        parameters: Option<u64>,
+    },
 }
 
 fn default_hidden() -> Vec<u64> {
@@ -271,6 +280,7 @@ impl Model {
             Self::TransformerLm { .. } => "transformer_lm",
             Self::Rnn { .. } => "rnn",
             Self::Sequential { .. } => "sequential",
+            Self::External { .. } => "external",
         }
     }
 
@@ -284,7 +294,13 @@ impl Model {
             | Self::TransformerLm { initialisation, .. }
             | Self::Rnn { initialisation, .. }
             | Self::Sequential { initialisation, .. } => *initialisation,
+            Self::External { .. } => Initialisation::default(),
         }
+    }
+
+    /// Whether only another program knows what it is made of.
+    pub fn is_external(&self) -> bool {
+        matches!(self, Self::External { .. })
     }
 
     /// The probability of dropping a unit, where the family has one for the whole network.
@@ -308,7 +324,7 @@ impl Model {
             | Self::TransformerEncoder { dropout, .. }
             | Self::TransformerLm { dropout, .. }
             | Self::Rnn { dropout, .. } => Some(dropout),
-            Self::Sequential { .. } => None,
+            Self::Sequential { .. } | Self::External { .. } => None,
         }
     }
 
@@ -331,7 +347,7 @@ impl Model {
                 *width = (scale(*width) / *heads).max(1) * *heads;
             }
             Self::Rnn { units, .. } => *units = scale(*units),
-            Self::Resnet { .. } | Self::Sequential { .. } => return None,
+            Self::Resnet { .. } | Self::Sequential { .. } | Self::External { .. } => return None,
         }
         Some(scaled)
     }
@@ -360,6 +376,7 @@ impl Model {
                 ..
             } => format!("{width}×{depth}"),
             Self::Sequential { layers, .. } => format!("of {} layers", layers.len()),
+            Self::External { name, .. } => name.clone(),
         }
     }
 }

@@ -270,7 +270,8 @@ impl Optimizer {
             }
             super::Model::Mlp { .. }
             | super::Model::Rnn { .. }
-            | super::Model::Sequential { .. } => Self::adam(),
+            | super::Model::Sequential { .. }
+            | super::Model::External { .. } => Self::adam(),
         }
     }
 

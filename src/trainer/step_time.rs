@@ -17,7 +17,7 @@ use super::tasks::{TaskEnd, TaskError, read};
 use crate::probe::{Batches, Limits, Metric, ProbeDevice, ProbeSpec, StepTimeSampling, Task};
 use crate::statistics::stopping::{BlockSampler, Decision, SampleSummary, StoppingRule};
 use crate::study::{
-    BatchSize, BuiltinDataset, GradientClipping, Model, Optimizer, Schedule, Workload,
+    BatchSize, BuiltinDataset, GradientClipping, Model, Optimizer, Runner, Schedule, Workload,
 };
 
 /// From this time per step on, a block is one step, and as many are made as must be: the interval
@@ -273,6 +273,7 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
 fn canary_time_per_step(spec: &ProbeSpec, canary_secs: f64) -> Result<f64, TaskError> {
     let reference = ProbeSpec {
         protocol: spec.protocol,
+        runner: Runner::default(),
         task: Task::Smoke { steps: 0 },
         workload: Workload::new(
             BuiltinDataset::Synthetic {

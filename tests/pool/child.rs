@@ -129,9 +129,9 @@ async fn a_breach_of_the_contract_ends_the_child_at_once() {
         (&["garbage"], "not an event"),
         (&["oversized", "1000000"], "longer than 65536 bytes"),
         (&["endless-events"], "more than 20000 events"),
-        (&["no-start"], "not `started`"),
+        (&["no-start"], "must be `started`"),
         (&["wrong-protocol"], "protocol 99"),
-        (&["after-finished"], "after its last"),
+        (&["after-finished"], "nothing may come after"),
         (&["partial", "0"], "not an event"),
     ];
     for (arguments, expected) in cases {

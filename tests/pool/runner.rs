@@ -33,6 +33,7 @@ pub fn config(arguments: &[&str]) -> ChildConfig {
 pub fn spec() -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
+        runner: Default::default(),
         task: Task::Memory { steps: 5 },
         workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
         optimizer: Optimizer::adam(),

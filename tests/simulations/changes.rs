@@ -405,6 +405,23 @@ fn each_row_of_the_table_repeats_its_probes_and_no_others() {
     }
 }
 
+#[test]
+fn another_program_measures_everything_itself() {
+    let mut posted = body();
+    posted["workload"]["model"] = json!({"family": "mlp", "hidden": [64]});
+    let before = definition(&posted);
+    let first = Run::of(&before, &Evidence::default());
+    posted["runner"] = json!({"name": "pytorch", "version": "1"});
+    let own = definition(&posted);
+    assert_eq!(staleness::kinds(&between(&before, &own)), [Change::Program]);
+    let made = Run::of(&own, &first.evidence);
+    assert!(made.reused.is_empty(), "{:?}", made.reused);
+    assert_eq!(made.made(), first.made());
+    posted["runner"]["version"] = json!("2");
+    let next = Run::of(&definition(&posted), &made.evidence);
+    assert!(next.reused.is_empty(), "{:?}", next.reused);
+}
+
 fn set(body: &mut Value, pointer: &str, value: Value) {
     let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
     body.pointer_mut(parent).expect("a place")[name] = value;

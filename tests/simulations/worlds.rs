@@ -219,6 +219,7 @@ pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
     record(
         &ProbeSpec {
             protocol: PROTOCOL,
+            runner: Default::default(),
             task: Task::StepTime(StepTimeSampling::default()),
             workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
             optimizer: Optimizer::adam(),

@@ -298,10 +298,10 @@ impl Runner {
                 self.measurement("canary_time_per_step", None, 1e-3, "s")?;
             }
             Some("smoke") => {
-                self.measurement("first_loss", None, 2.3, "nats")?;
-                self.measurement("last_loss", None, 1.9, "nats")?;
-                self.measurement("validation_loss", None, 2.0, "nats")?;
-                self.measurement("evaluation_difference", None, 0.0, "nats")?;
+                self.measurement("first_loss", None, 2.3, "loss")?;
+                self.measurement("last_loss", None, 1.9, "loss")?;
+                self.measurement("validation_loss", None, 2.0, "loss")?;
+                self.measurement("evaluation_difference", None, 0.0, "loss")?;
             }
             Some("learning_rate_range") => {
                 self.measurement("divergent_learning_rate", None, DIVERGENT, "ratio")?;

@@ -44,6 +44,7 @@ pub fn definition(priority: i32) -> StudyDefinition {
 fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
+        runner: Default::default(),
         task,
         workload: definition.workload.clone(),
         optimizer: Optimizer::adam(),
@@ -134,6 +135,7 @@ pub async fn device(database: &Database, host: &str, model: &str) -> DeviceId {
         memory_bytes: 1 << 33,
         available_bytes: 1 << 33,
         slots: 2,
+        runners: &["burn".to_owned()],
     };
     devices::register(&mut conn, &new)
         .await
@@ -148,6 +150,7 @@ pub async fn claim(database: &Database, device: DeviceId, lease_secs: f64) -> Op
         worker: "a worker",
         device,
         project: None,
+        runners: &["burn".to_owned()],
         lease_secs,
     };
     let claiming = leases::claim(&mut conn, &claim).await.expect("claims");

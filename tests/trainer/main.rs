@@ -26,6 +26,7 @@ const MIB: u64 = Bytes::MIB;
 fn spec(task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
+        runner: Default::default(),
         task,
         workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
         optimizer: Optimizer::nesterov(0.05, 0.9),

@@ -9,6 +9,7 @@
 mod output;
 mod spawn;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::future::pending;
 use std::io;
@@ -25,8 +26,8 @@ use self::output::{EventLimits, EventLog, Log};
 use self::spawn::{Launch, Launched, Running};
 use super::cgroup::MemoryCgroup;
 use crate::probe::{
-    ChildEnd, DEVICE_VARIABLE, Exit, FailureReason, GpuFacts, KilledFor, Measurement, Outcome,
-    ProbeSpec, classify,
+    ChildEnd, DEVICE_VARIABLE, Exit, FailureReason, GpuFacts, KilledFor, Measurement, Metric,
+    Outcome, ProbeSpec, classify, required_figures,
 };
 use crate::study::{Backend, Bytes};
 
@@ -66,6 +67,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct ChildConfig {
     /// Program and arguments of the runner; `None` for this executable with `probe`.
     pub command: Option<Vec<String>>,
+    /// Program and arguments of other people's runners, by the name that specs give them.
+    pub runners: BTreeMap<String, Vec<String>>,
     /// Program and arguments of the inspection of uploads; `None` for this executable with `inspect`.
     pub inspect_command: Option<Vec<String>>,
     /// Program and arguments that list the GPUs; `None` for this executable with `inventory`.
@@ -89,6 +92,7 @@ impl Default for ChildConfig {
     fn default() -> Self {
         Self {
             command: None,
+            runners: BTreeMap::new(),
             inspect_command: None,
             inventory_command: None,
             gpu: None,
@@ -172,6 +176,12 @@ pub async fn run(
             },
             input: serde_json::to_vec(spec)?,
             wall_secs: spec.limits.wall_secs,
+            // The service's own runner is tested for what it tells; another may forget something.
+            must_tell: if spec.runner.is_burn() {
+                &[]
+            } else {
+                required_figures(spec.kind())
+            },
         })
     });
     run_job(spawner, config, job, control, told).await
@@ -193,12 +203,14 @@ pub async fn inspect(
             name: program.name,
             arguments: program.arguments,
             environment: environment(1),
+            folder: "/".into(),
             user: config.user,
             data_bytes: memory.0,
             files: vec![input, output],
         },
         input: inspection.to_vec(),
         wall_secs,
+        must_tell: &[],
     });
     let (_keep, control) = watch::channel(None);
     let (told, _heard) = watch::channel(None);
@@ -213,12 +225,14 @@ pub async fn inventory(spawner: &Spawner, config: &ChildConfig, patience: Durati
             name: program.name,
             arguments: program.arguments,
             environment: environment(1),
+            folder: "/".into(),
             user: config.user,
             data_bytes: UNLIMITED,
             files: vec![],
         },
         input: Vec::new(),
         wall_secs: patience.as_secs_f64(),
+        must_tell: &[],
     });
     let (_keep, control) = watch::channel(None);
     let (progress, _told) = watch::channel(None);
@@ -232,6 +246,8 @@ struct Job {
     /// What it finds on its stdin.
     input: Vec<u8>,
     wall_secs: f64,
+    /// Figures without which it has not done what it was asked.
+    must_tell: &'static [Metric],
 }
 
 async fn run_job(
@@ -268,6 +284,7 @@ async fn run_job(
         launch,
         input,
         wall_secs,
+        must_tell,
     } = match job {
         Ok(job) => job,
         Err(error) => return not_started(error.to_string()),
@@ -311,7 +328,7 @@ async fn run_job(
 
     let ended_cleanly = exit == Exit::Code(0) && killed_for.is_none();
     if invalid_output.is_none() {
-        invalid_output = events.finish(ended_cleanly).err();
+        invalid_output = events.finish(ended_cleanly, must_tell).err();
     }
     let (_, stdout_tail) = stdout.finish();
     let (first_error_line, stderr_tail) = stderr.finish();
@@ -430,7 +447,16 @@ async fn write_all(mut stdin: pipe::Sender, input: &[u8]) {
 
 /// What to start for `spec`.
 fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
-    let program = program(config.command.as_deref(), "probe")?;
+    let runner = &spec.runner;
+    let command = if runner.is_burn() {
+        config.command.as_deref()
+    } else {
+        let command = config.runners.get(&runner.name).ok_or_else(|| {
+            io::Error::other(format!("this worker offers no runner {:?}", runner.name))
+        })?;
+        Some(command.as_slice())
+    };
+    let program = program(command, "probe")?;
     let mut environment = environment(spec.device.threads);
     let mut data_bytes = spec.limits.memory_bytes.0;
     if let Some(gpu) = &config.gpu {
@@ -443,6 +469,12 @@ fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
         name: program.name,
         arguments: program.arguments,
         environment,
+        // Somebody's command means files beside the worker that was started with it.
+        folder: if runner.is_burn() {
+            "/".into()
+        } else {
+            std::env::current_dir()?
+        },
         user: config.user,
         data_bytes,
         files: vec![],

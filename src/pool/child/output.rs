@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use utoipa::ToSchema;
 
-use crate::probe::{Event, Measurement, PROTOCOL, names_an_error};
+use crate::probe::{Event, Measurement, Metric, PROTOCOL, names_an_error};
 
 /// Of a log line, what is looked at for an error.
 const LOG_LINE_BYTES: usize = 4096;
@@ -106,6 +106,9 @@ impl Log {
     }
 }
 
+/// How languages write what JSON cannot.
+const NOT_A_NUMBER: [&str; 3] = ["NaN", "Infinity", "nan"];
+
 /// How many and how long a child's events may be.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EventLimits {
@@ -118,6 +121,8 @@ pub(super) struct EventLimits {
 pub(super) struct EventLog {
     limits: EventLimits,
     partial: Vec<u8>,
+    /// Lines so far, the one being read included.
+    lines: u64,
     count: usize,
     pub(super) runner: Option<String>,
     pub(super) measurements: Vec<Measurement>,
@@ -165,6 +170,7 @@ impl EventLog {
         Self {
             limits,
             partial: Vec::new(),
+            lines: 0,
             count: 0,
             runner: None,
             measurements: Vec::new(),
@@ -185,7 +191,8 @@ impl EventLog {
             };
             if self.partial.len() + text.len() > self.limits.line_bytes {
                 return Err(format!(
-                    "a line of its events is longer than {} bytes",
+                    "line {} of its events is longer than {} bytes",
+                    self.lines + 1,
                     self.limits.line_bytes
                 ));
             }
@@ -199,40 +206,77 @@ impl EventLog {
     }
 
     /// The stream has ended. A last line without its end counts if it is whole; if not, what broke it
-    /// off decides what it means: only a child that ended by its own will is to blame for it.
-    pub(super) fn finish(&mut self, ended_cleanly: bool) -> Result<(), String> {
+    /// off decides what it means: only a child that ended by its own will is to blame for it. One that has finished
+    /// must have told every figure in `must_tell`.
+    pub(super) fn finish(
+        &mut self,
+        ended_cleanly: bool,
+        must_tell: &[Metric],
+    ) -> Result<(), String> {
         let line = std::mem::take(&mut self.partial);
         match self.line(&line, &mut |_| {}) {
-            Err(problem) if ended_cleanly => Err(problem),
-            _ => Ok(()),
+            Err(problem) if ended_cleanly => return Err(problem),
+            _ => {}
+        }
+        if self.last != Some(Event::Finished {}) {
+            return Ok(());
+        }
+        let is_told = |metric: &Metric| {
+            let mut told = self.measurements.iter();
+            told.any(|it| it.step.is_none() && it.metric == metric.as_str())
+        };
+        let missing: Vec<&str> = must_tell
+            .iter()
+            .filter(|metric| !is_told(metric))
+            .map(|metric| metric.as_str())
+            .collect();
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "it finished without a measurement, with no step, of {}",
+                missing.join(", ")
+            ))
         }
     }
 
     fn line(&mut self, line: &[u8], told: &mut impl FnMut(Word<'_>)) -> Result<(), String> {
+        self.lines += 1;
+        let number = self.lines;
+        self.event(line, told)
+            .map_err(|problem| format!("line {number} of its events: {problem}"))
+    }
+
+    fn event(&mut self, line: &[u8], told: &mut impl FnMut(Word<'_>)) -> Result<(), String> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
         self.count += 1;
         if self.count > self.limits.events {
-            return Err(format!("it sent more than {} events", self.limits.events));
+            return Err(format!("there are more than {} events", self.limits.events));
         }
         let event: Event = serde_json::from_slice(line).map_err(|error| {
             let start = clean(&String::from_utf8_lossy(line), 80);
-            format!("not an event: {error}, in: {start}")
+            let hint = if NOT_A_NUMBER.iter().any(|word| start.contains(word)) {
+                "; JSON has no NaN and no infinity: leave such a measurement out, or say infeasible with the reason diverged"
+            } else {
+                ""
+            };
+            format!("not an event: {error}, in: {start}{hint}")
         })?;
         if self.last.is_some() {
-            return Err("it sent an event after its last one".to_owned());
+            return Err("nothing may come after `finished`, `infeasible` or `failed`".to_owned());
         }
         if self.runner.is_none() && !matches!(event, Event::Started { .. }) {
-            return Err("its first event is not `started`".to_owned());
+            return Err("the first event must be `started`".to_owned());
         }
         match event {
             Event::Started { .. } if self.runner.is_some() => {
-                return Err("it said twice that it had started".to_owned());
+                return Err("`started` must come only once".to_owned());
             }
             Event::Started { protocol, .. } if protocol != PROTOCOL => {
                 return Err(format!(
-                    "it speaks protocol {protocol}, the service {PROTOCOL}"
+                    "the runner speaks protocol {protocol}, the service {PROTOCOL}"
                 ));
             }
             Event::Started { runner, .. } => self.runner = Some(clean(&runner, RUNNER_CHARS)),
@@ -298,6 +342,20 @@ pub(in crate::pool) fn check_measurement(measurement: &Measurement) -> Result<()
     } = measurement;
     if !is_name(metric, METRIC_CHARS) || !(unit.is_empty() || is_name(unit, UNIT_CHARS)) {
         return Err(format!("measurement {seq} has no proper metric or unit"));
+    }
+    if let Some(known) = Metric::parse(metric) {
+        if known.unit() != unit {
+            return Err(format!(
+                "measurement {seq}: {metric} is in {}, not in {unit:?}",
+                known.unit()
+            ));
+        }
+        if let Some(allowed) = known.refuses(measurement.value) {
+            return Err(format!(
+                "measurement {seq}: {metric} must be {allowed}, is {}",
+                measurement.value
+            ));
+        }
     }
     // The database counts steps with a signed integer.
     if step.is_some_and(|step| i64::try_from(step).is_err()) {
@@ -365,7 +423,7 @@ mod tests {
                 log.push(chunk, &mut |word| seen.hear(word))
                     .expect("keeps the contract");
             }
-            log.finish(true).expect("nothing is left");
+            log.finish(true, &[]).expect("nothing is left");
             assert_eq!(log.measurements.len(), 2);
             assert_eq!(log.measurements[1].metric, "my_own");
             assert_eq!(log.last, Some(Event::Finished {}));
@@ -385,18 +443,41 @@ mod tests {
         let many = STARTED.to_owned() + &(0..5).map(measurement).collect::<String>();
         let nul = STARTED.to_owned() + &measurement(0).replace("my_own", "a\\u0000b");
         let null = STARTED.to_owned() + &measurement(0).replace("1.5", "null");
-        let cases: [(&str, &str); 11] = [
+        let nan = STARTED.to_owned() + &measurement(0).replace("1.5", "NaN");
+        let known = |metric: &str, value: &str, unit: &str| {
+            let line = measurement(0)
+                .replace("my_own", metric)
+                .replace("1.5", value);
+            STARTED.to_owned() + &line.replace("\"unit\":\"s\"", &format!("\"unit\":\"{unit}\""))
+        };
+        let cases: [(&str, &str); 15] = [
+            (&nan, "JSON has no NaN"),
+            (
+                &known("time_per_step_median", "12", "ms"),
+                "time_per_step_median is in s, not in \"ms\"",
+            ),
+            (&known("time_per_step_median", "0", "s"), "must be above 0"),
+            (
+                &known("validation_accuracy", "71", "ratio"),
+                "must be from 0 to 1, is 71",
+            ),
             ("hello\n", "not an event"),
             ("{\"event\":\"dance\"}\n", "not an event"),
             (&null, "not an event"),
             (&nul, "no proper metric"),
             (&long, "longer than 300 bytes"),
             (&many, "more than 5 events"),
-            (FINISHED, "not `started`"),
-            (&format!("{STARTED}{STARTED}"), "twice"),
+            (FINISHED, "must be `started`"),
+            (
+                &format!("{STARTED}{STARTED}"),
+                "line 2 of its events: `started` must come only once",
+            ),
             (&STARTED.replace(":1", ":2"), "protocol 2"),
             (&format!("{STARTED}{}", measurement(1)), "count from 0"),
-            (&format!("{STARTED}{FINISHED}{FINISHED}"), "after its last"),
+            (
+                &format!("{STARTED}{FINISHED}{FINISHED}"),
+                "nothing may come after",
+            ),
         ];
         for (text, expected) in cases {
             let problem = read(text).expect_err(text);
@@ -407,11 +488,11 @@ mod tests {
     #[test]
     fn a_last_line_without_its_end_counts_if_it_is_whole() {
         let mut whole = read(&format!("{STARTED}{}", FINISHED.trim_end())).expect("reads");
-        whole.finish(true).expect("is whole");
+        whole.finish(true, &[]).expect("is whole");
         assert_eq!(whole.last, Some(Event::Finished {}));
         let cut = format!("{STARTED}{{\"event\":\"fini");
-        assert!(read(&cut).expect("reads").finish(true).is_err());
-        assert!(read(&cut).expect("reads").finish(false).is_ok());
+        assert!(read(&cut).expect("reads").finish(true, &[]).is_err());
+        assert!(read(&cut).expect("reads").finish(false, &[]).is_ok());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -53,6 +54,8 @@ pub(super) struct Launch {
     pub(super) name: OsString,
     pub(super) arguments: Vec<OsString>,
     pub(super) environment: Vec<(OsString, OsString)>,
+    /// Where it starts.
+    pub(super) folder: PathBuf,
     pub(super) user: Option<ServiceUser>,
     /// `RLIMIT_DATA`.
     pub(super) data_bytes: u64,
@@ -166,7 +169,7 @@ fn start(launch: &Launch) -> io::Result<Launched> {
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
         .env(EVENTS_FD_VARIABLE, EVENTS_FD.to_string())
-        .current_dir("/")
+        .current_dir(&launch.folder)
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

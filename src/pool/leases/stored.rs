@@ -83,6 +83,7 @@ impl StoredLeases {
             worker: &request.worker,
             device,
             project,
+            runners: &request.runners,
             lease_secs: self.settings.lease_secs,
         };
         leases::claim(&mut conn, &claim).await
@@ -123,7 +124,8 @@ impl StoredLeases {
         // A device that is waited with must not be taken for gone.
         let fresh = Duration::from_secs_f64(self.context.alive_secs / 3.0);
         let mut wake = self.context.waker.subscribe();
-        let mut device = housekeeping::register(&self.context, &request.device).await?;
+        let mut device =
+            housekeeping::register(&self.context, &request.device, &request.runners).await?;
         let mut registered = Instant::now();
         while !*stop.borrow() {
             wake.mark_unchanged();
@@ -144,7 +146,8 @@ impl StoredLeases {
             }
             tokio::time::sleep_until(next_look).await;
             if registered.elapsed() >= fresh {
-                device = housekeeping::register(&self.context, &request.device).await?;
+                device = housekeeping::register(&self.context, &request.device, &request.runners)
+                    .await?;
                 registered = Instant::now();
             }
         }

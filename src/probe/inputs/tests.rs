@@ -7,6 +7,7 @@ use crate::probe::{
 fn spec(task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
+        runner: Default::default(),
         task,
         workload: crate::study::Workload::new(synthetic(1), Model::mlp(vec![64])),
         optimizer: Optimizer::nesterov(0.1, 0.9),
@@ -188,6 +189,62 @@ fn a_new_way_of_measuring_keeps_what_training_came_to() {
     assert_eq!(kept(protocol), TRAINED);
     let of_device: Vec<ProbeKind> = [Smoke].into_iter().chain(DEVICE).collect();
     assert_eq!(kept(arithmetic), of_device);
+}
+
+#[test]
+fn what_somebody_elses_program_measures_is_its_own_in_every_version_and_under_every_option() {
+    let pytorch = Runner {
+        name: "pytorch".into(),
+        version: Some("1".into()),
+        options: serde_json::Map::new(),
+    };
+    assert_eq!(kept(|it| it.runner = pytorch.clone()), []);
+    for task in tasks() {
+        let mut spec = spec(task);
+        spec.runner = pytorch.clone();
+        let base = inputs("default", None, &spec).expect("hashes");
+        for change in [
+            |it: &mut Runner| it.version = Some("2".into()),
+            |it: &mut Runner| it.name = "jax".into(),
+            |it: &mut Runner| {
+                it.options.insert("layers".into(), 3.into());
+            },
+        ] {
+            let mut other = spec.clone();
+            change(&mut other.runner);
+            assert_ne!(base, inputs("default", None, &other).expect("hashes"));
+        }
+        // A release of the service is nothing to it.
+        let released = Versions {
+            runner: "another",
+            training: "another",
+            ..NOW
+        };
+        assert_eq!(
+            base,
+            hash("default", None, &spec, released).expect("hashes")
+        );
+        // Data that only it has: of the same shape, under another name.
+        let external = |name: &str| {
+            let facts = spec.workload.dataset.facts();
+            Dataset::External(crate::study::ExternalDataset {
+                external: ExternalFacts {
+                    name: name.into(),
+                    input: facts.input,
+                    target: facts.target,
+                    training_examples: facts.training_examples,
+                    validation_examples: facts.validation_examples,
+                },
+            })
+        };
+        let of = |name: &str| {
+            let mut spec = spec.clone();
+            spec.workload.dataset = external(name);
+            inputs("default", None, &spec).expect("hashes")
+        };
+        assert_eq!(of("images"), of("images"));
+        assert_ne!(of("images"), of("other images"));
+    }
 }
 
 #[test]

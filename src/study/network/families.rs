@@ -8,7 +8,10 @@ use crate::study::{Activation, Layer, Model, Normalization, ResnetStyle};
 pub(super) fn layers(model: &Model, facts: &Facts) -> Result<Vec<Layer>, NetworkError> {
     let refuse = |detail: String| Err(NetworkError::new("", detail));
     if let Target::NextToken { .. } = facts.target
-        && !matches!(model, Model::TransformerLm { .. } | Model::Rnn { .. })
+        && !matches!(
+            model,
+            Model::TransformerLm { .. } | Model::Rnn { .. } | Model::External { .. }
+        )
     {
         return refuse(format!(
             "{} does not predict the next token; take \"transformer_lm\" or \"rnn\"",
@@ -221,6 +224,11 @@ pub(super) fn layers(model: &Model, facts: &Facts) -> Result<Vec<Layer>, Network
             layers
         }
         Model::Sequential { layers, .. } => layers.clone(),
+        Model::External { .. } => {
+            return refuse(
+                "what an external model is made of is known to its own program only".into(),
+            );
+        }
     })
 }
 

@@ -132,6 +132,9 @@ impl Explainer<'_> {
                     ),
                 );
             }
+            ValidationErrorKind::Pattern { pattern } => {
+                self.add(&pointer, format!("must match {pattern}, is {is}"));
+            }
             ValidationErrorKind::Enum { options } => {
                 let options: Vec<&str> = options
                     .as_array()

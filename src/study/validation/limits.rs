@@ -44,6 +44,10 @@ pub struct DefinitionLimits {
     pub min_memory_budget_bytes: u64,
     /// Threads of a training process.
     pub max_threads: u64,
+    /// Bytes of the options of a runner, as JSON.
+    pub max_runner_options_bytes: u64,
+    /// How deeply the options of a runner may be nested.
+    pub max_runner_options_depth: u64,
     /// Device time of one study, seconds.
     pub max_device_secs: f64,
     /// Probes of one study.
@@ -70,6 +74,8 @@ impl Default for DefinitionLimits {
             max_weight_decay: 100.0,
             min_memory_budget_bytes: 16 << 20,
             max_threads: 1024,
+            max_runner_options_bytes: 16 << 10,
+            max_runner_options_depth: 16,
             max_device_secs: 86_400.0,
             max_probes: 10_000,
         }

@@ -3,10 +3,11 @@
 use super::json::{child, shortened};
 use super::{DefinitionLimits, Violation};
 use crate::study::defaults::default_model;
+use crate::study::runner::option_faults;
 use crate::study::{
-    BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, Facts, Goal, Grid,
-    Hyperparameter, LEAST_GHOST_BATCH, Loss, Model, Network, Optimizer, Question, StudyRequest,
-    TaskKind, UploadedRequest, is_noisy_quadratic,
+    BURN, BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, ExternalFacts, Facts, Goal,
+    Grid, Hyperparameter, LEAST_GHOST_BATCH, Loss, Model, Network, Optimizer, Question,
+    StudyRequest, Target, TaskKind, UploadedRequest, is_noisy_quadratic, is_runner_name,
 };
 
 /// Everything in a request that does not fit together. `cut` are the pointers of what is already
@@ -22,6 +23,7 @@ pub(super) fn violations(
     };
     name_and_labels(request, limits, &mut check);
     batch_sizes(request, &mut check);
+    runner(request, limits, &mut check);
     workload(request, limits, &mut check);
     target(request, &mut check);
     search(request, &mut check);
@@ -141,12 +143,120 @@ fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
     }
 }
 
+fn runner(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check<'_>) {
+    let runner = &request.runner;
+    if !is_runner_name(&runner.name) {
+        check.refuse(
+            "/runner/name",
+            &[],
+            "must be 1 to 64 lowercase letters, digits, _ and -, as workers offer it".into(),
+        );
+    }
+    if let Some(version) = &runner.version
+        && (version.trim().is_empty() || version.chars().any(char::is_control))
+    {
+        check.refuse(
+            "/runner/version",
+            &[],
+            "must not be blank nor have control characters".into(),
+        );
+    }
+    let (max_bytes, max_depth) = (
+        limits.max_runner_options_bytes,
+        limits.max_runner_options_depth,
+    );
+    for (pointer, detail) in option_faults(&runner.options, max_bytes, max_depth) {
+        check.refuse(&format!("/runner/options{pointer}"), &[], detail);
+    }
+    if let DatasetRequest::External(dataset) = &request.workload.dataset {
+        external(&dataset.external, limits, check);
+    }
+    if let Some(Model::External { name, .. }) = &request.workload.model {
+        let pointer = "/workload/model/name";
+        named(name, pointer, limits, check);
+    }
+    if !runner.is_burn() {
+        return;
+    }
+    let own = |what: &str| {
+        format!(
+            "{BURN} is the service's own program and has no {what}; leave it out, or name the runner that has"
+        )
+    };
+    if runner.version.is_some() {
+        check.refuse("/runner/version", &["/runner/name"], own("version to name"));
+    }
+    if !runner.options.is_empty() {
+        check.refuse("/runner/options", &["/runner/name"], own("options"));
+    }
+    let elsewhere = |what: &str| {
+        format!(
+            "an external {what} is another program's; name its runner in runner.name, which is {BURN} now"
+        )
+    };
+    if matches!(request.workload.dataset, DatasetRequest::External(_)) {
+        check.refuse(
+            "/workload/dataset/external",
+            &["/runner"],
+            elsewhere("data set"),
+        );
+    }
+    if request
+        .workload
+        .model
+        .as_ref()
+        .is_some_and(Model::is_external)
+    {
+        check.refuse("/workload/model/family", &["/runner"], elsewhere("model"));
+    }
+}
+
+/// What a study says of a data set that the service never sees.
+fn external(facts: &ExternalFacts, limits: &DefinitionLimits, check: &mut Check<'_>) {
+    const AT: &str = "/workload/dataset/external";
+    named(&facts.name, &format!("{AT}/name"), limits, check);
+    if facts.input.numbers() == 0 {
+        check.refuse(
+            &format!("{AT}/input"),
+            &[],
+            "every side must be at least 1".into(),
+        );
+    }
+    let least = match facts.target {
+        Target::Values { .. } => 1,
+        Target::Classes { .. } | Target::NextToken { .. } => 2,
+    };
+    if facts.target.width() < least {
+        check.refuse(
+            &format!("{AT}/target"),
+            &[],
+            format!("must be at least {least}, is {}", facts.target.width()),
+        );
+    }
+}
+
+fn named(name: &str, pointer: &str, limits: &DefinitionLimits, check: &mut Check<'_>) {
+    let chars = name.chars().count() as u64;
+    let is_plain = !name.trim().is_empty() && !name.chars().any(char::is_control);
+    if !is_plain || chars > limits.max_name_chars {
+        check.refuse(
+            pointer,
+            &[],
+            format!(
+                "must be 1 to {} characters, not blank and without control characters",
+                limits.max_name_chars
+            ),
+        );
+    }
+}
+
 fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check<'_>) {
     const DATASET: &str = "/workload/dataset";
     const MODEL: &str = "/workload/model";
     let workload = &request.workload;
     let facts = match &workload.dataset {
         DatasetRequest::Builtin(dataset) => dataset.facts(),
+        DatasetRequest::External(dataset) => dataset.facts(),
         DatasetRequest::Uploaded(dataset) => {
             let Some(facts) = uploaded(dataset, check) else {
                 return;
@@ -156,8 +266,8 @@ fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check
     };
     let bytes = match &workload.dataset {
         DatasetRequest::Builtin(dataset) => dataset.bytes(),
-        // It was let in when it was uploaded.
-        DatasetRequest::Uploaded(_) => 0,
+        // It was let in when it was uploaded, or is never seen.
+        DatasetRequest::Uploaded(_) | DatasetRequest::External(_) => 0,
     };
     if bytes > limits.max_synthetic_bytes {
         check.refuse(
@@ -231,7 +341,7 @@ fn workload(request: &StudyRequest, limits: &DefinitionLimits, check: &mut Check
             ),
         );
     }
-    let Some(model) = &workload.model else {
+    let Some(model) = workload.model.as_ref().filter(|it| !it.is_external()) else {
         return;
     };
     match Network::new(model, &facts) {

@@ -108,7 +108,7 @@ fn a_tagged_union_is_judged_by_the_alternative_that_was_meant() {
     says(
         &with("/workload/model/family", json!(7)),
         "/workload/model/family",
-        "must be one of: mlp, cnn, resnet, transformer_encoder, transformer_lm, rnn, sequential; is 7",
+        "must be one of: mlp, cnn, resnet, transformer_encoder, transformer_lm, rnn, sequential, external; is 7",
     );
     says(
         &with("/optimizer", json!(["adam"])),

@@ -1,0 +1,2 @@
+DROP TABLE device_runners;
+ALTER TABLE probes DROP COLUMN runner;
