@@ -35,11 +35,6 @@ pub fn command(runner: &[&str]) -> String {
         .join(",")
 }
 
-/// The real inspection of uploads.
-fn inspection() -> String {
-    format!("{},inspect", trainer())
-}
-
 /// Whether a process runs: one that nobody has reaped does not.
 pub fn is_running(pid: Pid) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -125,7 +120,6 @@ impl ServerProcess {
             .env("TRIALHEAD_POOL__LOCK_DIR", locks)
             .env("TRIALHEAD_POOL__CHILD_COMMAND", command(runner))
             .env("TRIALHEAD_DATA_DIR", folder.path().join("data"))
-            .env("TRIALHEAD_DATASETS__INSPECT_COMMAND", inspection())
             .env("TRIALHEAD_POOL__TICK_SECS", "0.5")
             .env("TRIALHEAD_POOL__HEARTBEAT_SECS", "0.5")
             .env("TRIALHEAD_POOL__LEASE_SECS", lease_secs.to_string())
