@@ -195,6 +195,7 @@ impl Loop {
                 worker: format!("worker {number}"),
                 protocol: PROTOCOL,
                 device: DeviceFacts {
+                    driver: None,
                     host: format!("host {number}"),
                     hardware: "cpu".into(),
                     backend: Backend::Cpu,

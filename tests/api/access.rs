@@ -92,6 +92,8 @@ impl Things {
     async fn make(service: &TestService, token: &str) -> Self {
         // Without a device a study has no probes yet.
         let device = NewDevice {
+            driver: None,
+            runners: &["burn".to_owned()],
             host: "elsewhere",
             hardware: "cpu",
             backend: "cpu",

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use trialhead::pool::child::{ChildConfig, ChildReport, Progress, Spawner, Told, run};
+use trialhead::pool::child::{ChildConfig, ChildReport, Spawner, Told, run};
 use trialhead::probe::{Exit, FailureReason, InfeasibleReason, KilledFor, Outcome};
 use trialhead::study::{BatchSize, Bytes};
 

@@ -127,6 +127,7 @@ pub async fn study(
 pub async fn device(database: &Database, host: &str, model: &str) -> DeviceId {
     let mut conn = database.connection().await.expect("a connection");
     let new = NewDevice {
+        driver: None,
         host,
         hardware: "cpu",
         backend: "cpu",
