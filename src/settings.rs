@@ -424,6 +424,7 @@ impl Settings {
             .list_separator(",")
             .with_list_parse_key("api.allowed_hosts")
             .with_list_parse_key("pool.child_command")
+            .with_list_parse_key("datasets.inspect_command")
             .source(Some(variables));
         let mut settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
         if settings.database.url.is_none() {
