@@ -511,6 +511,7 @@ impl Settings {
             .with_list_parse_key("pool.devices")
             .with_list_parse_key("pool.exclude_devices")
             .with_list_parse_key("pool.inventory_command")
+            .with_list_parse_key("datasets.inspect_command")
             .source(Some(variables));
         let mut settings: Self = builder.add_source(environment).build()?.try_deserialize()?;
         if settings.database.url.is_none() {

@@ -36,8 +36,9 @@ async fn figures(server: &ServerProcess, path: &str) -> Vec<Value> {
     loop {
         let page = server.until(&url, |_| true).await;
         for item in page["items"].as_array().expect("items") {
-            // How long it took is not.
-            if item["unit"] != "s" && item["unit"] != "bytes" {
+            // How long it took is not, nor is the share of that which evaluating took.
+            let is_timed = item["unit"] == "s" || item["metric"] == "evaluation_share";
+            if !is_timed && item["unit"] != "bytes" {
                 figures.push(json!([item["metric"], item["step"], item["value"]]));
             }
         }
