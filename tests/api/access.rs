@@ -223,6 +223,10 @@ async fn no_operation_lets_in_who_it_should_not() {
                 let query = format!("{path}?dry_run=true");
                 let dry = send(&service, "PUT", &query, Some(&of_b), None).await;
                 dry.problem(404, "not_found");
+            } else if operation.path.starts_with("/v1/leases/") {
+                // A lease is held by whoever has named it, and nothing is told of one that nobody has.
+                let told = matches!(answer.status, 204 | 400 | 409 | 415 | 422);
+                assert!(told, "{at}: {}", answer.text);
             } else {
                 answer.problem(404, "not_found");
             }
