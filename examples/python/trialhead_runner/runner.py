@@ -147,7 +147,11 @@ class Runner:
 
     def step_time(self, spec, events):
         """Time per step, on batches of training, on one that is staged on the device before, or on both."""
-        rule = spec["task"]
+        rule = dict(spec["task"])
+        options = spec.get("runner", {}).get("options", {})
+        rule["max_secs"] = min(
+            rule["max_secs"], options.get("max_sampling_secs", math.inf)
+        )
         if rule["canary_secs"] > 0.0:
             events.progress("canary", 0.0)
             canary = self._canary(spec, rule["canary_secs"])
