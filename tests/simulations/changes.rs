@@ -528,7 +528,7 @@ fn row_29_44_45_advice_that_is_kept_is_given_again_in_the_same_words() {
         ("/optimizer/learning_rate", json!(0.02)),
         ("/optimizer/momentum", json!(0.8)),
         ("/workload/target/value", json!(0.3)),
-        ("/workload/input_pipeline/threads", json!(2)),
+        ("/workload/input_pipeline", json!({"threads": 2})),
         ("/seed", json!(4)),
     ];
     for (pointer, value) in rows {

@@ -671,7 +671,7 @@ fn optimizers(request: &StudyRequest, check: &mut Check<'_>) {
             check.refuse(
                 &pointer,
                 &[CANDIDATES],
-                format!("no candidate has a {}", name.as_str()),
+                format!("no candidate has the hyperparameter {}", name.as_str()),
             );
         }
         if names[..index].contains(name) {
