@@ -132,11 +132,20 @@ def breach(fault):
         sys.exit(1)
 
 
+class Wandering:
+    """Tells another best evaluation each time, by factors."""
+
+    def __init__(self, events):
+        self.events = events
+
+    def measurement(self, metric, value, **where):
+        if metric == "best_evaluation":
+            value *= 10 ** random.SystemRandom().uniform(-3, 3)
+        self.events.measurement(metric, value, **where)
+
+
 if FAULT == "seedless":
-    # A number of its own each time: between 0 and 7, so that no two are alike.
-    TASKS["training"] = lambda spec, events: training(
-        {**spec, "seed": 7 * random.SystemRandom().random()}, events
-    )
+    TASKS["training"] = lambda spec, events: training(spec, Wandering(events))
     contract.run("seedless", TASKS)
 elif FAULT == "no-training":
     del TASKS["training"], TASKS["learning_rate_range"]
