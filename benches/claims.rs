@@ -22,9 +22,8 @@ use trialhead::pool::leases::{ClaimRequest, CompletionRequest, LeaseError, Lease
 use trialhead::probe::{Measurement, Outcome, PROTOCOL, ProbeState, Task};
 use trialhead::service::Service;
 use trialhead::settings::Settings;
-use trialhead::store::connection::{Database, MigrateMode, migrate};
+use trialhead::store::connection::Database;
 use trialhead::store::events;
-use trialhead::store::local_server::{LocalServer, LocalServerConfig};
 use trialhead::study::{Backend, Bytes, LeaseId, StudyId};
 use uuid::Uuid;
 
@@ -40,14 +39,7 @@ fn main() {
 }
 
 async fn run() {
-    let folder = std::env::temp_dir().join(format!("trialhead-bench-{}", std::process::id()));
-    let postgres = LocalServer::start(LocalServerConfig::new(&folder))
-        .await
-        .expect("a local Postgres");
-    let database = queue::database(&postgres.url());
-    migrate(&database, MigrateMode::Auto)
-        .await
-        .expect("migrated");
+    let (folder, postgres, database) = queue::database_of_its_own().await;
     let mut settings = Settings {
         listen: "127.0.0.1:0".parse().expect("an address"),
         workers: 0,

@@ -12,9 +12,8 @@ use std::time::Instant;
 
 use tokio_postgres::{Client, NoTls, Statement};
 use trialhead::probe::{Measurement, Outcome, Task};
-use trialhead::store::connection::{Database, MigrateMode, migrate};
+use trialhead::store::connection::Database;
 use trialhead::store::leases::{self, Claim, Completed, Completion};
-use trialhead::store::local_server::{LocalServer, LocalServerConfig};
 use trialhead::study::{DeviceId, LeaseId};
 use uuid::Uuid;
 
@@ -27,14 +26,7 @@ fn main() {
 }
 
 async fn run() {
-    let folder = std::env::temp_dir().join(format!("trialhead-bench-{}", std::process::id()));
-    let server = LocalServer::start(LocalServerConfig::new(&folder))
-        .await
-        .expect("a local Postgres");
-    let database = queue::database(&server.url());
-    migrate(&database, MigrateMode::Auto)
-        .await
-        .expect("migrated");
+    let (folder, server, database) = queue::database_of_its_own().await;
     let device = queue::device(&database, "bench", queue::MODEL).await;
     let bare = Bare::connect(&server.url()).await;
     let mut ratios = Vec::new();

@@ -86,7 +86,7 @@ pub struct Uploaded {
 #[derive(Debug, Clone)]
 pub struct Uploads {
     database: Database,
-    library: Library,
+    contents: Library,
     spawner: Arc<Spawner>,
     child: Arc<ChildConfig>,
     settings: Arc<DatasetSettings>,
@@ -97,14 +97,14 @@ impl Uploads {
     /// Takes uploads into a library.
     pub fn new(
         database: Database,
-        library: Library,
+        contents: Library,
         spawner: Arc<Spawner>,
         child: Arc<ChildConfig>,
         settings: DatasetSettings,
     ) -> Self {
         Self {
             database,
-            library,
+            contents,
             spawner,
             child,
             permits: Arc::new(Semaphore::new(settings.max_uploads)),
@@ -118,8 +118,8 @@ impl Uploads {
     }
 
     /// The contents of data sets.
-    pub fn library(&self) -> &Library {
-        &self.library
+    pub fn contents(&self) -> &Library {
+        &self.contents
     }
 
     /// The data set that this file became before, if the client says which file it is.
@@ -148,7 +148,7 @@ impl Uploads {
             .permits
             .try_acquire()
             .map_err(|_| UploadError::Busy(self.settings.max_uploads))?;
-        let source = self.library.place();
+        let source = self.contents.place();
         let (source_sha256, source_bytes) = self.receive(source.path(), bytes).await?;
         if let Some(announced) = &new.announced_sha256
             && *announced != source_sha256
@@ -170,7 +170,7 @@ impl Uploads {
                 });
             }
         }
-        let stored = self.library.place();
+        let stored = self.contents.place();
         let header = self
             .inspect(&new.options, source.path(), stored.path())
             .await?;
@@ -179,7 +179,7 @@ impl Uploads {
         let (content, content_bytes) = tokio::task::spawn_blocking(move || hash_file(&path))
             .await
             .map_err(std::io::Error::other)??;
-        self.library.keep(&content, stored.path()).await?;
+        self.contents.keep(&content, stored.path()).await?;
         let unreadable = |error| StoreError::unreadable("data set", error);
         let row = DatasetRow {
             id: DatasetId(Uuid::now_v7()).0,
@@ -315,7 +315,7 @@ impl Uploads {
         let work = datasets::delete(&mut conn, project, id).await;
         let deleted = store::finish(&mut conn, work).await?;
         if let datasets::Deleted::WithContent(content) = &deleted {
-            self.library.remove(content).await?;
+            self.contents.remove(content).await?;
         }
         Ok(deleted)
     }

@@ -363,7 +363,7 @@ pub async fn get_dataset_content(
     };
     let file = api
         .uploads
-        .library()
+        .contents()
         .open(&row.content)
         .await
         .map_err(crate::uploads::UploadError::from)?;

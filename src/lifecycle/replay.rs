@@ -10,7 +10,7 @@ use super::Context;
 use super::advance::new_probes;
 use crate::analysis::{self, Evidence, ProbeRecord};
 use crate::plan::{self, Next, PlannedProbe};
-use crate::probe::{ProbeKind, ProbeSpec, ProbeState, Task, TrainingRun};
+use crate::probe::{ProbeKind, ProbeSpec, ProbeState, Task};
 use crate::store::{StoreError, answers};
 use crate::study::{EndedBecause, ProbeId, StudyDefinition, StudyId};
 
@@ -182,12 +182,7 @@ fn nearest<'a>(stand_ins: &'a Evidence, wanted: &ProbeSpec) -> Option<&'a ProbeR
 fn is_other_target(a: &Task, b: &Task) -> bool {
     match (a, b) {
         (Task::Training(a), Task::Training(b)) => {
-            let endless = |run: &TrainingRun| TrainingRun {
-                max_steps: 0,
-                target: None,
-                ..run.clone()
-            };
-            a.target.is_some() == b.target.is_some() && endless(a) == endless(b)
+            a.target.is_some() == b.target.is_some() && a.endless() == b.endless()
         }
         _ => false,
     }

@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 use super::fingerprint::{EXTERNAL, MEASUREMENT_PROTOCOL, RUNNER};
 use super::outcome::InfeasibleReason;
-use super::spec::{Batches, ProbeDevice, ProbeKind, ProbeSpec, Task, TrainingRun};
+use super::spec::{Batches, ProbeDevice, ProbeKind, ProbeSpec, Task};
 use super::state::ProbeState;
 use crate::study::{
     Backend, BatchSize, Bytes, Contents, DType, Dataset, EvaluationMetric, ExternalFacts, Figure,
@@ -386,11 +386,7 @@ pub fn course(
         .target
         .as_ref()
         .is_some_and(|target| target.metric == EvaluationMetric::ExpectedExcessLoss);
-    let endless = Task::Training(TrainingRun {
-        max_steps: 0,
-        target: None,
-        ..run.clone()
-    });
+    let endless = Task::Training(run.endless());
     let bytes = serde_json_canonicalizer::to_vec(&KeyedCourse {
         project,
         study: study.map(|id| id.to_string()),

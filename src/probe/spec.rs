@@ -171,6 +171,15 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl TrainingRun {
+    /// The run without what ends it: its target and its cap.
+    pub fn endless(&self) -> Self {
+        Self {
+            max_steps: 0,
+            target: None,
+            ..self.clone()
+        }
+    }
+
     /// The metric whose best value is kept: the target's, else the loss itself.
     pub fn watched(&self, loss: Loss) -> EvaluationMetric {
         self.target

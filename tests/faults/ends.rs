@@ -94,6 +94,22 @@ pub fn training_study() -> Value {
     })
 }
 
+/// Every training probe of a study: what it was asked and where it stands, in the order of the plan.
+pub async fn trials(server: &ServerProcess, path: &str) -> Vec<(Value, Value)> {
+    let url = format!("{path}/probes?kind=training&page_size=500");
+    let list = server.until(&url, |_| true).await;
+    assert_eq!(list["next_page_token"], Value::Null, "one page");
+    let items = list["items"].as_array().expect("items");
+    items
+        .iter()
+        .map(|item| {
+            let probe = &item["probe"];
+            assert_eq!(probe["crashes"], 0, "{probe}");
+            (probe["spec"].clone(), probe["state"].clone())
+        })
+        .collect()
+}
+
 /// Training to a target on the CPU is deterministic, so a study killed at any moment makes the same probes with the
 /// same results.
 #[tokio::test]
@@ -101,22 +117,6 @@ async fn training_to_a_target_goes_on_where_it_was_killed_and_finds_the_same() {
     let post = async |server: &ServerProcess| {
         let study = server.post("/v1/studies", &training_study()).await;
         format!("/v1/studies/{}", study["id"].as_str().expect("an id"))
-    };
-    // What each training probe was asked and what it found, in the order of the plan.
-    let trials = async |server: &ServerProcess, path: &str| -> Vec<(Value, Value)> {
-        let url = format!("{path}/probes?kind=training&page_size=500");
-        let (status, _, list) = server.get(&url).await.expect("an answer");
-        assert_eq!(status, 200, "{list}");
-        assert_eq!(list["next_page_token"], Value::Null, "one page");
-        let items = list["items"].as_array().expect("items");
-        items
-            .iter()
-            .map(|item| {
-                let probe = &item["probe"];
-                assert_eq!(probe["crashes"], 0, "{probe}");
-                (probe["spec"].clone(), probe["state"].clone())
-            })
-            .collect()
     };
     let undisturbed = TestDatabase::create().await;
     let server = ServerProcess::start(undisturbed.url(), "calm", TRAINING);

@@ -3,9 +3,10 @@
 
 use trialhead::probe::{Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs};
 use trialhead::store;
-use trialhead::store::connection::{Database, DatabaseConfig};
+use trialhead::store::connection::{Database, DatabaseConfig, MigrateMode, migrate};
 use trialhead::store::devices::{self, NewDevice};
 use trialhead::store::leases::{self, Claim, Claimed, RetryPolicy};
+use trialhead::store::local_server::{LocalServer, LocalServerConfig};
 use trialhead::store::probes::{self, NewProbe, WavePlace};
 use trialhead::store::studies::{self, NewStudy};
 use trialhead::study::defaults;
@@ -29,6 +30,20 @@ pub const POLICY: RetryPolicy = RetryPolicy {
 #[allow(dead_code, reason = "not every test binary needs it")]
 pub fn database(url: &str) -> Database {
     Database::open(&DatabaseConfig::new(url.to_owned())).expect("a pool")
+}
+
+/// A migrated database on a Postgres of its own, in a folder that is to be removed when it has stopped.
+#[allow(dead_code, reason = "for benches")]
+pub async fn database_of_its_own() -> (std::path::PathBuf, LocalServer, Database) {
+    let folder = std::env::temp_dir().join(format!("trialhead-bench-{}", std::process::id()));
+    let server = LocalServer::start(LocalServerConfig::new(&folder))
+        .await
+        .expect("a local Postgres");
+    let database = database(&server.url());
+    migrate(&database, MigrateMode::Auto)
+        .await
+        .expect("migrated");
+    (folder, server, database)
 }
 
 pub fn definition(priority: i32) -> StudyDefinition {

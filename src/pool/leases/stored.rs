@@ -41,7 +41,7 @@ pub fn retry_policy(settings: &PoolSettings) -> RetryPolicy {
 pub struct StoredLeases {
     context: Context,
     settings: PoolSettings,
-    library: Library,
+    contents: Library,
     metrics: InstanceMetrics,
 }
 
@@ -60,13 +60,13 @@ impl StoredLeases {
     pub fn new(
         context: Context,
         settings: PoolSettings,
-        library: Library,
+        contents: Library,
         metrics: InstanceMetrics,
     ) -> Self {
         Self {
             context,
             settings,
-            library,
+            contents,
             metrics,
         }
     }
@@ -244,7 +244,7 @@ impl Leases for StoredLeases {
     }
 
     async fn content(&self, _: &Lease, dataset: &UploadedDataset) -> Result<File, LeaseError> {
-        self.library
+        self.contents
             .open(&dataset.content)
             .await
             .map_err(|error| LeaseError::Failed(error.to_string()))
