@@ -271,7 +271,8 @@ async fn a_data_set_comes_to_a_worker_by_its_content_and_is_kept() {
     );
     let study = server.ended(&path).await;
     assert_eq!(study["ended_because"], "answered", "{study}");
-    let kept = std::fs::read_dir(home.path().join("host/work/datasets")).expect("a folder");
+    let kept = std::fs::read_dir(home.path().join("host").join("work").join("datasets"))
+        .expect("a folder");
     let names: Vec<String> = kept
         .map(|entry| {
             entry
