@@ -196,6 +196,7 @@ impl Loop {
                     memory_bytes: Bytes(1 << 33),
                     available_bytes: Bytes(1 << 33),
                     slots: 2,
+                    count: 1,
                 },
                 runners: vec!["burn".into()],
                 wait_secs: 20.0,

@@ -144,6 +144,7 @@ impl Runner {
 
     async fn guided(&mut self, budget: Bytes) -> (u64, usize) {
         let search = Search {
+            multiple_of: 1,
             min: BatchSize(1),
             max: BatchSize(MAX_BATCH_SIZE),
             max_from: MaxFrom::Range,

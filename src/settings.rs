@@ -156,6 +156,8 @@ pub struct PoolSettings {
     pub software_gpus: bool,
     /// Training probes that may share a GPU, each with the whole memory budget.
     pub gpu_slots: u32,
+    /// Equal GPUs that are offered as one device, for studies with `device.count`. A probe has all of them.
+    pub gpus_together: u32,
     /// Limit of the memory on the host of a probe on a GPU. Default: none but that of the control group.
     pub gpu_host_memory_bytes: Option<u64>,
     /// Program and arguments that list the GPUs. Default: this program's `inventory`.
@@ -206,6 +208,7 @@ impl Default for PoolSettings {
             exclude_devices: Vec::new(),
             software_gpus: false,
             gpu_slots: 1,
+            gpus_together: 1,
             gpu_host_memory_bytes: None,
             inventory_command: None,
             inventory_secs: 30.0,
@@ -579,6 +582,9 @@ impl Settings {
             risks.push(
                 "pool.slots and pool.gpu_slots must be at least 1: no probe could ever run".into(),
             );
+        }
+        if pool.gpus_together == 0 {
+            risks.push("pool.gpus_together must be at least 1: no GPU could be offered".into());
         }
         for (name, command) in [
             ("pool.child_command", &pool.child_command),

@@ -34,6 +34,9 @@ pub enum Bottleneck {
     /// The time grows with the batch size, and arithmetic runs below half of that rate: the rest goes into
     /// moving numbers.
     BandwidthBound,
+    /// Several devices spend 15% or more of a step on bringing their gradients together:
+    /// (t(B, n) − t(B/n, 1))/t(B, n).
+    CommunicationBound,
 }
 
 impl Bottleneck {
@@ -43,6 +46,7 @@ impl Bottleneck {
             Self::InputBound => Some("W_INPUT_BOUND"),
             Self::SyncBound => Some("W_SYNC_BOUND"),
             Self::LaunchBound => Some("W_LAUNCH_BOUND"),
+            Self::CommunicationBound => Some("W_COMMUNICATION_BOUND"),
             // The device is busy: that is what a batch size is chosen for.
             Self::ComputeBound | Self::BandwidthBound => None,
         }

@@ -33,7 +33,8 @@ pub fn search(definition: &StudyDefinition) -> Option<Search> {
         max_from: sizes.max_from,
         usable_bytes: budget.as_f64() - memory::reserve(budget).as_f64(),
         resolution: sizes.resolution,
-        grid: sizes.grid_batch_sizes(),
+        grid: definition.grid_batch_sizes(),
+        multiple_of: u64::from(definition.device.count.max(1)),
     })
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn succeeded(
             device: ProbeDevice {
                 backend: Backend::Cpu,
                 model: "test".into(),
+                count: 1,
                 threads: 2,
             },
             batch_size: BatchSize(batch_size),

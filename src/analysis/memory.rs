@@ -367,6 +367,7 @@ mod tests {
             device: DeviceChoice {
                 backend: Backend::Cpu,
                 model: Some("test".into()),
+                count: 1,
                 memory_budget_bytes: Some(Bytes(BUDGET)),
                 threads: Some(2),
             },

@@ -37,6 +37,8 @@ pub struct Search {
     pub resolution: Resolution,
     /// The grid, ascending; used when the resolution is the grid.
     pub grid: Vec<BatchSize>,
+    /// Every batch size is a multiple of it: the devices that share one out.
+    pub multiple_of: u64,
 }
 
 /// What limits the largest feasible batch size.
@@ -99,6 +101,32 @@ impl Search {
     /// The next look, given everything seen so far in any order. A batch size seen twice counts by
     /// its worse sight.
     pub fn next(&self, seen: &[(BatchSize, Seen)]) -> SearchStep {
+        let devices = self.multiple_of;
+        if devices <= 1 {
+            return self.next_of_one(seen);
+        }
+        // What one device's share may be is searched.
+        let share = |size: BatchSize| BatchSize(size.0 / devices);
+        let whole = |size: BatchSize| BatchSize(size.0.saturating_mul(devices));
+        let of_one = Self {
+            min: share(self.min),
+            max: share(self.max),
+            grid: self.grid.iter().map(|size| share(*size)).collect(),
+            multiple_of: 1,
+            ..self.clone()
+        };
+        let seen: Vec<(BatchSize, Seen)> =
+            seen.iter().map(|(size, it)| (share(*size), *it)).collect();
+        match of_one.next_of_one(&seen) {
+            SearchStep::Probe(size) => SearchStep::Probe(whole(size)),
+            SearchStep::Done(end) => SearchStep::Done(SearchEnd {
+                largest: end.largest.map(whole),
+                ..end
+            }),
+        }
+    }
+
+    fn next_of_one(&self, seen: &[(BatchSize, Seen)]) -> SearchStep {
         let unfit = seen
             .iter()
             .filter(|(_, it)| *it != Seen::Nothing && !self.fits(*it))
@@ -251,6 +279,7 @@ mod tests {
                 .map(|power| BatchSize(1 << power))
                 .filter(|size| size.0 <= max)
                 .collect(),
+            multiple_of: 1,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod accumulation;
 pub mod batch_norm;
 pub mod bottleneck;
 pub mod decision;
+pub mod devices;
 pub mod evidence;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -26,13 +27,14 @@ pub use accumulation::AccumulationPoint;
 pub use batch_norm::BatchNormAnalysis;
 pub use bottleneck::{Bottleneck, BottleneckAnalysis, BottleneckPoint, Finding, StepParts};
 pub use decision::{Feasibility, StartChoice};
+pub use devices::{CommunicationPoint, DeviceCountPoint, DevicesAnalysis};
 pub use evidence::{Evidence, ProbeRecord};
 pub use initial::InitialAnalysis;
 pub use memory::{MemoryAnalysis, MemoryFit, MemoryPoint, MemoryPrediction, MemorySplit};
 pub use optimizers::OptimizerAnalysis;
 pub use quality::{QualityAnalysis, QualityPair, QualityPoint};
 pub use saturation::{DoublingGain, GainRegion, SaturationAnalysis, TimeModel};
-pub use steps::{StepsAnalysis, StepsPoint};
+pub use steps::{StepsAnalysis, StepsFit, StepsPoint};
 pub use throughput::{Curve, ThroughputAnalysis, ThroughputPoint};
 
 pub use training_time::{TrainingTimeAnalysis, TrainingTimePoint};
@@ -69,6 +71,15 @@ impl Estimate {
             ci_upper: half_width.map(|half| (ln + half).exp()),
         }
     }
+
+    /// So many times as much.
+    pub fn scaled(self, factor: f64) -> Self {
+        Self {
+            value: self.value * factor,
+            ci_lower: self.ci_lower.map(|it| it * factor),
+            ci_upper: self.ci_upper.map(|it| it * factor),
+        }
+    }
 }
 
 /// Everything that has been worked out about a study.
@@ -82,6 +93,9 @@ pub struct Analysis {
     pub saturation: Option<SaturationAnalysis>,
     /// What keeps steps from being shorter; null before it was measured.
     pub bottleneck: Option<BottleneckAnalysis>,
+    /// How steps scale with the devices that share them; null for one device.
+    #[serde(default)]
+    pub devices: Option<DevicesAnalysis>,
     /// What gradient accumulation brings, by micro-batch size.
     #[serde(default)]
     pub gradient_accumulation: Vec<AccumulationPoint>,
@@ -139,6 +153,15 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         .as_ref()
         .zip(steps.as_ref())
         .and_then(|(throughput, steps)| training_time::analyze(definition, throughput, steps));
+    let mut devices = devices::analyze(definition, all);
+    if let (Some(devices), Some(throughput), Some(feasibility), Some(decision)) =
+        (&mut devices, &throughput, &feasibility, &training_time)
+        && let Some(fit) = steps.as_ref().and_then(|steps| steps.fit.as_ref())
+    {
+        let sizes: Vec<_> = decision.points.iter().map(|it| it.batch_size).collect();
+        devices.by_count =
+            devices::by_count(definition, devices, throughput, feasibility, fit, &sizes);
+    }
     let quality = training
         .as_ref()
         .zip(steps.as_ref())
@@ -175,6 +198,7 @@ pub fn analyze(definition: &StudyDefinition, evidence: &Evidence) -> Analysis {
         throughput,
         saturation,
         bottleneck,
+        devices,
         gradient_accumulation: accumulation::analyze(evidence),
         feasibility,
         start,

@@ -40,7 +40,7 @@ pub struct TrainingTimePoint {
     pub time_per_step_secs: f64,
     /// T(B) = t·S, seconds.
     pub training_time_secs: Estimate,
-    /// R(B): devices × T, device-seconds. One device is used.
+    /// R(B): devices × T, device-seconds.
     pub device_secs: Estimate,
     /// Energy of a run, kilowatt-hours; null where the device's energy was not measured.
     #[serde(default)]
@@ -152,7 +152,8 @@ struct Candidate {
 
 /// What a step costs: so much for each second of it, and so much for its energy.
 #[derive(Clone, Copy)]
-struct Price {
+pub(super) struct Price {
+    /// Of all devices together.
     second: f64,
     kilowatt_hour: f64,
     /// Whether this is money, and not device-seconds.
@@ -160,6 +161,12 @@ struct Price {
 }
 
 impl Price {
+    /// What a device-second costs in the study's currency, where it has a price that counts.
+    pub(super) fn of_device_hours(definition: &StudyDefinition) -> Option<f64> {
+        let price = definition.costs.device_hour.filter(|price| *price > 0.0)?;
+        Some(price / SECONDS)
+    }
+
     /// That of a study. Without a price that counts a device-second costs one device-second.
     fn of(definition: &StudyDefinition, candidates: &[Candidate]) -> Self {
         let costs = &definition.costs;
@@ -168,17 +175,15 @@ impl Price {
         let kilowatt_hour = costs
             .energy_price_per_kwh
             .filter(|price| is_energy_known && *price > 0.0);
-        match (
-            costs.device_hour.filter(|price| *price > 0.0),
-            kilowatt_hour,
-        ) {
+        let devices = f64::from(definition.device.count);
+        match (Self::of_device_hours(definition), kilowatt_hour) {
             (None, None) => Self {
-                second: 1.0,
+                second: devices,
                 kilowatt_hour: 0.0,
                 is_money: false,
             },
-            (hour, energy) => Self {
-                second: hour.unwrap_or(0.0) / 3600.0,
+            (second, energy) => Self {
+                second: devices * second.unwrap_or(0.0),
                 kilowatt_hour: energy.unwrap_or(0.0),
                 is_money: true,
             },
@@ -190,6 +195,8 @@ impl Price {
     }
 }
 
+/// Seconds in an hour.
+const SECONDS: f64 = 3600.0;
 /// Joules in a kilowatt-hour.
 const KILOWATT_HOUR: f64 = 3.6e6;
 
@@ -222,6 +229,7 @@ pub fn analyze(
         return None;
     }
     let price = Price::of(definition, &candidates);
+    let devices = f64::from(definition.device.count);
     let draws = draw(candidates, throughput, fit, price, definition.seed);
     let plain: Vec<Priced> = draws
         .candidates
@@ -280,15 +288,15 @@ pub fn analyze(
                 steps,
                 time_per_step_secs: secs,
                 training_time_secs: time,
-                device_secs: time,
-                energy_kwh: candidate.energy_per_step_kwh.map(|it| scaled(steps, it)),
+                device_secs: time.scaled(devices),
+                energy_kwh: candidate.energy_per_step_kwh.map(|it| steps.scaled(it)),
                 money: price.is_money.then(|| {
                     interval(
                         ln_steps.exp() * price.of_step(secs, candidate),
                         resources.iter().map(|ln| ln.exp()),
                     )
                 }),
-                runs_per_device_hour: 3600.0 / time.value,
+                runs_per_device_hour: SECONDS / (devices * time.value),
                 resources_to_next: draws
                     .candidates
                     .get(index + 1)
@@ -401,14 +409,6 @@ fn sd(row: &[f64]) -> f64 {
     crate::statistics::intervals::standard_deviation(row).unwrap_or(0.0)
 }
 
-fn scaled(estimate: Estimate, factor: f64) -> Estimate {
-    Estimate {
-        value: estimate.value * factor,
-        ci_lower: estimate.ci_lower.map(|it| it * factor),
-        ci_upper: estimate.ci_upper.map(|it| it * factor),
-    }
-}
-
 fn change(to: BatchSize, from: &[f64], next: &[f64]) -> ResourceChange {
     let mut ratios: Vec<f64> = next.iter().zip(from).map(|(a, b)| a - b).collect();
     ratios.sort_by(f64::total_cmp);
@@ -434,7 +434,7 @@ fn change(to: BatchSize, from: &[f64], next: &[f64]) -> ResourceChange {
 }
 
 /// Those that no other beats in both time and resource consumption, money where there is a price that counts. With one
-/// device and no price of energy the two rise and fall together, so it is the best and what ties with it.
+/// number of devices and no price of energy the two rise and fall together, so it is the best and what ties with it.
 fn pareto(points: &[TrainingTimePoint]) -> Vec<BatchSize> {
     let pair = |point: &TrainingTimePoint| {
         let resources = point.money.unwrap_or(point.device_secs);
@@ -476,7 +476,7 @@ fn upfront(definition: &StudyDefinition, points: &[Priced]) -> Vec<UpfrontDecisi
         .filter_map(|amount| {
             let new = quickest(&|cost| cost == amount)?;
             let old = quickest(&|cost| cost < amount)?;
-            let hours = (old.secs - new.secs) / 3600.0;
+            let hours = (old.secs - new.secs) / SECONDS;
             let saved_per_run = old.money - new.money + costs.value_of_time_per_hour * hours;
             let break_even_runs = (saved_per_run > 0.0).then(|| amount / saved_per_run);
             let is_early = definition.project_phase == ProjectPhase::Early;

@@ -35,6 +35,9 @@ pub struct Device {
     pub available_bytes: Bytes,
     /// The runners that live workers offer on it; studies name one as `runner.name`.
     pub runners: Vec<String>,
+    /// How many devices may train together on it; studies name so many, or fewer, as `device.count`. Memory is that of
+    /// each card, or of the whole processor.
+    pub count: i32,
     /// Probes that may share it.
     pub slots: i32,
     /// Probes running on it now.
@@ -59,6 +62,7 @@ impl From<DeviceRow> for Device {
             available_bytes: Bytes(u64::try_from(row.available_bytes).unwrap_or(0)),
             runners: row.runners,
             slots: row.slots,
+            count: row.count,
             running_probes: row.running_probes,
             busy: row.running_probes > 0,
             last_seen: row.last_seen,

@@ -229,6 +229,7 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
             let wish = Wish {
                 backend: definition.device.backend,
                 model: definition.device.model.as_deref(),
+                count: definition.device.count,
                 memory_budget: definition.device.memory_budget_bytes,
                 runner: &definition.runner.name,
             };

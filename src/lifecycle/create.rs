@@ -95,8 +95,11 @@ fn keep_device(asked: &mut DeviceRequest, before: &DeviceChoice) {
         asked.backend == before.backend && (asked.model.is_none() || asked.model == before.model);
     if is_same {
         asked.model = before.model.clone();
-        asked.threads = asked.threads.or(before.threads);
-        asked.memory_budget_bytes = asked.memory_budget_bytes.or(before.memory_budget_bytes);
+        // Fewer or more devices have another share of threads and memory each.
+        if asked.count == before.count {
+            asked.threads = asked.threads.or(before.threads);
+            asked.memory_budget_bytes = asked.memory_budget_bytes.or(before.memory_budget_bytes);
+        }
     }
 }
 
@@ -110,6 +113,7 @@ fn wish(request: &StudyRequest) -> Wish<'_> {
     Wish {
         backend: request.device.backend,
         model: request.device.model.as_deref(),
+        count: request.device.count,
         memory_budget: request.device.memory_budget_bytes,
         runner: &request.runner.name,
     }

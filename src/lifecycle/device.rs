@@ -11,6 +11,8 @@ use crate::study::{BURN, Backend, Bytes};
 pub struct Wish<'a> {
     pub backend: Backend,
     pub model: Option<&'a str>,
+    /// How many of one host must train together.
+    pub count: u32,
     pub memory_budget: Option<Bytes>,
     /// The runner that must be offered on it.
     pub runner: &'a str,
@@ -35,6 +37,7 @@ pub fn choose(wish: Wish<'_>, live: &[DeviceRow]) -> Choice {
         .iter()
         .filter(|device| device.backend == wish.backend.as_str())
         .filter(|device| wish.model.is_none_or(|model| model == device.model))
+        .filter(|device| device.count >= i32::try_from(wish.count).unwrap_or(i32::MAX))
         .filter(|device| device.runners.iter().any(|runner| runner == wish.runner))
         .collect();
     let mut models: Vec<String> = matching.iter().map(|device| device.model.clone()).collect();
@@ -45,14 +48,18 @@ pub fn choose(wish: Wish<'_>, live: &[DeviceRow]) -> Choice {
     }
     // Several hosts may have the same model: what holds on each is what the smallest allows.
     let Some(smallest) = matching.iter().min_by_key(|device| device.available_bytes) else {
-        let mut waiting_for = match wish.model {
-            Some(model) => {
+        let backend = wish.backend.as_str();
+        let mut waiting_for = match (wish.model, wish.count) {
+            (Some(model), 0 | 1) => format!("a live worker with the {backend} device {model:?}"),
+            (Some(model), count) => {
                 format!(
-                    "a live worker with the {} device {model:?}",
-                    wish.backend.as_str()
+                    "a live worker that offers {count} of the {backend} device {model:?} together"
                 )
             }
-            None => format!("a live worker with a {} device", wish.backend.as_str()),
+            (None, 0 | 1) => format!("a live worker with a {backend} device"),
+            (None, count) => {
+                format!("a live worker that offers {count} {backend} devices together")
+            }
         };
         if wish.runner != BURN {
             waiting_for.push_str(&format!(" that offers the runner {:?}", wish.runner));
@@ -67,6 +74,13 @@ pub fn choose(wish: Wish<'_>, live: &[DeviceRow]) -> Choice {
             .and_then(|bytes| u64::try_from(bytes).ok())
             .unwrap_or(0),
     );
+    // Processes on one processor share its memory.
+    let sharing = if wish.backend.is_gpu() {
+        1
+    } else {
+        u64::from(wish.count.max(1))
+    };
+    let memory = Bytes(memory.0 / sharing);
     if wish.memory_budget.is_some_and(|budget| budget > memory) {
         return Choice::TooSmall {
             model: smallest.model.clone(),

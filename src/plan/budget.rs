@@ -1,8 +1,8 @@
 //! What probes cost, what is left, and what is still to come.
 
 use super::{
-    PlannedProbe, accumulation, asks, batch_norm, bottleneck, confirmation, initial, needs_times,
-    optimizers, quality, rounds, training,
+    PlannedProbe, accumulation, asks, batch_norm, bottleneck, confirmation, devices, initial,
+    needs_times, optimizers, quality, rounds, training,
 };
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::ProbeKind;
@@ -38,6 +38,8 @@ pub struct Purse {
     left_probes: u64,
     spent_secs: f64,
     spent_probes: u64,
+    /// Each of which a second is a device-second.
+    devices: f64,
     costs: Vec<Cost>,
 }
 
@@ -73,6 +75,7 @@ impl Purse {
             left_probes: definition.budget.probes.saturating_sub(spent_probes),
             spent_secs,
             spent_probes,
+            devices: f64::from(definition.device.count),
             costs,
         }
     }
@@ -81,7 +84,7 @@ impl Purse {
         self.costs
             .iter()
             .find(|cost| cost.kind == kind)
-            .map_or_else(|| usual_secs(kind), |cost| cost.mean)
+            .map_or_else(|| self.devices * usual_secs(kind), |cost| cost.mean)
     }
 
     /// What a wave may take: now and then a probe takes as long as the longest so far, so one does.
@@ -170,7 +173,7 @@ impl Purse {
             ),
             (
                 ProbeKind::StepTime,
-                timed + optimizers::usual_timings(definition),
+                timed + optimizers::usual_timings(definition) + devices::usual_probes(definition),
             ),
             (
                 ProbeKind::Confirmation,

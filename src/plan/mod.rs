@@ -4,7 +4,7 @@
 //! not depend on the order in which probes finish. The phases: does the pipeline run ([`smoke`]);
 //! what fits ([`memory`]); how fast is it ([`rounds`]); does what is recommended survive a longer
 //! run ([`confirmation`]); what keeps its steps from being shorter ([`bottleneck`]); what gradient
-//! accumulation brings ([`accumulation`]); which model, learning rate and number of steps to start with ([`initial`]);
+//! accumulation brings ([`accumulation`]); how steps scale with the devices that share them ([`devices`]); which model, learning rate and number of steps to start with ([`initial`]);
 //! how many steps training takes to its target ([`training`]); whether it ends with the same quality everywhere
 //! ([`quality`]); which of several optimizers needs the fewest steps ([`optimizers`]); how batch normalization trains with
 //! ghost batches ([`batch_norm`]). The [`budget`] is looked at before every wave.
@@ -14,6 +14,7 @@ mod batch_norm;
 mod bottleneck;
 mod budget;
 mod confirmation;
+mod devices;
 mod initial;
 mod memory;
 mod optimizers;
@@ -26,6 +27,7 @@ mod training;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::analysis::devices::SERIES;
 use crate::analysis::evidence::first_replicate;
 use crate::analysis::{Analysis, Evidence, MemoryPrediction, ProbeRecord};
 use crate::probe::inputs::is_same;
@@ -139,7 +141,11 @@ fn next(
         (confirmation::wish, true),
         (quality::wish, false),
     ];
-    let comparing: [(Phase, bool); 2] = [(optimizers::wish, false), (batch_norm::wish, false)];
+    let comparing: [(Phase, bool); 3] = [
+        (devices::wish, false),
+        (optimizers::wish, false),
+        (batch_norm::wish, false),
+    ];
     let phases = phases
         .into_iter()
         .map(|phase| (phase, own))
@@ -279,6 +285,9 @@ fn phase(spec: &ProbeSpec) -> String {
     match &spec.task {
         Task::Smoke { .. } => "checking that the pipeline runs".into(),
         Task::Memory { .. } => "seeking the largest batch size that fits".into(),
+        Task::StepTime(_) if spec.replicate >= first_replicate(SERIES) => {
+            "timing fewer devices beside all of them".into()
+        }
         Task::StepTime(_) if is_of_a_comparison(spec) => "timing what is compared".into(),
         Task::StepTime(_) => format!("timing every batch size, round {}", spec.replicate + 1),
         Task::Confirmation { .. } => "confirming the recommendation in a longer run".into(),
@@ -356,6 +365,11 @@ pub fn forecast(
             "about {probes} probes and {secs:.0} s of device time are needed, and the budget is {} probes and {:.0} s: the study would end early, with fewer rounds of timing",
             definition.budget.probes, definition.budget.device_secs
         ));
+    }
+    if definition.device.count > 1 && definition.runner.is_burn() {
+        warnings.push(
+            "burn trains on one device: its first probe will answer device_unsupported. Name a runner that trains on several, or set device.count to 1".into(),
+        );
     }
     let examples = definition.workload.dataset.facts().training_examples;
     if definition.batch_sizes.max.0 > examples {

@@ -23,7 +23,7 @@ const SETTLED: f64 = 0.9;
 /// The batch sizes that are timed: the grid up to the largest that fits, and that one itself when
 /// it is a limit and not only the end of the range.
 pub fn batch_sizes(definition: &StudyDefinition, analysis: &Analysis) -> Vec<BatchSize> {
-    let grid = definition.batch_sizes.grid_batch_sizes();
+    let grid = definition.grid_batch_sizes();
     let Some(feasibility) = &analysis.feasibility else {
         return grid;
     };
@@ -74,7 +74,7 @@ pub fn wish(
             .any(|probe| probe.spec.replicate == 0 && probe.batch_size() == *size)
     };
     if round > 0 {
-        let grid = definition.batch_sizes.grid_batch_sizes();
+        let grid = definition.grid_batch_sizes();
         sizes.retain(|size| in_first_round(size) || !grid.contains(size));
     }
     // What could not be timed once cannot be timed: knowledge is not asked for again.

@@ -87,6 +87,7 @@ impl<'a> Specs<'a> {
             device: ProbeDevice {
                 backend: self.device.backend,
                 model: self.device.model.clone(),
+                count: self.device.count,
                 threads: self.device.threads,
             },
             batch_size,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::child::{self, ChildConfig, ChosenGpu, Spawner};
-use super::inventory::{self, DeviceFacts};
+use super::inventory::{self, DeviceFacts, JOINED};
 use crate::probe::{Exit, GpuFacts};
 use crate::settings::PoolSettings;
 use crate::study::{Backend, Bytes};
@@ -76,6 +76,8 @@ pub fn offered(
             offered.push(facts(&processor, gpu, settings));
         }
     }
+    let gpus = offered.split_off(offered.partition_point(|device| !device.backend.is_gpu()));
+    offered.extend(together(gpus, settings.gpus_together));
     for name in unused {
         // What everybody has by default is no surprise.
         if name != "gpu" {
@@ -86,6 +88,26 @@ pub fn offered(
         }
     }
     offered
+}
+
+/// Equal cards, so many as one device. What is left over makes a smaller one.
+fn together(cards: Vec<DeviceFacts>, at_once: u32) -> Vec<DeviceFacts> {
+    let mut groups: Vec<DeviceFacts> = Vec::new();
+    for card in cards {
+        let group = groups.iter_mut().find(|group| {
+            group.count < at_once && group.backend == card.backend && group.model == card.model
+        });
+        match group {
+            Some(group) => {
+                group.hardware = format!("{}{JOINED}{}", group.hardware, card.hardware);
+                group.count += 1;
+                group.memory_bytes = group.memory_bytes.min(card.memory_bytes);
+                group.available_bytes = group.available_bytes.min(card.available_bytes);
+            }
+            None => groups.push(card),
+        }
+    }
+    groups
 }
 
 fn facts(processor: &DeviceFacts, gpu: &GpuFacts, settings: &PoolSettings) -> DeviceFacts {
@@ -109,6 +131,7 @@ fn facts(processor: &DeviceFacts, gpu: &GpuFacts, settings: &PoolSettings) -> De
         memory_bytes,
         available_bytes,
         slots: settings.gpu_slots,
+        count: 1,
     }
 }
 
@@ -263,6 +286,43 @@ mod tests {
         assert_eq!(without, [(Backend::Cuda, "0000:02:00.0".to_owned())]);
         let none = names(&listed, &settings(&["cpu", "gpu"], &["cuda"]));
         assert_eq!(none, [(Backend::Cpu, "cpu".to_owned())]);
+    }
+
+    #[test]
+    fn equal_cards_are_offered_together_where_a_setting_says_so() {
+        let other = GpuFacts {
+            name: "Another card".into(),
+            ..gpu(Backend::Cuda, "d")
+        };
+        let smaller = GpuFacts {
+            available_bytes: Some(Bytes(Bytes::GIB)),
+            ..gpu(Backend::Cuda, "b")
+        };
+        let listed = [
+            gpu(Backend::Cuda, "a"),
+            smaller,
+            other,
+            gpu(Backend::Cuda, "c"),
+        ];
+        let settings = PoolSettings {
+            gpus_together: 2,
+            ..settings(&["gpu"], &[])
+        };
+        let devices = offered(processor(), &listed, &settings);
+        let told: Vec<_> = devices
+            .iter()
+            .map(|it| (it.hardware.as_str(), it.count, it.available_bytes))
+            .collect();
+        let whole = Bytes(8 * Bytes::GIB);
+        assert_eq!(
+            told,
+            [
+                ("a,b", 2, Bytes(Bytes::GIB)),
+                ("d", 1, whole),
+                ("c", 1, whole)
+            ]
+        );
+        assert_eq!(devices[0].hardware_ids().collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]

@@ -169,6 +169,30 @@ impl HostLocks {
         wait_until(deadline, || self.try_file(&name, mode)).await
     }
 
+    /// The same for all of several, taken in one order whoever asks, so that no two wait for each other.
+    ///
+    /// # Errors
+    /// When a lock's file cannot be used.
+    pub async fn acquire_all(
+        &self,
+        hardware: impl Iterator<Item = &str>,
+        mode: LockMode,
+        timeout: Duration,
+    ) -> Result<Option<Vec<HostLock>>, HostLockError> {
+        let deadline = Instant::now() + timeout;
+        let mut ids: Vec<&str> = hardware.collect();
+        ids.sort_unstable();
+        let mut locks = Vec::with_capacity(ids.len());
+        for id in ids {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.acquire(id, mode, left).await? {
+                Some(lock) => locks.push(lock),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(locks))
+    }
+
     fn try_turnstile(&self, hardware: &str) -> Result<Option<HostLock>, HostLockError> {
         self.try_file(
             &format!("{}.turn", file_stem(hardware)),

@@ -38,6 +38,7 @@ pub async fn register(
         memory_bytes: i64::try_from(facts.memory_bytes.0).unwrap_or(i64::MAX),
         available_bytes: i64::try_from(facts.available_bytes.0).unwrap_or(i64::MAX),
         slots: i32::try_from(facts.slots).unwrap_or(i32::MAX),
+        count: i32::try_from(facts.count).unwrap_or(i32::MAX),
         runners,
     };
     devices::register(&mut conn, &new).await

@@ -19,6 +19,9 @@ use crate::study::{Backend, Bytes};
 /// for the service, its database and what else the host does meanwhile.
 pub const DEFAULT_MEMORY_SHARE: f64 = 0.8;
 
+/// What joins the hardware ids of cards that are offered together.
+pub const JOINED: char = ',';
+
 /// The hardware id of the processor.
 pub const CPU: &str = "cpu";
 
@@ -44,9 +47,22 @@ pub struct DeviceFacts {
     pub available_bytes: Bytes,
     /// Probes that may share it when none needs it alone.
     pub slots: u32,
+    /// How many devices may train together in one probe: processes of a processor, or the cards that are offered
+    /// as one device, whose hardware ids are then joined by commas. Memory is that of each card.
+    #[serde(default = "one")]
+    pub count: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 impl DeviceFacts {
+    /// The hardware that it is made of.
+    pub fn hardware_ids(&self) -> impl Iterator<Item = &str> {
+        self.hardware.split(JOINED)
+    }
+
     /// What a probe may use where a study sets no memory budget.
     pub fn default_memory_budget(&self) -> Bytes {
         Bytes((self.available_bytes.as_f64() * DEFAULT_MEMORY_SHARE) as u64)
@@ -105,6 +121,7 @@ pub fn cpu(host: &str, slots: Option<u32>) -> DeviceFacts {
         memory_bytes: Bytes(room.map_or(total, |room| total.min(room.limit))),
         available_bytes: Bytes(room.map_or(available, |room| available.min(room.left))),
         slots: slots.unwrap_or(threads / 2).max(1),
+        count: threads.max(1),
     }
 }
 

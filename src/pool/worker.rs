@@ -265,7 +265,7 @@ impl<L: Leases> Worker<L> {
             LockMode::Shared
         };
         let lock = tokio::select! {
-            lock = self.locks.acquire(&self.facts.hardware, mode, wait) => lock,
+            lock = self.locks.acquire_all(self.facts.hardware_ids(), mode, wait) => lock,
             reason = wait_for_reason(&mut killed) => {
                 return not_run(outcome_of_stop(reason));
             }
@@ -363,7 +363,7 @@ impl<L: Leases> Worker<L> {
             outcome,
             measurements: batch(measurements, stored, &self.settings),
             stderr_tail: report.stderr_tail,
-            device_secs: report.wall_secs,
+            device_secs: report.wall_secs * f64::from(lease.spec.device.count),
         };
         loop {
             match self.leases.complete(lease.lease_id, &request).await {

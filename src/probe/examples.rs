@@ -72,6 +72,7 @@ pub fn on_digits(kind: ProbeKind) -> ProbeSpec {
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: "a processor, 1 thread".into(),
+            count: 1,
             threads: 1,
         },
         batch_size: BatchSize(32),

@@ -69,6 +69,7 @@ mod tests {
             device: ProbeDevice {
                 backend: Backend::Cpu,
                 model: "test".into(),
+                count: 1,
                 threads: 2,
             },
             batch_size: BatchSize(8),

@@ -14,7 +14,8 @@
 //!   made again, and what it says about gathering comes with it for nothing.
 //! - **Of the training**: `training`, `learning_rate_range`, `noise_scale`. They depend on everything that decides the
 //!   numbers, seed included, and on nothing that only decides how fast they come: on the CPU the same seed gives the
-//!   same bits whatever the number of threads and however batches are gathered.
+//!   same bits whatever the number of threads and however batches are gathered. Several devices that average their
+//!   gradients take the steps of one, unless each normalises over its own share of a batch.
 //! - `smoke` asks whether this very pipeline runs here, so it depends on all of it, and it is the cheapest.
 //!
 //! Of somebody else's program ([`Runner`]) the same holds: name, version and options are inputs of every kind, and
@@ -91,6 +92,9 @@ struct TrainingInputs<'a> {
     program: Option<Program<'a>>,
     protocol: u32,
     backend: Backend,
+    /// Where a share of the batch may be seen by itself: how many make one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    devices: Option<u32>,
     task: &'a Task,
     dataset: DatasetContent<'a>,
     model: &'a Model,
@@ -290,6 +294,8 @@ impl<'a> TrainingInputs<'a> {
             program: Program::of(spec),
             protocol: *protocol,
             backend: device.backend,
+            devices: (device.count > 1 && workload.may_look_across_examples())
+                .then_some(device.count),
             task,
             dataset: match dataset {
                 builtin @ Dataset::Builtin(_) => DatasetContent::Builtin(builtin),

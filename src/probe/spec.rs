@@ -30,7 +30,7 @@ pub struct ProbeSpec {
     pub gradient_clipping: GradientClipping,
     /// Where.
     pub device: ProbeDevice,
-    /// Examples per step.
+    /// Examples per step, of all devices together.
     pub batch_size: BatchSize,
     /// Which repetition of the same measurement this is, from 0; for `step_time`, the round.
     pub replicate: u32,
@@ -55,14 +55,27 @@ pub struct ProbeDevice {
     pub backend: Backend,
     /// The device model; only workers that have it claim the probe.
     pub model: String,
-    /// Threads of the training process: fixed, because thread stacks count as memory.
+    /// How many of them share every batch; absent for one.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    #[schema(minimum = 1)]
+    pub count: u32,
+    /// Threads of the training process of each: fixed, because thread stacks count as memory.
     pub threads: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_one(count: &u32) -> bool {
+    *count == 1
 }
 
 /// What a probe may use; the worker enforces it from outside.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Limits {
-    /// Memory (on the CPU: the child's data segments, `RLIMIT_DATA`).
+    /// Memory of each device (on the CPU: the child's data segments, `RLIMIT_DATA`).
     pub memory_bytes: Bytes,
     /// Wall-clock time from start to end; past it the probe is `infeasible: too_slow`.
     pub wall_secs: f64,

@@ -3,9 +3,11 @@
 use serde_json::{Value, json};
 
 use super::throughput::{rate, time};
-use super::{Advice, Basis, Confidence, Grade, Topic, is_contended, references};
+use super::{Advice, Basis, Confidence, Grade, Topic, devices, is_contended, references};
+use crate::analysis::devices::SERIES;
 use crate::analysis::{
-    Analysis, Bottleneck, BottleneckAnalysis, BottleneckPoint, Caveat, Estimate, Evidence, Finding,
+    Analysis, Bottleneck, BottleneckAnalysis, BottleneckPoint, Caveat, CommunicationPoint,
+    Estimate, Evidence, Finding,
 };
 use crate::probe::ProbeKind;
 use crate::study::StudyDefinition;
@@ -20,9 +22,18 @@ pub fn advise(
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Option<Advice> {
-    let bottleneck = analysis.bottleneck.as_ref()?;
+    let Some(bottleneck) = analysis.bottleneck.as_ref() else {
+        return of_communication(definition, evidence, analysis);
+    };
     let start = analysis.start.as_ref()?;
-    let point = bottleneck.nearest(start.batch_size)?;
+    let mut point = bottleneck.nearest(start.batch_size)?.clone();
+    if let Some(communication) = devices::communication(analysis) {
+        point.findings.extend(devices::finding(communication));
+        if communication.is_bound.is_none() {
+            point.undetermined.push(Bottleneck::CommunicationBound);
+        }
+    }
+    let point = &point;
     let (grade, because) = grade(bottleneck, point);
     Some(Advice {
         topic: Topic::Bottleneck,
@@ -32,6 +43,7 @@ pub fn advise(
             "fix_bottleneck_first": first_to_fix(bottleneck, analysis).is_some(),
             "findings": point.findings,
             "undetermined": point.undetermined,
+            "communication": by_batch_size(analysis),
             "time_secs": parts(point),
             "by_batch_size": bottleneck.points.iter().map(|point| json!({
                 "batch_size": point.batch_size,
@@ -56,6 +68,74 @@ pub fn advise(
     })
 }
 
+fn by_batch_size(analysis: &Analysis) -> Option<&[CommunicationPoint]> {
+    analysis.devices.as_ref().map(|it| &it.communication[..])
+}
+
+/// What can be said where the parts of a step were not timed, because the runner does so on one device only.
+fn of_communication(
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    analysis: &Analysis,
+) -> Option<Advice> {
+    let devices = analysis.devices.as_ref()?;
+    let point = devices::communication(analysis)?;
+    let finding = devices::finding(point);
+    let (label, size) = (Bottleneck::CommunicationBound, point.batch_size);
+    let known = devices::said(&point.share, devices.devices);
+    let mut summary = match (&finding, point.is_bound) {
+        (Some(finding), _) => format!(
+            "Training is {}: at batch size {size}, {known}. To mend it: {}. That would reach {} examples/s at most.",
+            name(label),
+            finding.fix,
+            rate(finding.ceiling_examples_per_sec.unwrap_or(0.0))
+        ),
+        (None, Some(_)) => {
+            format!("Communication does not hold training up: at batch size {size}, {known}.")
+        }
+        (None, None) => format!(
+            "Whether communication holds training up is not told apart from noise: at batch size {size}, {known}."
+        ),
+    };
+    summary.push_str(&format!(
+        " The parts of a step are timed on one device only: ask the same of device.count 1 and batch size {}.",
+        size.0 / u64::from(devices.devices)
+    ));
+    let (grade, because) = if is_contended(&devices.caveats) {
+        (Grade::Low, "the host was not steady while times were taken")
+    } else {
+        // Loading, launching and arithmetic were not looked at.
+        (
+            Grade::Moderate,
+            "communication is all that was looked at, the other parts of a step were not",
+        )
+    };
+    Some(Advice {
+        topic: Topic::Bottleneck,
+        value: json!({
+            "bottleneck": finding.as_ref().map(|finding| finding.label),
+            "batch_size": size,
+            "devices": definition.device.count,
+            "fix_bottleneck_first": false,
+            "findings": finding.as_slice(),
+            "undetermined": if point.is_bound.is_none() { vec![label] } else { Vec::new() },
+            "communication": devices.communication,
+        }),
+        summary,
+        basis: Basis::Measured,
+        confidence: Confidence {
+            grade,
+            because: because.into(),
+            p_best: None,
+            p_within_5pct: None,
+            near_ties: Vec::new(),
+        },
+        evidence: references(evidence, |probe| probe.series() == SERIES),
+        caveats: devices.caveats.clone(),
+        playbook: PLAYBOOK.into(),
+    })
+}
+
 /// What is to be mended before a batch size is chosen, at the batch size to start with.
 pub fn first_to_fix<'a>(
     bottleneck: &'a BottleneckAnalysis,
@@ -71,11 +151,12 @@ pub fn first_to_fix<'a>(
 
 /// What other advice about a batch size has to say of its bottlenecks.
 pub fn remarks(analysis: &Analysis) -> Vec<Caveat> {
+    let communication = devices::remark(analysis);
     let (Some(bottleneck), Some(start)) = (&analysis.bottleneck, &analysis.start) else {
-        return Vec::new();
+        return communication.into_iter().collect();
     };
     let Some(point) = bottleneck.nearest(start.batch_size) else {
-        return Vec::new();
+        return communication.into_iter().collect();
     };
     point
         .findings
@@ -86,6 +167,7 @@ pub fn remarks(analysis: &Analysis) -> Vec<Caveat> {
                 detail: format!("{}: {}", said(finding, point), finding.fix),
             })
         })
+        .chain(communication)
         .collect()
 }
 
@@ -132,6 +214,7 @@ fn name(label: Bottleneck) -> &'static str {
         Bottleneck::LaunchBound => "launch-bound",
         Bottleneck::ComputeBound => "compute-bound",
         Bottleneck::BandwidthBound => "bandwidth-bound",
+        Bottleneck::CommunicationBound => "communication-bound",
     }
 }
 
@@ -158,6 +241,10 @@ fn said(finding: &Finding, point: &BottleneckPoint) -> String {
         ),
         Bottleneck::BandwidthBound => format!(
             "{at} the model's arithmetic runs at only {} of the rate of a plain matrix multiplication",
+            figure(ratio)
+        ),
+        Bottleneck::CommunicationBound => format!(
+            "{at} the devices spend {} of a step on bringing their gradients together",
             figure(ratio)
         ),
     }

@@ -42,7 +42,6 @@ fn what_fits(
     let reserve = memory::reserve(budget);
     let confirmed = feasibility.confirmed.contains(&largest);
     let fitting: Vec<BatchSize> = definition
-        .batch_sizes
         .grid_batch_sizes()
         .into_iter()
         .filter(|size| *size <= largest)

@@ -6,6 +6,7 @@ mod batch_size;
 mod bells;
 mod bottleneck;
 mod critical_batch_size;
+mod devices;
 mod feasible;
 mod initial;
 mod optimizer;
@@ -21,6 +22,7 @@ mod training_time;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::analysis::devices::SERIES;
 use crate::analysis::{Analysis, Caveat, Evidence, ProbeRecord};
 use crate::probe::ProbeKind;
 use crate::study::{BatchSize, Hyperparameter, Optimizer, ProbeId, Question, StudyDefinition};
@@ -229,7 +231,15 @@ pub fn recommend(
         (Question::Optimizer, optimizer::advise),
         (Question::BatchNorm, batch_norm::advise),
     ];
-    let own = &*evidence.own();
+    // What was timed on fewer devices stands beside the study's own times.
+    let own = &Evidence {
+        probes: evidence
+            .probes
+            .iter()
+            .filter(|probe| [0, SERIES].contains(&probe.series()))
+            .cloned()
+            .collect(),
+    };
     topics
         .into_iter()
         .map(|topic| (topic, own))

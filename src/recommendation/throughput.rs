@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Advice, Basis, Confidence, Grade, Topic, is_contended, references};
+use super::{Advice, Basis, Confidence, Grade, Topic, devices, is_contended, references};
 use crate::analysis::{Analysis, Evidence, GainRegion, SaturationAnalysis, ThroughputPoint};
 use crate::probe::ProbeKind;
 use crate::study::StudyDefinition;
@@ -10,7 +10,7 @@ use crate::study::StudyDefinition;
 const PLAYBOOK: &str = "determining-the-feasible-batch-sizes-and-estimating-training-throughput";
 
 pub fn advise(
-    _definition: &StudyDefinition,
+    definition: &StudyDefinition,
     evidence: &Evidence,
     analysis: &Analysis,
 ) -> Option<Advice> {
@@ -30,6 +30,7 @@ pub fn advise(
     if let Some(saturation) = saturation {
         summary.push_str(&where_it_stops(saturation));
     }
+    summary.extend(devices::throughput_text(analysis));
     let undetermined = saturation.is_none_or(|saturation| {
         saturation
             .gains
@@ -59,6 +60,8 @@ pub fn advise(
             "stops_rising_at": saturation.and_then(|saturation| saturation.saturation_batch_size),
             "falls_after": saturation.map(|saturation| saturation.dips.clone()).unwrap_or_default(),
             "rounds": throughput.rounds,
+            "devices": definition.device.count,
+            "by_device_count": analysis.devices.as_ref().map(devices::throughput),
         }),
         summary,
         basis: Basis::Measured,

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::throughput::time;
 use super::{
-    Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, is_contended,
-    probability, references, sizes, three_figures,
+    Advice, Basis, Confidence, Grade, Topic, accumulation, bells, bottleneck, devices,
+    is_contended, probability, references, sizes, three_figures,
 };
 use crate::analysis::batch_norm::confounded;
 use crate::analysis::steps::StepsPoint;
@@ -339,6 +339,8 @@ pub fn resource_consumption(
             text.push_str(&format!(" Going on to {} {says}.", sizes(&to)));
         }
     }
+    let devices = analysis.devices.as_ref();
+    text.extend(devices.and_then(devices::resources_text));
     let throughput = analysis.throughput.as_ref()?;
     let (grade, because) = grade(
         least.p_resources_within_5pct,
@@ -351,6 +353,8 @@ pub fn resource_consumption(
             "resource_consumption": least.device_secs,
             "batch_size": least.batch_size,
             "by_batch_size": by_batch_size,
+            "devices": definition.device.count,
+            "by_device_count": devices.map(|it| &it.by_count),
             "money": least.money,
             "currency": least.money.map(|_| currency),
             "energy_kwh": least.energy_kwh,

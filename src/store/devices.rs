@@ -20,6 +20,8 @@ pub struct NewDevice<'a> {
     pub memory_bytes: i64,
     pub available_bytes: i64,
     pub slots: i32,
+    /// How many devices may train together on it.
+    pub count: i32,
     /// The runners that the worker offers on it.
     pub runners: &'a [String],
 }
@@ -35,12 +37,12 @@ pub async fn register(
         id: Uuid,
     }
     let row: Id = diesel::sql_query(
-        "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots, driver) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+        "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots, driver, count) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
          ON CONFLICT (host, hardware) DO UPDATE SET backend = excluded.backend, \
            model = excluded.model, threads = excluded.threads, \
            memory_bytes = excluded.memory_bytes, available_bytes = excluded.available_bytes, \
-           slots = excluded.slots, driver = excluded.driver, last_seen = now() \
+           slots = excluded.slots, driver = excluded.driver, count = excluded.count, last_seen = now() \
          RETURNING id",
     )
     .bind::<diesel::sql_types::Uuid, _>(Uuid::now_v7())
@@ -53,6 +55,7 @@ pub async fn register(
     .bind::<diesel::sql_types::BigInt, _>(new.available_bytes)
     .bind::<diesel::sql_types::Integer, _>(new.slots)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(new.driver)
+    .bind::<diesel::sql_types::Integer, _>(new.count)
     .get_result(conn)
     .await?;
     // In order, so that two workers of one host never wait for each other.
@@ -110,6 +113,8 @@ pub struct DeviceRow {
     pub available_bytes: i64,
     #[diesel(sql_type = diesel::sql_types::Integer)]
     pub slots: i32,
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    pub count: i32,
     /// The runners that live workers offer on it.
     #[diesel(sql_type = diesel::sql_types::Array<diesel::sql_types::Text>)]
     pub runners: Vec<String>,

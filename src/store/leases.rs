@@ -81,6 +81,8 @@ struct DeviceLoad {
     model: String,
     #[diesel(sql_type = Integer)]
     slots: i32,
+    #[diesel(sql_type = Integer)]
+    count: i32,
     #[diesel(sql_type = BigInt)]
     exclusive: i64,
     #[diesel(sql_type = BigInt)]
@@ -111,7 +113,7 @@ const CANDIDATES: &str = "\
         SELECT p.exclusive FROM study_probes sp JOIN probes p ON p.id = sp.probe \
         WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $1 AND p.device_model = $2 AND p.runner = ANY($4) \
+          AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $5 AND p.runner = ANY($4) \
         ORDER BY sp.position LIMIT 1) q ON true \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
@@ -129,7 +131,8 @@ const TAKE: &str = "\
         WHERE s.id = $5 AND s.state IN ('queued', 'running') \
           AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $6 AND p.device_model = $7 AND (p.exclusive = $8) AND p.runner = ANY($9) \
+          AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $10 \
+          AND (p.exclusive = $8) AND p.runner = ANY($9) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
     RETURNING id, attempt, exclusive, spec, project), \
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken) \
@@ -170,6 +173,7 @@ pub async fn claim(
                 .bind::<Text, _>(&load.model)
                 .bind::<Nullable<Text>, _>(project.as_deref())
                 .bind::<Array<Text>, _>(&runners)
+                .bind::<Integer, _>(load.count)
                 .load(conn)
                 .await?;
             for candidate in candidates {
@@ -198,6 +202,7 @@ pub async fn claim(
                     .bind::<Text, _>(&load.model)
                     .bind::<Bool, _>(candidate.exclusive)
                     .bind::<Array<Text>, _>(&runners)
+                    .bind::<Integer, _>(load.count)
                     .get_result(conn)
                     .await
                     .optional()?;
@@ -273,7 +278,7 @@ async fn lock_device(
     }
     Ok(Some(
         diesel::sql_query(
-            "SELECT d.backend, d.model, d.slots, \
+            "SELECT d.backend, d.model, d.slots, d.count, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND p.exclusive) AS exclusive, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared, \
                 EXISTS (SELECT 1 FROM leases WHERE id = $2) AS is_lease_used \

@@ -50,6 +50,10 @@ pub enum Change {
     DeviceModel,
     /// Threads of the training process.
     Threads,
+    /// How many devices train together.
+    DeviceCount,
+    /// The same, where each may normalise over its own share of a batch.
+    SharesOfBatches,
     /// Memory that training may use.
     MemoryBudget,
     /// How batches come to the training.
@@ -264,6 +268,8 @@ impl Change {
             Self::LossForm => "loss_form",
             Self::DeviceModel => "device_model",
             Self::Threads => "threads",
+            Self::DeviceCount => "device_count",
+            Self::SharesOfBatches => "shares_of_batches",
             Self::MemoryBudget => "memory_budget",
             Self::InputPipeline => "input_pipeline",
             Self::Runner => "runner",
@@ -299,6 +305,7 @@ impl Change {
             | Self::DataSetShape
             | Self::LossForm
             | Self::Program
+            | Self::SharesOfBatches
             | Self::Reuse
             | Self::Other => &Figure::ALL,
             Self::OptimizerFamily | Self::GradientClipping => ALL_BUT_LOADER,
@@ -318,7 +325,11 @@ impl Change {
                 OptimizerComparison,
                 Decision,
             ],
-            Self::DeviceModel | Self::Threads | Self::InputPipeline | Self::Runner => HARDWARE,
+            Self::DeviceModel
+            | Self::Threads
+            | Self::DeviceCount
+            | Self::InputPipeline
+            | Self::Runner => HARDWARE,
             Self::MemoryBudget => &[Feasibility, Decision],
             // Ghost batches are tried at the sizes that can be chosen.
             Self::BatchSizes => &[Feasibility, GhostBatch, Decision],
@@ -371,6 +382,12 @@ impl Change {
             }
             Self::DeviceModel | Self::Threads => {
                 "another device takes another time and other memory; training on it takes as many steps as before"
+            }
+            Self::DeviceCount => {
+                "a share of a batch takes another time and other memory; training on averaged gradients takes as many steps as before"
+            }
+            Self::SharesOfBatches => {
+                "each device sees another share of a batch, and the model may normalise over it: training may take another course"
             }
             Self::MemoryBudget => "what fits is for one budget; how much memory is taken is not",
             Self::InputPipeline => {
@@ -518,6 +535,16 @@ fn kind(pointer: &str, old: &StudyDefinition, new: &StudyDefinition) -> Change {
         ("batch_sizes", "min" | "max" | "max_from") => Change::BatchSizes,
         ("device", "backend" | "model") => Change::DeviceModel,
         ("device", "threads") => Change::Threads,
+        ("device", "count") => {
+            if [old, new]
+                .iter()
+                .any(|it| it.workload.may_look_across_examples())
+            {
+                Change::SharesOfBatches
+            } else {
+                Change::DeviceCount
+            }
+        }
         ("device", "memory_budget_bytes") => Change::MemoryBudget,
         ("objective", _) => Change::Objective,
         ("costs", _) => Change::Prices,

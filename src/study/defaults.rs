@@ -86,10 +86,10 @@ pub fn resolve(
         schedule,
         gradient_clipping: gradient_clipping.unwrap_or_else(|| GradientClipping::first_for(&model)),
         batch_sizes: BatchSizes {
-            min: batch_sizes.min.unwrap_or(BatchSize(1)),
+            min: batch_sizes.min.unwrap_or(smallest(asked.count)),
             max: batch_sizes
                 .max
-                .unwrap_or(BatchSize(facts.training_examples)),
+                .unwrap_or(largest(facts.training_examples, asked.count)),
             max_from,
             grid: batch_sizes.grid,
             resolution: batch_sizes.resolution,
@@ -109,6 +109,7 @@ pub fn resolve(
         device: DeviceChoice {
             backend: asked.backend,
             model: asked.model,
+            count: asked.count,
             memory_budget_bytes: asked.memory_budget_bytes,
             threads: asked.threads,
         },
@@ -142,10 +143,23 @@ pub fn fill_device(definition: &mut StudyDefinition, facts: &DeviceFactsForDefau
         return;
     }
     device.model.get_or_insert_with(|| facts.model.clone());
-    device.threads.get_or_insert(facts.threads.max(1));
+    let count = device.count.max(1);
+    device.threads.get_or_insert((facts.threads / count).max(1));
+    // Processes on one processor share its memory; each GPU has its own.
+    let sharing = if device.backend.is_gpu() { 1 } else { count };
     device.memory_budget_bytes.get_or_insert(Bytes(
-        (facts.available_bytes.as_f64() * MEMORY_SHARE) as u64,
+        (facts.available_bytes.as_f64() * MEMORY_SHARE / f64::from(sharing)) as u64,
     ));
+}
+
+/// The smallest batch size of so many devices: one example for each.
+pub(super) fn smallest(devices: u32) -> BatchSize {
+    BatchSize(u64::from(devices.max(1)))
+}
+
+/// The largest batch size within so many examples that so many devices can share out evenly.
+pub(super) fn largest(examples: u64, devices: u32) -> BatchSize {
+    BatchSize(examples - examples % u64::from(devices.max(1)))
 }
 
 /// The simplest model that can read the data set.
@@ -177,13 +191,14 @@ fn default_name(dataset: &Dataset, model: &Model) -> String {
 }
 
 impl BatchSizes {
-    /// The batch sizes at which throughput is measured, ascending, each once: the values asked for
-    /// that are in the range, or its powers of two and its smallest.
-    pub fn grid_batch_sizes(&self) -> Vec<BatchSize> {
+    /// The batch sizes at which so many devices are measured, ascending, each once: the values asked for
+    /// that are in the range, or its powers of two for each device and its smallest.
+    fn grid(&self, devices: u32) -> Vec<BatchSize> {
+        let devices = u64::from(devices.max(1));
         let in_range = |size: &BatchSize| (self.min..=self.max).contains(size);
         let mut sizes: Vec<BatchSize> = match &self.grid {
             Grid::PowersOfTwo => (0..u64::BITS)
-                .map(|exponent| BatchSize(1 << exponent))
+                .filter_map(|exponent| devices.checked_mul(1 << exponent).map(BatchSize))
                 .chain([self.min])
                 .filter(in_range)
                 .collect(),
@@ -208,10 +223,15 @@ pub fn first_batch_size(candidates: &[BatchSize]) -> Option<BatchSize> {
 }
 
 impl StudyDefinition {
+    /// The batch sizes at which throughput is measured, ascending, each once.
+    pub fn grid_batch_sizes(&self) -> Vec<BatchSize> {
+        self.batch_sizes.grid(self.device.count)
+    }
+
     /// The batch sizes of the grid that an epoch holds.
     pub fn trainable_batch_sizes(&self) -> Vec<BatchSize> {
         let examples = self.workload.dataset.facts().training_examples;
-        let mut sizes = self.batch_sizes.grid_batch_sizes();
+        let mut sizes = self.grid_batch_sizes();
         sizes.retain(|size| size.0 <= examples);
         sizes
     }
@@ -275,7 +295,7 @@ mod tests {
         let device = definition.device.resolved().expect("known");
         assert_eq!(device.threads, 2);
         assert_eq!(
-            definition.batch_sizes.grid_batch_sizes(),
+            definition.grid_batch_sizes(),
             [3, 4, 8, 16, 32, 64].map(BatchSize)
         );
     }
@@ -298,9 +318,6 @@ mod tests {
             "batch_sizes": {"grid": {"values": [192, 48, 96]}}
         }));
         let definition = resolved(posted, None);
-        assert_eq!(
-            definition.batch_sizes.grid_batch_sizes(),
-            [48, 96, 192].map(BatchSize)
-        );
+        assert_eq!(definition.grid_batch_sizes(), [48, 96, 192].map(BatchSize));
     }
 }

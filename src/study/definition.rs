@@ -310,6 +310,13 @@ impl Workload {
         Network::new(&self.model, &self.dataset.facts())
     }
 
+    /// Whether what training makes of an example may depend on the others that its device sees with it: where the model
+    /// normalises over a batch, or only another program knows.
+    pub fn may_look_across_examples(&self) -> bool {
+        self.network()
+            .map_or(true, |network| !network.batch_normalizations().is_empty())
+    }
+
     /// Trainable parameters; none when the model does not fit the data set, which no stored
     /// definition's does, or is another program's and does not tell.
     pub fn parameters(&self) -> Option<u64> {
@@ -409,10 +416,11 @@ pub enum DType {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchSizesRequest {
-    /// The smallest. Default: 1.
+    /// The smallest. Default: 1, or one example for each device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<BatchSize>,
-    /// The largest. Default: the number of training examples. Beyond it, examples are repeated within a batch.
+    /// The largest. Default: the number of training examples, or with several devices the largest multiple of their
+    /// number in it. Beyond it, examples are repeated within a batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<BatchSize>,
     /// Where throughput is measured.
@@ -463,7 +471,7 @@ pub enum ModelFrom {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Grid {
-    /// Every power of two in the range.
+    /// Every power of two in the range; with several devices, for each of them.
     #[default]
     PowersOfTwo,
     /// Exactly these, e.g. `{"values": [48, 96, 192]}`.
@@ -484,7 +492,7 @@ pub enum Resolution {
 }
 
 /// Where it is to be trained, as posted.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceRequest {
     /// What runs the arithmetic.
@@ -493,13 +501,35 @@ pub struct DeviceRequest {
     /// The device model, as `GET /v1/devices` names it. Needed only when live workers have several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// Memory that training may use: of the host on the `cpu`, else of the GPU. Default: 0.8 × what is free of it.
+    /// How many devices of one host train together, each with its share of every batch: a batch size is that of all
+    /// together. More than one needs a runner that can do it; `burn` cannot. On the `cpu` they are processes.
+    #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 64, default = 1)]
+    pub count: u32,
+    /// Memory that training may use on each device: of the host on the `cpu`, else of the GPU. Default: 0.8 × what is
+    /// free of it, shared out among the processes on the `cpu`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_budget_bytes: Option<Bytes>,
-    /// Threads of the training process. Default: the host's cores.
+    /// Threads of the training process of each device. Default: the host's cores, shared out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 1024)]
     pub threads: Option<u32>,
+}
+
+impl Default for DeviceRequest {
+    fn default() -> Self {
+        Self {
+            backend: Backend::default(),
+            model: None,
+            count: one(),
+            memory_budget_bytes: None,
+            threads: None,
+        }
+    }
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// Where it is to be trained. `model`, `memory_budget_bytes` and `threads` stay null only until
@@ -510,9 +540,12 @@ pub struct DeviceChoice {
     pub backend: Backend,
     /// The device model.
     pub model: Option<String>,
-    /// Memory that training may use.
+    /// How many devices of one host train together.
+    #[serde(default = "one")]
+    pub count: u32,
+    /// Memory that training may use on each.
     pub memory_budget_bytes: Option<Bytes>,
-    /// Threads of the training process.
+    /// Threads of the training process of each.
     pub threads: Option<u32>,
 }
 
@@ -522,6 +555,7 @@ impl DeviceChoice {
         Some(ResolvedDevice {
             backend: self.backend,
             model: self.model.clone()?,
+            count: self.count,
             memory_budget: self.memory_budget_bytes?,
             threads: self.threads?,
         })
@@ -535,9 +569,11 @@ pub struct ResolvedDevice {
     pub backend: Backend,
     /// The device model.
     pub model: String,
-    /// Memory that training may use.
+    /// How many of one host train together.
+    pub count: u32,
+    /// Memory that training may use on each.
     pub memory_budget: Bytes,
-    /// Threads of the training process.
+    /// Threads of the training process of each.
     pub threads: u32,
 }
 

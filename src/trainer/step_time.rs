@@ -291,6 +291,7 @@ fn canary_time_per_step(spec: &ProbeSpec, canary_secs: f64) -> Result<f64, TaskE
         device: ProbeDevice {
             backend: spec.device.backend,
             model: spec.device.model.clone(),
+            count: 1,
             threads: spec.device.threads,
         },
         batch_size: BatchSize(128),

@@ -58,6 +58,15 @@ pub(super) fn run(
     faults: Faults,
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
+    if spec.device.count > 1 {
+        return Ok(TaskEnd::Infeasible {
+            reason: InfeasibleReason::DeviceUnsupported,
+            detail: format!(
+                "burn trains on one device here, it has no collectives, and device.count is {}; name a runner that trains on several, or set it to 1",
+                spec.device.count
+            ),
+        });
+    }
     let result = match &spec.task {
         Task::Smoke { steps } => smoke(spec, *steps, faults, log),
         Task::Memory { steps } | Task::Confirmation { steps } => watched(spec, *steps, faults, log),

@@ -102,6 +102,7 @@ impl Things {
             memory_bytes: 8 << 30,
             available_bytes: 8 << 30,
             slots: 1,
+            count: 1,
         };
         let mut conn = service.database.database().connection().await.expect("one");
         devices::register(&mut conn, &device)

@@ -1,5 +1,6 @@
 //! Whose turn it is, and who has a device alone.
 
+use diesel_async::RunQueryDsl;
 use trialhead::probe::{Outcome, Task};
 use trialhead::store::connection::Database;
 use trialhead::store::leases::{self, Claimed, Completion};
@@ -129,4 +130,24 @@ async fn twenty_claims_at_once_give_twenty_different_probes() {
         }
     }
     assert_eq!(claimed.len(), 20);
+}
+
+#[tokio::test]
+async fn a_probe_of_several_devices_waits_for_a_device_that_is_so_many() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let say = async |text: &str| {
+        let mut conn = database.connection().await.expect("a connection");
+        let changed = diesel::sql_query(text).execute(&mut conn).await;
+        assert_eq!(changed.expect("SQL"), 1);
+    };
+    say("UPDATE probes SET spec = jsonb_set(spec, '{device,count}', '4')").await;
+    assert!(claim(&database, device, 30.0).await.is_none());
+    say("UPDATE devices SET count = 2").await;
+    assert!(claim(&database, device, 30.0).await.is_none());
+    say("UPDATE devices SET count = 4").await;
+    let claimed = claim(&database, device, 30.0).await.expect("four are here");
+    assert_eq!(claimed.spec.device.count, 4);
 }

@@ -42,6 +42,7 @@ pub fn spec() -> ProbeSpec {
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: "test".into(),
+            count: 1,
             threads: 3,
         },
         batch_size: BatchSize(8),

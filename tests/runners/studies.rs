@@ -138,6 +138,157 @@ async fn training_to_a_target_is_searched_and_answered() {
     assert_eq!(start["basis"], "measured", "{start}");
 }
 
+/// S = 20 + 600/B steps to the target, of 1 ms, 10 µs an example of a device's share, and 1 ms of communication on two.
+#[tokio::test]
+async fn several_devices_are_timed_beside_fewer_and_their_communication_is_named() {
+    const TEST: &str = "several_devices_are_timed_beside_fewer_and_their_communication_is_named";
+    let Some(service) = offering(TEST, "").await else {
+        return;
+    };
+    let mut body = study();
+    body["runner"]["options"] = json!({"communication_secs": 1e-3});
+    body["device"]["count"] = json!(2);
+    body["batch_sizes"] = json!({"min": 16, "max": 256, "grid": {"values": [16, 64, 256]}});
+    body["workload"]["target"] = json!({"metric": "validation_cross_entropy", "value": 0.2});
+    body["questions"] = json!([
+        "feasible_batch_sizes",
+        "throughput",
+        "bottleneck",
+        "critical_batch_size",
+        "batch_size"
+    ]);
+    body["costs"] = json!({"device_hour": 3600});
+    body["budget"] = json!({"device_secs": 4000, "probes": 2000});
+    let path = service.create(&body).await;
+    let ended = service.ended(&path).await;
+    assert_eq!(ended["ended_because"], "answered", "{ended}");
+    let secs =
+        |size: f64, count: f64| 1e-3 + 1e-5 * size / count + if count > 1.0 { 1e-3 } else { 0.0 };
+
+    let bottleneck = advice(&service, &path, "bottleneck").await;
+    assert_eq!(
+        bottleneck["value"]["bottleneck"], "communication_bound",
+        "{bottleneck}"
+    );
+    for point in bottleneck["value"]["communication"]
+        .as_array()
+        .expect("a list")
+    {
+        let size = point["batch_size"].as_f64().expect("a size");
+        let share = 1e-3 / secs(size, 2.0);
+        let told = point["share"]["value"].as_f64().expect("a share");
+        assert!((told - share).abs() < 1e-6, "{point}");
+        assert_eq!(point["is_bound"], share >= 0.15, "{point}");
+    }
+    let throughput = advice(&service, &path, "training_throughput").await;
+    let by_count = throughput["value"]["by_device_count"]
+        .as_array()
+        .expect("a list");
+    for point in by_count {
+        let size = point["batch_size"].as_f64().expect("a size");
+        let count = point["devices"].as_f64().expect("a number");
+        let told = point["examples_per_sec"].as_f64().expect("a rate");
+        assert!(
+            (told * secs(size, count) / size - 1.0).abs() < 1e-6,
+            "{point}"
+        );
+    }
+    assert!(by_count.len() >= 4, "{throughput}");
+    let start = advice(&service, &path, "batch_size").await;
+    let codes: Vec<&str> = start["caveats"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|it| it["code"].as_str())
+        .collect();
+    assert!(codes.contains(&"W_COMMUNICATION_BOUND"), "{start}");
+
+    // Two devices cost twice a second, and one is there to be compared with.
+    let resources = advice(&service, &path, "resource_consumption").await;
+    let by_count = resources["value"]["by_device_count"]
+        .as_array()
+        .expect("a list");
+    assert_eq!(by_count.len(), 2, "{resources}");
+    for point in by_count {
+        let count = point["devices"].as_f64().expect("a number");
+        let size = point["batch_size"].as_f64().expect("a size");
+        let time = point["training_time_secs"]["value"].as_f64().expect("T");
+        let device_secs = point["device_secs"]["value"].as_f64().expect("R");
+        assert!((device_secs / (count * time) - 1.0).abs() < 1e-9, "{point}");
+        let money = point["money"]["value"].as_f64().expect("a price");
+        assert!((money / device_secs - 1.0).abs() < 1e-9, "{point}");
+        let truth = (20.0 + 600.0 / size) * secs(size, count);
+        assert!((time / truth - 1.0).abs() < 0.25, "{truth} {point}");
+    }
+    let of = |index: usize| by_count[index]["device_secs"]["value"].as_f64().expect("R");
+    assert!(of(1) > of(0), "{resources}");
+    for point in resources["value"]["by_batch_size"]
+        .as_array()
+        .expect("a list")
+    {
+        let of = |name: &str| point[name]["value"].as_f64().expect("a figure");
+        assert!(
+            (of("device_secs") / of("money") - 1.0).abs() < 1e-9,
+            "{point}"
+        );
+    }
+
+    // Every probe is on two devices, but those that are timed beside them.
+    for probe in probes(&service, &path).await {
+        let count = probe["probe"]["spec"]["device"]["count"]
+            .as_u64()
+            .unwrap_or(1);
+        assert!(
+            count == 2 || probe["probe"]["kind"] == "step_time",
+            "{probe}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_batch_must_be_shared_out_and_a_study_waits_for_so_many_devices() {
+    let service = TestService::with_worker().await;
+    let mut body = crate::service::digits();
+    body["device"]["count"] = json!(2);
+    let plan = service.post("/v1/studies?dry_run=true", &body).await.json();
+    assert!(
+        plan["plan"]["warnings"]
+            .to_string()
+            .contains("burn trains on one device"),
+        "{plan}"
+    );
+
+    let mut uneven = study();
+    uneven["device"]["count"] = json!(3);
+    let answer = service.post("/v1/studies", &uneven).await;
+    let problem = answer.problem(422, "invalid_study");
+    let told = problem["errors"].to_string();
+    for pointer in [
+        "/batch_sizes/min",
+        "/batch_sizes/max",
+        "/batch_sizes/grid/values/0",
+    ] {
+        assert!(told.contains(pointer), "{told}");
+    }
+    assert!(
+        told.contains("must be a multiple of device.count, 3"),
+        "{told}"
+    );
+
+    // More than any worker has together.
+    let mut many = study();
+    many["device"]["count"] = json!(64);
+    many["batch_sizes"] = json!({"min": 64, "max": 4096, "grid": "powers_of_two"});
+    let path = service.create(&many).await;
+    let waiting = service
+        .until(&path, |study| study["waiting_for"].is_string())
+        .await;
+    assert_eq!(
+        waiting["waiting_for"],
+        "a live worker that offers 64 cpu devices together that offers the runner \"simulated\""
+    );
+}
+
 #[tokio::test]
 async fn a_study_waits_for_a_worker_that_offers_its_runner_and_holds_nobody_up() {
     let service = TestService::with_worker().await;

@@ -131,6 +131,66 @@ fn several_devices_train_like_one() {
     assert_eq!(uneven["last"]["reason"], "runner_unsupported", "{uneven}");
 }
 
+/// Two processes over gloo, beside one with the whole batch and one with its share.
+#[tokio::test]
+async fn a_study_of_two_devices_with_pytorch_is_answered() {
+    let Some(command) = python::digits("a_study_of_two_devices_with_pytorch_is_answered") else {
+        return;
+    };
+    let service = TestService::start(|settings| {
+        settings.pool.runners.insert("pytorch".into(), command);
+    })
+    .await;
+    let path = service
+        .create(&json!({
+            "workload": {
+                "dataset": {"builtin": "digits"},
+                "model": {"family": "mlp", "hidden": [256]}
+            },
+            "runner": {"name": "pytorch", "version": "1", "options": {"max_sampling_secs": 0.5}},
+            "batch_sizes": {"min": 512, "max": 512},
+            "device": {"count": 2, "memory_budget_bytes": 1_073_741_824_u64, "threads": 1},
+            "questions": ["throughput", "bottleneck"],
+            "budget": {"device_secs": 3000, "probes": 500},
+            "seed": 11
+        }))
+        .await;
+    let study = service.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+    // The parts of a step are timed on one device only, and the study says so.
+    let detail = study["ended_detail"].as_str().expect("why");
+    assert!(detail.contains("input_pipeline"), "{detail}");
+    let answers = service.get(&format!("{path}/recommendations")).await.json();
+    let topic = |name: &str| -> Value {
+        let mut items = answers["items"].as_array().expect("a list").iter();
+        let found = items.find(|it| it["topic"] == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {answers}"))
+            .clone()
+    };
+    let bottleneck = topic("bottleneck");
+    let communication = bottleneck["value"]["communication"]
+        .as_array()
+        .expect("a list");
+    assert_eq!(communication.len(), 1, "{bottleneck}");
+    for point in communication {
+        let secs = |name: &str| point[name].as_f64().expect("a time");
+        let share = point["share"]["value"].as_f64().expect("a share");
+        let told = 1.0 - secs("alone_secs") / secs("together_secs");
+        assert!((share - told).abs() < 1e-9, "{point}");
+    }
+    let throughput = topic("training_throughput");
+    let by_count = throughput["value"]["by_device_count"]
+        .as_array()
+        .expect("a list");
+    for (size, devices) in [(512, 2), (512, 1), (256, 1)] {
+        let found = by_count
+            .iter()
+            .find(|it| it["batch_size"] == size && it["devices"] == devices);
+        assert!(found.is_some(), "{size} on {devices}: {throughput}");
+    }
+}
+
 #[tokio::test]
 async fn the_peak_that_pytorch_tells_is_what_the_memory_limit_limits() {
     let test = "the_peak_that_pytorch_tells_is_what_the_memory_limit_limits";

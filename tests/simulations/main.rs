@@ -10,6 +10,7 @@
 mod batch_norm;
 mod changes;
 mod coverage;
+mod devices;
 mod initial;
 mod knees;
 mod memory_search;

@@ -23,6 +23,7 @@ fn search(seed: u64, resolution: Resolution, scatter: f64) -> (usize, usize, u64
         usable_bytes: usable,
         resolution,
         grid: Vec::new(),
+        multiple_of: 1,
     };
     let mut seen = Vec::new();
     loop {

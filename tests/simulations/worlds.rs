@@ -228,6 +228,7 @@ pub fn timed(batch_size: u64, round: u32, secs: f64) -> ProbeRecord {
             device: ProbeDevice {
                 backend: Backend::Cpu,
                 model: "simulated".into(),
+                count: 1,
                 threads: 2,
             },
             batch_size: BatchSize(batch_size),

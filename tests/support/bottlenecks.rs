@@ -88,7 +88,7 @@ fn specs(definition: &StudyDefinition) -> Vec<ProbeSpec> {
         max_rounds: 5,
         ..TurnSampling::default()
     });
-    let sizes = definition.batch_sizes.grid_batch_sizes();
+    let sizes = definition.grid_batch_sizes();
     let mut specs = Vec::new();
     for replicate in 0..CHILDREN {
         for &size in &sizes {

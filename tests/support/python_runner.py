@@ -14,9 +14,13 @@ FAULT = sys.argv[2] if len(sys.argv) > 2 else None
 DIVERGENT = 1.0
 
 
+def count(spec):
+    return spec["device"].get("count", 1)
+
+
 def peak(spec):
-    """40 MB and 50 kB an example, really allocated."""
-    size = int(4e7 + 5e4 * spec["batch_size"])
+    """40 MB and 50 kB for each example of a device, really allocated."""
+    size = int(4e7 + 5e4 * spec["batch_size"] / count(spec))
     held = bytearray(size)
     held[::4096] = b"x" * len(held[::4096])
     return size
@@ -36,9 +40,12 @@ def memory(spec, events):
 
 
 def step_time(spec, events):
-    """1 ms and 10 µs an example; `runner.options.slower` times as long."""
-    slower = spec["runner"].get("options", {}).get("slower", 1)
-    secs = (1e-3 + 1e-5 * spec["batch_size"]) * slower
+    """1 ms and 10 µs an example; `runner.options.slower` times as long. Several devices share a batch, and take
+    `communication_secs` more."""
+    options = spec["runner"].get("options", {})
+    secs = (1e-3 + 1e-5 * spec["batch_size"] / count(spec)) * options.get("slower", 1)
+    if count(spec) > 1:
+        secs += options.get("communication_secs", 0.0)
     for block in range(50):
         spread = 1.0 + 0.004 * (block * 7 % 11 - 5.0) / 5.0
         events.measurement("block_time_per_step", secs * spread, step=block)

@@ -68,6 +68,7 @@ fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> P
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: model.to_owned(),
+            count: 1,
             threads: 1,
         },
         batch_size: BatchSize(8),
@@ -151,6 +152,7 @@ pub async fn device(database: &Database, host: &str, model: &str) -> DeviceId {
         memory_bytes: 1 << 33,
         available_bytes: 1 << 33,
         slots: 2,
+        count: 1,
         runners: &["burn".to_owned()],
     };
     devices::register(&mut conn, &new)

@@ -35,6 +35,7 @@ fn spec(task: Task) -> ProbeSpec {
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: "test".into(),
+            count: 1,
             threads: 2,
         },
         batch_size: BatchSize(64),

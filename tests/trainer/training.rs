@@ -174,3 +174,13 @@ fn a_schedule_scales_the_learning_rate_and_clipping_limits_the_step() {
     );
     assert_eq!(loose, constant);
 }
+
+#[test]
+fn burn_says_that_it_trains_on_one_device() {
+    let mut spec = spec(Task::Smoke { steps: 2 });
+    spec.device.count = 2;
+    let ended = run(&spec);
+    assert_infeasible(&ended, InfeasibleReason::DeviceUnsupported);
+    let said = format!("{:?}", ended.outcome());
+    assert!(said.contains("device.count is 2"), "{said}");
+}

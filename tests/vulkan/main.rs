@@ -116,6 +116,7 @@ fn spec(task: Task, backend: Backend) -> ProbeSpec {
         device: ProbeDevice {
             backend,
             model: "test".into(),
+            count: 1,
             threads: 2,
         },
         batch_size: BatchSize(64),

@@ -177,7 +177,7 @@ pub(in crate::analysis) fn not_paid_for(
     throughput: &ThroughputAnalysis,
 ) -> Option<Caveat> {
     let largest = feasibility?.largest_feasible?;
-    let grid = definition.batch_sizes.grid_batch_sizes();
+    let grid = definition.grid_batch_sizes();
     let fitting: Vec<BatchSize> = grid.into_iter().filter(|size| *size <= largest).collect();
     let is_timed = |size: &&BatchSize| {
         throughput

@@ -25,6 +25,7 @@ use tokio::time::sleep_until;
 use self::output::{EventLimits, EventLog, Log};
 use self::spawn::{Launch, Launched, Running};
 use super::cgroup::MemoryCgroup;
+use super::inventory::JOINED;
 use crate::probe::{
     ChildEnd, DEVICE_VARIABLE, Exit, FailureReason, GpuFacts, KilledFor, Measurement, Metric,
     Outcome, ProbeSpec, classify, required_figures,
@@ -110,7 +111,7 @@ impl Default for ChildConfig {
 pub struct ChosenGpu {
     /// How it is reached.
     pub backend: Backend,
-    /// Its hardware id.
+    /// Its hardware id; of several that are offered together, joined by commas.
     pub hardware: String,
     /// Where kernels that were tuned and compiled are kept from child to child.
     pub cache_dir: Option<PathBuf>,
@@ -460,7 +461,7 @@ fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
     let mut environment = environment(spec.device.threads);
     let mut data_bytes = spec.limits.memory_bytes.0;
     if let Some(gpu) = &config.gpu {
-        environment.extend(gpu.environment());
+        environment.extend(gpu.environment(spec.device.count));
         // The budget is the GPU's; drivers map far more than they use.
         data_bytes = gpu.host_memory_bytes.map_or(UNLIMITED, |bytes| bytes.0);
     }
@@ -482,11 +483,17 @@ fn launch(config: &ChildConfig, spec: &ProbeSpec) -> io::Result<Launch> {
 }
 
 impl ChosenGpu {
-    /// What tells a child of it. Later entries replace earlier ones of the same name.
-    fn environment(&self) -> Vec<(OsString, OsString)> {
+    /// What tells a child of it, or of the first few of several. Later entries replace earlier ones of the same name.
+    fn environment(&self, count: u32) -> Vec<(OsString, OsString)> {
         let own = |name: &str, value: &OsStr| (OsString::from(name), value.to_owned());
-        let mut environment = vec![own(DEVICE_VARIABLE, self.hardware.as_ref())];
-        if let Some((name, value)) = GpuFacts::visibility(self.backend, &self.hardware) {
+        let cards: Vec<&str> = self
+            .hardware
+            .split(JOINED)
+            .take(count.max(1) as usize)
+            .collect();
+        let hardware = cards.join(",");
+        let mut environment = vec![own(DEVICE_VARIABLE, hardware.as_ref())];
+        if let Some((name, value)) = GpuFacts::visibility(self.backend, &hardware) {
             environment.push(own(name, value.as_ref()));
         }
         if let Some(folder) = &self.cache_dir {

@@ -10,6 +10,9 @@ use crate::settings::PoolSettings;
 /// Longest name of a worker, a host, a device.
 const NAME_CHARS: usize = 200;
 
+/// Longest list of the cards that are offered together.
+const HARDWARE_BYTES: usize = 16_384;
+
 /// Most runners of one worker.
 const RUNNERS: usize = 64;
 
@@ -54,14 +57,23 @@ pub(super) fn claim(request: &ClaimRequest) -> Result<(), LeaseError> {
 fn device(device: &DeviceFacts, wrong: &mut Wrong) {
     for (place, text) in [
         ("/device/host", &device.host),
-        ("/device/hardware", &device.hardware),
         ("/device/model", &device.model),
     ] {
         name(place, text, wrong);
     }
+    for hardware in device.hardware_ids() {
+        name("/device/hardware", hardware, wrong);
+    }
+    if device.hardware.len() > HARDWARE_BYTES {
+        wrong.push((
+            "/device/hardware".to_owned(),
+            format!("must be at most {HARDWARE_BYTES} bytes"),
+        ));
+    }
     for (place, number) in [
         ("/device/threads", device.threads),
         ("/device/slots", device.slots),
+        ("/device/count", device.count),
     ] {
         if !(1..=65_536).contains(&number) {
             wrong.push((place.to_owned(), "must be 1 to 65536".to_owned()));

@@ -16,6 +16,7 @@ fn spec(task: Task) -> ProbeSpec {
         device: ProbeDevice {
             backend: Backend::Cpu,
             model: "a processor".into(),
+            count: 1,
             threads: 2,
         },
         batch_size: BatchSize(16),

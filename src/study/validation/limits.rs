@@ -44,6 +44,8 @@ pub struct DefinitionLimits {
     pub min_memory_budget_bytes: u64,
     /// Threads of a training process.
     pub max_threads: u64,
+    /// Devices that train together.
+    pub max_devices: u64,
     /// Bytes of the options of a runner, as JSON.
     pub max_runner_options_bytes: u64,
     /// How deeply the options of a runner may be nested.
@@ -74,6 +76,7 @@ impl Default for DefinitionLimits {
             max_weight_decay: 100.0,
             min_memory_budget_bytes: 16 << 20,
             max_threads: 1024,
+            max_devices: 64,
             max_runner_options_bytes: 16 << 10,
             max_runner_options_depth: 16,
             max_device_secs: 86_400.0,

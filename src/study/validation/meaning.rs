@@ -2,7 +2,7 @@
 
 use super::json::{child, shortened};
 use super::{DefinitionLimits, Violation};
-use crate::study::defaults::default_model;
+use crate::study::defaults::{default_model, largest, smallest};
 use crate::study::runner::option_faults;
 use crate::study::{
     BURN, BatchSize, Bytes, Contents, DatasetRequest, EvaluationMetric, ExternalFacts, Facts, Goal,
@@ -106,8 +106,10 @@ fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
         return;
     };
     let examples = facts.training_examples;
-    let min = asked.min.unwrap_or(BatchSize(1));
-    let max = asked.max.unwrap_or(BatchSize(examples));
+    let devices = request.device.count;
+    let min = asked.min.unwrap_or(smallest(devices));
+    let max = asked.max.unwrap_or(largest(examples, devices));
+    shares_out(request, check);
     let max_is = if asked.max.is_some() {
         format!("max, {max}")
     } else {
@@ -139,6 +141,46 @@ fn batch_sizes(request: &StudyRequest, check: &mut Check<'_>) {
             if values[..index].contains(value) {
                 check.refuse(&pointer, &[], format!("{value} is already in the grid"));
             }
+        }
+    }
+}
+
+/// Every batch is shared out evenly among the devices.
+fn shares_out(request: &StudyRequest, check: &mut Check<'_>) {
+    const COUNT: &str = "/device/count";
+    let devices = u64::from(request.device.count);
+    let asked = &request.batch_sizes;
+    let ends = [
+        ("/batch_sizes/min", asked.min),
+        ("/batch_sizes/max", asked.max),
+    ];
+    let mut named: Vec<(String, BatchSize)> = ends
+        .into_iter()
+        .filter_map(|(pointer, size)| Some((pointer.to_owned(), size?)))
+        .collect();
+    let mut list = |pointer: &str, sizes: &[BatchSize]| {
+        named.extend(
+            sizes
+                .iter()
+                .enumerate()
+                .map(|(index, size)| (format!("{pointer}/{index}"), *size)),
+        );
+    };
+    if let Grid::Values(values) = &asked.grid {
+        list("/batch_sizes/grid/values", values);
+    }
+    if let Some(sizes) = &request.quality.batch_sizes {
+        list("/quality/batch_sizes", sizes);
+    }
+    for (pointer, size) in named {
+        if devices > 1 && !size.0.is_multiple_of(devices) {
+            check.refuse(
+                &pointer,
+                &[COUNT],
+                format!(
+                    "must be a multiple of device.count, {devices}, because every device takes an equal share of a batch; is {size}"
+                ),
+            );
         }
     }
 }

@@ -136,6 +136,12 @@ fn narrow(document: &mut Value, limits: &DefinitionLimits) {
         "maximum",
         limits.max_threads.into(),
     );
+    set(
+        "DeviceRequest",
+        "count",
+        "maximum",
+        limits.max_devices.into(),
+    );
     set("Grid", "values", "minItems", 1.into());
     set("Grid", "values", "maxItems", limits.max_grid_values.into());
     set(
