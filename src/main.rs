@@ -1,4 +1,5 @@
-//! The command line: `serve`, `work`, `probe`, `inspect` and `inventory` (the children), `migrate`, `token`, `openapi`.
+//! The command line: `serve`, `work`, `probe`, `inspect` and `inventory` (the children), `migrate`, `token`, `study`,
+//! `doctor`, `openapi`, `completion`.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -6,8 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use trialhead::access::{self, NewToken, Scope, listing};
+use trialhead::cli;
 use trialhead::runners;
 use trialhead::service::{Service, join_database, migrate_mode, open_database};
 use trialhead::settings::{LogSettings, Settings};
@@ -57,6 +59,14 @@ enum Command {
     /// Make, list and revoke access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Submit, watch, list and read studies, of a service anywhere.
+    #[command(after_long_help = cli::EXIT_CODES)]
+    Study(cli::StudyArgs),
+    /// Print what makes a shell complete these commands, such as: source <(trialhead completion bash)
+    Completion(cli::CompletionArgs),
+    /// Look at everything that the service needs on this host, and say what to mend. Exits with 1 when something
+    /// keeps it from working.
+    Doctor(DoctorArgs),
     /// Print the OpenAPI document.
     Openapi,
 }
@@ -209,6 +219,16 @@ struct MigrateArgs {
     check: bool,
 }
 
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// A TOML file with settings.
+    #[arg(long, env = "TRIALHEAD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Work(args) => match block_on(work(args)) {
@@ -220,6 +240,22 @@ fn main() -> ExitCode {
         Command::Inspect => return trialhead::datasets::inspect::run(),
         Command::Inventory => return trialhead::trainer::run_inventory(),
         Command::Openapi => print_openapi(),
+        Command::Study(args) => return study(args),
+        Command::Doctor(args) => match block_on(doctor(args)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
+        Command::Completion(args) => {
+            let name = env!("CARGO_PKG_NAME");
+            clap_complete::generate(
+                args.shell,
+                &mut Cli::command(),
+                name,
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
         Command::Serve(args) => block_on(serve(args)),
         Command::Migrate(args) => block_on(migrate(args)),
         Command::Token(command) => block_on(token(command)),
@@ -231,16 +267,29 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            #[expect(
-                clippy::print_stderr,
-                reason = "the last word of a command that failed"
-            )]
-            {
-                eprintln!("trialhead: {error:#}");
-            }
-            ExitCode::FAILURE
+        Err(error) => failed(&error, 1),
+    }
+}
+
+fn failed(error: &anyhow::Error, code: u8) -> ExitCode {
+    #[expect(
+        clippy::print_stderr,
+        reason = "the last word of a command that failed"
+    )]
+    {
+        eprintln!("trialhead: {error:#}");
+    }
+    ExitCode::from(code)
+}
+
+fn study(args: cli::StudyArgs) -> ExitCode {
+    match block_on(async { Ok(cli::study(args).await) }) {
+        Ok(Ok(done)) => ExitCode::from(done.exit_code()),
+        Ok(Err(error)) => {
+            let code = error.exit_code();
+            failed(&error.into(), code)
         }
+        Err(error) => failed(&error, 1),
     }
 }
 
@@ -379,6 +428,17 @@ async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
     result?;
     tracing::info!("the database's tables are up to date");
     Ok(())
+}
+
+async fn doctor(args: DoctorArgs) -> anyhow::Result<bool> {
+    let mut settings = settings(args.config)?;
+    // What the database says while it starts and stops is of no use here.
+    if settings.log == LogSettings::default() {
+        settings.log.filter = "error,postgres=off".into();
+    }
+    trialhead::telemetry::start(&settings.log)?;
+    let findings = trialhead::doctor::examine(&settings, args.json).await;
+    Ok(trialhead::doctor::is_well(&findings))
 }
 
 async fn token(command: TokenCommand) -> anyhow::Result<()> {

@@ -159,7 +159,11 @@ fn spec(kind: ProbeKind, definition: Option<&StudyDefinition>) -> ProbeSpec {
         spec.gradient_clipping = definition.gradient_clipping.clone();
         spec.seed = definition.seed;
         let examples = spec.workload.dataset.facts().training_examples;
-        spec.batch_size = BatchSize(BATCH_SIZE.min(examples).max(1));
+        // As many for each device.
+        let devices = u64::from(definition.device.count.max(1));
+        spec.device.count = definition.device.count;
+        let shared_out = BATCH_SIZE.min(examples) / devices * devices;
+        spec.batch_size = BatchSize(shared_out.max(devices));
     }
     let facts = inventory::cpu("checked", None);
     spec.device.backend = facts.backend;

@@ -22,7 +22,7 @@ struct Rule {
 
 /// `statistics, catalog ← study ← probe ← analysis ← {plan, recommendation}`, then everything that
 /// touches the world. `lib` and `main` put it together and are not listed.
-const RULES: [Rule; 23] = [
+const RULES: [Rule; 25] = [
     pure("statistics", &[]),
     pure("catalog", &[]),
     pure("study", &["statistics", "catalog"]),
@@ -104,6 +104,13 @@ const RULES: [Rule; 23] = [
     ),
     // The service from elsewhere: the worker's side of the lease protocol over REST.
     rule("client", &["study", "probe", "settings", "pool"]),
+    // Looks at what a service needs.
+    rule(
+        "doctor",
+        &["study", "probe", "settings", "store", "pool", "service"],
+    ),
+    // Commands for people: they speak REST like anybody else.
+    rule("cli", &["client", "settings"]),
     // Puts a worker away from the service together, as `service` does with the service.
     rule(
         "work",

@@ -2,6 +2,7 @@
 
 mod contents;
 mod leases;
+pub mod rest;
 
 use std::error::Error as _;
 use std::fmt;

@@ -12,6 +12,7 @@ pub mod local_server;
 pub mod probes;
 pub mod recommendations;
 pub mod schema;
+pub mod server_facts;
 pub mod service_metrics;
 pub mod studies;
 pub mod tokens;

@@ -11,6 +11,7 @@ mod service;
 
 mod access;
 mod answers;
+mod cli;
 mod commands;
 mod contract;
 mod datasets;

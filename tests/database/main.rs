@@ -7,5 +7,6 @@ mod postgres;
 mod connections;
 mod encrypted;
 mod managed;
+mod operations;
 mod processes;
 mod storage;
