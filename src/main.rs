@@ -282,7 +282,7 @@ impl ServeArgs {
     }
 }
 
-/// Flags are variables that win: one way in, one check.
+/// Flags are variables that win: one way in. Runners are added to what this reads, so the check comes after them.
 fn with_flags<const N: usize>(
     config: Option<&std::path::Path>,
     flags: [(&str, Option<String>); N],
@@ -290,7 +290,7 @@ fn with_flags<const N: usize>(
     let flags = flags
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    Ok(Settings::load(config, std::env::vars().chain(flags))?)
+    Ok(Settings::read(config, std::env::vars().chain(flags))?)
 }
 
 impl WorkArgs {

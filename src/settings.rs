@@ -488,6 +488,19 @@ impl Settings {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
+        let settings = Self::read(file, environment)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The same unchecked, for whoever has more to add: what is missing may be among that.
+    ///
+    /// # Errors
+    /// When a value does not parse or a key does not exist.
+    pub fn read(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
         let mut database_url = None;
         let mut variables = std::collections::HashMap::new();
         for (name, value) in environment {
@@ -517,7 +530,6 @@ impl Settings {
         if settings.database.url.is_none() {
             settings.database.url = database_url.filter(|url| !url.is_empty());
         }
-        settings.check()?;
         Ok(settings)
     }
 
@@ -715,6 +727,17 @@ mod tests {
         assert!(error.contains("token_cache_secs"), "{error}");
         assert!(error.contains("metrics_listen"), "{error}");
         assert!(error.contains("pool_size"), "{error}");
+    }
+
+    /// What has only a runner of somebody's own gets it from a flag, after everything else was read.
+    #[test]
+    fn what_is_read_is_checked_when_it_is_whole() {
+        let alone = [("TRIALHEAD_POOL__OFFERS_BURN".to_owned(), "false".to_owned())];
+        assert!(Settings::load(None, alone.clone()).is_err());
+        let mut settings = Settings::read(None, alone).expect("reads");
+        let runner = ("python".to_owned(), "python3 train.py".to_owned());
+        settings.pool.runners.extend([runner]);
+        settings.check().expect("whole");
     }
 
     #[test]
