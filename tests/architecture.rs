@@ -107,7 +107,9 @@ const RULES: [Rule; 23] = [
     // Puts a worker away from the service together, as `service` does with the service.
     rule(
         "work",
-        &["probe", "settings", "metrics", "pool", "client", "service"],
+        &[
+            "probe", "settings", "metrics", "pool", "client", "service", "api",
+        ],
     ),
     rule(
         "api",
