@@ -9,6 +9,8 @@
 mod fake;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/python.rs"]
+mod python;
 #[path = "../support/queue.rs"]
 mod queue;
 
@@ -17,5 +19,6 @@ mod ends;
 mod proxy;
 mod server;
 mod storm;
+mod together;
 mod work;
 mod worker;
