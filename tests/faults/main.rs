@@ -16,6 +16,7 @@ mod queue;
 
 mod crowd;
 mod ends;
+mod out_of_memory;
 mod proxy;
 mod server;
 mod storm;
