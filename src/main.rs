@@ -140,7 +140,11 @@ Access: TRIALHEAD_TOKEN holds a token with the scope work, or --token-file names
 
 Exit codes: 0 it was told to stop, or (--once) a probe was run and its end stored; 1 it could not start,
 could not reach the service (--once), or was refused; 3 (--once) no probe came; 4 (--once) the probe has to
-be run again.
+be run again. TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE=0 makes it 0 when no probe came, for a scheduler to which
+anything else is a failure, such as a Kubernetes Job.
+
+With --listen it answers /healthz, /readyz (the service has answered it lately) and /metrics, to anybody who
+reaches the address.
 
 Settings come as for `serve`: a file (--config), then TRIALHEAD_* variables, then flags.
 docs/settings.md lists them; those of a worker are [work] and [pool].";
@@ -159,6 +163,9 @@ struct WorkArgs {
     /// Somebody's own training program, by the name that studies give as their runner; may be repeated.
     #[arg(long = "runner", value_name = "NAME=COMMAND", value_parser = name_and_command)]
     runners: Vec<(String, String)>,
+    /// Address and port at which it tells whether it is alive and ready, and its metrics [default: none].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
     /// Probes to run at once on each device [default: 1]; those that need a device alone still get it so.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
     workers: Option<u64>,
@@ -232,7 +239,7 @@ struct DoctorArgs {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Work(args) => match block_on(work(args)) {
-            Ok(end) => return ExitCode::from(end.exit_code()),
+            Ok(code) => return ExitCode::from(code),
             Err(error) => Err(error),
         },
         // The child must not start a runtime: its threads would count as its memory.
@@ -331,7 +338,7 @@ impl ServeArgs {
     }
 }
 
-/// Flags are variables that win: one way in, one check.
+/// Flags are variables that win: one way in. Runners are added to what this reads, so the check comes after them.
 fn with_flags<const N: usize>(
     config: Option<&std::path::Path>,
     flags: [(&str, Option<String>); N],
@@ -339,7 +346,7 @@ fn with_flags<const N: usize>(
     let flags = flags
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    Ok(Settings::load(config, std::env::vars().chain(flags))?)
+    Ok(Settings::read(config, std::env::vars().chain(flags))?)
 }
 
 impl WorkArgs {
@@ -349,6 +356,10 @@ impl WorkArgs {
         let flags = [
             ("TRIALHEAD_WORK__SERVER", self.server),
             ("TRIALHEAD_WORK__TOKEN_FILE", path(self.token_file)),
+            (
+                "TRIALHEAD_WORK__LISTEN",
+                self.listen.map(|it| it.to_string()),
+            ),
             ("TRIALHEAD_DATA_DIR", path(self.data_dir)),
         ];
         let mut settings = with_flags(self.config.as_deref(), flags)?;
@@ -363,7 +374,8 @@ impl WorkArgs {
     }
 }
 
-async fn work(args: WorkArgs) -> anyhow::Result<WorkEnd> {
+/// Gives the exit code.
+async fn work(args: WorkArgs) -> anyhow::Result<u8> {
     let once = args.once;
     let settings = args.settings()?;
     trialhead::telemetry::start(&settings.log)?;
@@ -372,16 +384,18 @@ async fn work(args: WorkArgs) -> anyhow::Result<WorkEnd> {
     let token = std::env::var("TRIALHEAD_TOKEN").ok();
     let working = trialhead::work::work(&settings, token.as_deref(), once, stopped);
     tokio::pin!(working);
-    tokio::select! {
-        end = &mut working => return end,
-        () = signals.next() => {}
-    }
-    stop.send_replace(true);
-    // A second signal ends the drain.
-    tokio::select! {
-        end = working => end,
-        () = signals.next() => Ok(WorkEnd::Stopped),
-    }
+    let end = tokio::select! {
+        end = &mut working => end?,
+        () = signals.next() => {
+            stop.send_replace(true);
+            // A second signal ends the drain.
+            tokio::select! {
+                end = &mut working => end?,
+                () = signals.next() => WorkEnd::Stopped,
+            }
+        }
+    };
+    Ok(end.exit_code(&settings.work))
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {

@@ -8,6 +8,24 @@ use prometheus::{
 
 use crate::store::service_metrics::ServiceCounts;
 
+/// What an instance is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It serves the REST API, and may run probes too.
+    Serve,
+    /// It runs probes for a service elsewhere.
+    Work,
+}
+
+impl Role {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Work => "work",
+        }
+    }
+}
+
 /// Metrics of this instance (`/metrics`).
 #[derive(Debug, Clone)]
 pub struct InstanceMetrics {
@@ -40,7 +58,7 @@ impl InstanceMetrics {
     ///
     /// # Errors
     /// When a name is registered twice: a defect.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub fn new(role: Role) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let metrics = Self {
             probe_duration_seconds: HistogramVec::new(
@@ -92,6 +110,8 @@ impl InstanceMetrics {
                 "Always 1; the labels tell the build",
             )
             .const_label("version", env!("CARGO_PKG_VERSION"))
+            // A worker that is scraped must not be taken for a service that answers.
+            .const_label("role", role.as_str())
             .const_label("runner", crate::probe::fingerprint::RUNNER),
         )?;
         build_info.set(1);

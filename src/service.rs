@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::api;
 use crate::library::Library;
 use crate::lifecycle::{self, Context};
-use crate::metrics::InstanceMetrics;
+use crate::metrics::{InstanceMetrics, Role};
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::gpus;
 use crate::pool::host_lock::HostLocks;
@@ -244,7 +244,7 @@ impl Service {
             idempotency_hours: settings.api.idempotency_hours,
             alive_secs: pool.lease_secs * ALIVE_LEASES,
         };
-        let metrics = InstanceMetrics::new()?;
+        let metrics = InstanceMetrics::new(Role::Serve)?;
         let (stop_intake, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let library = Library::open_at(settings.datasets.url.as_deref(), &settings.data_dir()?)?;

@@ -387,6 +387,8 @@ pub struct WorkSettings {
     pub wait_secs: f64,
     /// How long `--once` waits for a probe.
     pub once_wait_secs: f64,
+    /// Exit code of `--once` when none came.
+    pub once_empty_exit_code: u8,
     /// How long the service may take to answer, beyond what a claim waits.
     pub request_timeout_secs: f64,
     /// Bytes of data sets kept for use again; the ones not used for longest go first.
@@ -394,6 +396,15 @@ pub struct WorkSettings {
     /// Nothing but a want of memory ends this worker without a signal to stop, as in a container that is
     /// restarted only then.
     pub restart_is_out_of_memory: bool,
+    /// Address and port at which the worker tells, without tokens, whether it is alive and ready, and its metrics.
+    /// Default: it listens nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// What a worker's exit code may be when no probe came: success, or one that says nothing else (1 is trouble, 2 wrong
+/// arguments, 4 a probe to be run again; from 126 on they are the shell's).
+fn is_free_exit_code(code: u8) -> bool {
+    matches!(code, 0 | 3 | 5..=125)
 }
 
 impl Default for WorkSettings {
@@ -404,9 +415,11 @@ impl Default for WorkSettings {
             ca_file: None,
             wait_secs: 20.0,
             once_wait_secs: 30.0,
+            once_empty_exit_code: 3,
             request_timeout_secs: 10.0,
             cache_bytes: 20 << 30,
             restart_is_out_of_memory: false,
+            listen: None,
         }
     }
 }
@@ -491,6 +504,19 @@ impl Settings {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
+        let settings = Self::read(file, environment)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The same unchecked, for whoever has more to add: what is missing may be among that.
+    ///
+    /// # Errors
+    /// When a value does not parse or a key does not exist.
+    pub fn read(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
         let mut database_url = None;
         let mut variables = std::collections::HashMap::new();
         for (name, value) in environment {
@@ -520,7 +546,6 @@ impl Settings {
         if settings.database.url.is_none() {
             settings.database.url = database_url.filter(|url| !url.is_empty());
         }
-        settings.check()?;
         Ok(settings)
     }
 
@@ -628,6 +653,12 @@ impl Settings {
                 self.listen
             ));
         }
+        let code = self.work.once_empty_exit_code;
+        if !is_free_exit_code(code) {
+            risks.push(format!(
+                "work.once_empty_exit_code must be 0, 3, or 5 to 125, is {code}: that code says something else already"
+            ));
+        }
         if risks.is_empty() {
             Ok(())
         } else {
@@ -721,6 +752,21 @@ mod tests {
         assert!(error.contains("token_cache_secs"), "{error}");
         assert!(error.contains("metrics_listen"), "{error}");
         assert!(error.contains("pool_size"), "{error}");
+        for (code, is_free) in [("0", true), ("3", true), ("1", false), ("4", false)] {
+            let loaded = load(&[("TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE", code)]);
+            assert_eq!(loaded.is_ok(), is_free, "{code}: {loaded:?}");
+        }
+    }
+
+    /// What has only a runner of somebody's own gets it from a flag, after everything else was read.
+    #[test]
+    fn what_is_read_is_checked_when_it_is_whole() {
+        let alone = [("TRIALHEAD_POOL__OFFERS_BURN".to_owned(), "false".to_owned())];
+        assert!(Settings::load(None, alone.clone()).is_err());
+        let mut settings = Settings::read(None, alone).expect("reads");
+        let runner = ("python".to_owned(), "python3 train.py".to_owned());
+        settings.pool.runners.extend([runner]);
+        settings.check().expect("whole");
     }
 
     #[test]

@@ -8,8 +8,9 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::api::WorkerServer;
 use crate::client::{Contents, RestLeases, Server};
-use crate::metrics::InstanceMetrics;
+use crate::metrics::{InstanceMetrics, Role};
 use crate::pool::child::Spawner;
 use crate::pool::gpus;
 use crate::pool::journal::Journal;
@@ -17,7 +18,7 @@ use crate::pool::leases::LeaseError;
 use crate::pool::worker::{Settled, Worker};
 use crate::probe::ProbeState;
 use crate::service::{self, Shared};
-use crate::settings::Settings;
+use crate::settings::{Settings, WorkSettings};
 
 /// How a worker's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +35,10 @@ pub enum WorkEnd {
 
 impl WorkEnd {
     /// The exit code that tells.
-    pub fn exit_code(self) -> u8 {
+    pub fn exit_code(self, settings: &WorkSettings) -> u8 {
         match self {
             Self::Stopped | Self::Done => 0,
-            Self::Nothing => 3,
+            Self::Nothing => settings.once_empty_exit_code,
             Self::NotDone => 4,
         }
     }
@@ -73,6 +74,20 @@ pub async fn work(
         patience,
         patience.min(heartbeat * 2),
     );
+    let metrics = InstanceMetrics::new(Role::Work)?;
+    // Before the devices are listed, which takes its time and is nothing to be restarted for.
+    let listener = settings
+        .work
+        .listen
+        .map(|listen| {
+            WorkerServer::start(settings, listen, metrics.clone(), leases.answered())
+                .with_context(|| format!("work.listen: listening on {listen}"))
+        })
+        .transpose()?;
+    if let Some(listener) = &listener {
+        let address = listener.address();
+        tracing::info!("health and metrics, without tokens, on http://{address}");
+    }
     let telling = {
         let (journal, leases, stop) = (Arc::clone(&journal), leases.clone(), stop.clone());
         tokio::spawn(async move { journal.tell(&leases, unfinished, stop).await })
@@ -84,7 +99,7 @@ pub async fn work(
         leases,
         spawner,
         child,
-        metrics: InstanceMetrics::new()?,
+        metrics,
         journal: Some(Arc::clone(&journal)),
     };
     let workers = service::workers(settings, &devices, &shared)?;
@@ -107,6 +122,9 @@ pub async fn work(
         end
     };
     noted.abort();
+    if let Some(listener) = listener {
+        listener.stop().await;
+    }
     end
 }
 

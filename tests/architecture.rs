@@ -114,7 +114,9 @@ const RULES: [Rule; 25] = [
     // Puts a worker away from the service together, as `service` does with the service.
     rule(
         "work",
-        &["probe", "settings", "metrics", "pool", "client", "service"],
+        &[
+            "probe", "settings", "metrics", "pool", "client", "service", "api",
+        ],
     ),
     rule(
         "api",

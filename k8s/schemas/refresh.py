@@ -20,6 +20,7 @@ RESOURCES = [
     (0, "v1alpha1/scaledjobs.rs", "ScaledJob", "keda.sh/v1alpha1"),
     (0, "v1alpha1/scaledobjects.rs", "ScaledObject", "keda.sh/v1alpha1"),
     (1, "v1/servicemonitors.rs", "ServiceMonitor", "monitoring.coreos.com/v1"),
+    (1, "v1/podmonitors.rs", "PodMonitor", "monitoring.coreos.com/v1"),
     (1, "v1/prometheusrules.rs", "PrometheusRule", "monitoring.coreos.com/v1"),
 ]
 SCALARS = {

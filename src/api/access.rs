@@ -27,7 +27,8 @@ pub struct Access {
     operations: Operations,
     /// Whether who comes without a token is turned away.
     needs_token: bool,
-    verifier: Verifier,
+    /// None where there is no database to ask: every operation there is for anybody.
+    verifier: Option<Verifier>,
     limiter: FailureLimiter,
     failures: IntCounterVec,
 }
@@ -45,7 +46,28 @@ impl Access {
             hosts: Hosts::new(settings.listen, &api.allowed_hosts),
             operations,
             needs_token: settings.needs_token(),
-            verifier: Verifier::new(database, Duration::from_secs_f64(api.token_cache_secs)),
+            verifier: Some(Verifier::new(
+                database,
+                Duration::from_secs_f64(api.token_cache_secs),
+            )),
+            limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
+            failures,
+        }
+    }
+
+    /// For what a worker tells, of which every operation is for anybody: it has nobody to ask about tokens.
+    pub fn worker(
+        settings: &Settings,
+        listen: SocketAddr,
+        operations: Operations,
+        failures: IntCounterVec,
+    ) -> Self {
+        let api = &settings.api;
+        Self {
+            hosts: Hosts::new(listen, &[]),
+            operations: operations.worker_alone(),
+            needs_token: false,
+            verifier: None,
             limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
             failures,
         }
@@ -115,16 +137,19 @@ impl Access {
                 Ok(None)
             };
         };
+        let Some(verifier) = &self.verifier else {
+            return Err(Problem::internal());
+        };
         if let Ok(token) = token
-            && let Some(identity) = self.verifier.remembered(token)
+            && let Some(identity) = verifier.remembered(token)
         {
             return Ok(Some(identity));
         }
         // Whoever shares an address with somebody who guesses, behind a proxy, say, goes on.
-        let is_known = token.as_ref().is_ok_and(|token| self.verifier.knows(token));
+        let is_known = token.as_ref().is_ok_and(|token| verifier.knows(token));
         let attempt = (!is_known).then(|| self.attempt(peer)).transpose()?;
         let verdict = match token {
-            Ok(token) => self.verifier.verify(token).await,
+            Ok(token) => verifier.verify(token).await,
             Err(NotBearer) => Err(Refused::Malformed),
         };
         match verdict {

@@ -20,7 +20,8 @@ pub struct Health {
     pub version: String,
 }
 
-fn ok() -> Json<Health> {
+/// What is well says.
+pub fn ok() -> Json<Health> {
     Json(Health {
         status: "ok".into(),
         version: env!("CARGO_PKG_VERSION").into(),

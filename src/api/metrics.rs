@@ -29,6 +29,14 @@ fn defect(error: &dyn std::error::Error) -> Problem {
     })
 }
 
+/// The answer with everything that is registered.
+///
+/// # Errors
+/// A defect.
+pub fn all_of(registry: &Registry) -> Result<HttpResponse, Problem> {
+    Ok(answer(text(registry)?))
+}
+
 fn answer(text: String) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((actix_web::http::header::CONTENT_TYPE, TEXT_FORMAT))
@@ -60,7 +68,7 @@ pub async fn get_instance_metrics(api: Data<Api>) -> Result<HttpResponse, Proble
     api.metrics
         .database_waiting
         .set(i64::try_from(connections.waiting).unwrap_or(0));
-    Ok(answer(text(&api.metrics.registry)?))
+    all_of(&api.metrics.registry)
 }
 
 /// Metrics of the service

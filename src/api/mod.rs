@@ -22,5 +22,7 @@ pub mod revisions;
 pub mod server;
 pub mod state;
 pub mod studies;
+pub mod worker;
 
 pub use server::Server;
+pub use worker::WorkerServer;

@@ -99,8 +99,22 @@ impl Operations {
     }
 
     /// Only the metrics, for anybody: what a listener of their own serves.
-    pub fn metrics_alone(mut self) -> Self {
-        self.paths.retain(Path::is_metrics);
+    pub fn metrics_alone(self) -> Self {
+        self.alone(Path::is_metrics)
+    }
+
+    /// Only what a worker has to tell, for anybody: whether it is well, and its metrics.
+    pub fn worker_alone(self) -> Self {
+        self.alone(|path| {
+            let [root, first] = &path.segments[..] else {
+                return false;
+            };
+            root.is_empty() && ["healthz", "readyz", "metrics"].contains(&first.as_str())
+        })
+    }
+
+    fn alone(mut self, keeps: impl FnMut(&Path) -> bool) -> Self {
+        self.paths.retain(keeps);
         for operation in self.paths.iter_mut().flat_map(|path| &mut path.operations) {
             operation.requirement = Requirement::Public;
         }

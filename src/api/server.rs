@@ -52,9 +52,9 @@ pub struct Server {
 }
 
 #[derive(Debug)]
-struct Listener {
-    address: SocketAddr,
-    handle: ServerHandle,
+pub(super) struct Listener {
+    pub(super) address: SocketAddr,
+    pub(super) handle: ServerHandle,
     serving: tokio::task::JoinHandle<io::Result<()>>,
 }
 
@@ -183,7 +183,10 @@ impl Server {
 }
 
 impl Listener {
-    fn of(addresses: &[SocketAddr], running: actix_web::dev::Server) -> io::Result<Self> {
+    pub(super) fn of(
+        addresses: &[SocketAddr],
+        running: actix_web::dev::Server,
+    ) -> io::Result<Self> {
         let address = addresses.first().copied();
         Ok(Self {
             address: address.ok_or_else(|| io::Error::other("no address was bound"))?,
@@ -221,12 +224,12 @@ fn serve_metrics(
 }
 
 /// Whatever is not in the document was answered before it came here.
-async fn no_such_route(request: HttpRequest) -> HttpResponse {
+pub(super) async fn no_such_route(request: HttpRequest) -> HttpResponse {
     Problem::not_found("route; /docs lists them all").response(Some(request.path()))
 }
 
 /// What every request passes: its id and log span, access, panics, problems, security headers.
-async fn pass(
+pub(super) async fn pass(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {

@@ -8,6 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{Contents, Server};
 use crate::pool::leases::{
@@ -25,6 +26,8 @@ pub struct RestLeases {
     patience: Duration,
     /// The same for a heartbeat: one that hangs must leave time for another.
     beat_patience: Duration,
+    /// When the service last answered.
+    answered: Arc<watch::Sender<Option<Instant>>>,
 }
 
 impl RestLeases {
@@ -40,7 +43,13 @@ impl RestLeases {
             contents,
             patience,
             beat_patience,
+            answered: Arc::new(watch::Sender::new(None)),
         }
+    }
+
+    /// When the service last let this worker claim, beat or complete; none before the first time.
+    pub fn answered(&self) -> watch::Receiver<Option<Instant>> {
+        self.answered.subscribe()
     }
 
     async fn post<T: DeserializeOwned>(
@@ -54,6 +63,7 @@ impl RestLeases {
             .request(Method::POST, path, patience)?
             .json(body);
         let response = self.server.send(request).await?;
+        self.answered.send_replace(Some(Instant::now()));
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(None);
         }

@@ -37,8 +37,8 @@ async fn succeeded(database: &TestDatabase, id: StudyId) -> i64 {
         .map_or(0, |(counts, _)| counts.succeeded)
 }
 
-/// Every probe ended once, and successfully.
-async fn assert_each_once(database: &TestDatabase, id: StudyId, probes: usize) {
+/// So many probes ended, successfully and each once.
+pub async fn assert_each_once(database: &TestDatabase, id: StudyId, probes: usize) {
     let mut conn = database
         .database()
         .connection()

@@ -9,13 +9,17 @@
 mod fake;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/python.rs"]
+mod python;
 #[path = "../support/queue.rs"]
 mod queue;
 
 mod crowd;
 mod ends;
+mod out_of_memory;
 mod proxy;
 mod server;
 mod storm;
+mod together;
 mod work;
 mod worker;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use serde_json::Value;
 
 /// How long a test waits for something that must happen.
@@ -68,10 +69,16 @@ pub struct ServerProcess {
     _folder: tempfile::TempDir,
 }
 
-/// A client for plain HTTP; it insists on a TLS provider all the same.
-fn http_client() -> reqwest::Client {
+/// A client for plain HTTP that shows a token, if there is one; it insists on a TLS provider all the same.
+fn http_client(token: Option<&str>) -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
+    let mut headers = HeaderMap::new();
+    if let Some(token) = token {
+        let bearer = format!("Bearer {token}").parse().expect("a header");
+        headers.insert(AUTHORIZATION, bearer);
+    }
+    let http = reqwest::Client::builder().default_headers(headers);
+    http.build().expect("a client")
 }
 
 impl ServerProcess {
@@ -79,7 +86,7 @@ impl ServerProcess {
     pub fn start(database_url: &str, host: &str, runner: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let locks = folder.path().join("locks");
-        Self::start_with(database_url, host, runner, folder, &locks, (1, 3.0))
+        Self::start_with(database_url, host, runner, folder, &locks, (1, 3.0), None)
     }
 
     /// Starts a service that runs nothing itself.
@@ -91,14 +98,22 @@ impl ServerProcess {
     pub fn start_with_lease(database_url: &str, lease_secs: f64) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let locks = folder.path().join("locks");
-        let pool = (0, lease_secs);
-        Self::start_with(database_url, "no host", &["noop"], folder, &locks, pool)
+        let (runner, pool) = (&["noop"], (0, lease_secs));
+        Self::start_with(database_url, "no host", runner, folder, &locks, pool, None)
+    }
+
+    /// The same where everybody needs an access token; this test's own is `token`.
+    pub fn start_guarded(database_url: &str, lease_secs: f64, token: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let locks = folder.path().join("locks");
+        let (runner, pool, token) = (&["noop"], (0, lease_secs), Some(token));
+        Self::start_with(database_url, "no host", runner, folder, &locks, pool, token)
     }
 
     /// Starts a service that shares its host, and so the folder of its locks, with others.
     pub fn start_beside(database_url: &str, host: &str, runner: &[&str], locks: &Path) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        Self::start_with(database_url, host, runner, folder, locks, (1, 3.0))
+        Self::start_with(database_url, host, runner, folder, locks, (1, 3.0), None)
     }
 
     fn start_with(
@@ -108,7 +123,9 @@ impl ServerProcess {
         folder: tempfile::TempDir,
         locks: &Path,
         (workers, lease_secs): (usize, f64),
+        token: Option<&str>,
     ) -> Self {
+        let tokens = token.map_or("auto", |_| "required");
         let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
             .args(["serve", "--listen", "127.0.0.1:0", "--workers"])
             .arg(workers.to_string())
@@ -126,6 +143,7 @@ impl ServerProcess {
             .env("TRIALHEAD_POOL__LEASE_MARGIN_SECS", "1")
             .env("TRIALHEAD_POOL__RETRY_DELAY_SECS", "0.1")
             .env("TRIALHEAD_API__THREADS", "1")
+            .env("TRIALHEAD_API__TOKENS", tokens)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -150,7 +168,7 @@ impl ServerProcess {
         Self {
             child,
             base,
-            http: http_client(),
+            http: http_client(token),
             _folder: folder,
         }
     }
@@ -179,6 +197,11 @@ impl ServerProcess {
 
     /// Ends it as a power cut would.
     pub fn kill_9(mut self) {
+        self.end_9();
+    }
+
+    /// The same for one that another takes the place of.
+    pub fn end_9(&mut self) {
         kill(self.pid(), Signal::SIGKILL).expect("it runs");
         self.child.wait().expect("reaped");
     }

@@ -44,8 +44,9 @@ struct Found {
     advice: Vec<(Value, Value)>,
 }
 
-async fn post(server: &ServerProcess) -> String {
-    let study = server.post("/v1/studies", &training_study()).await;
+/// Posts a study and gives its path.
+pub async fn post(server: &ServerProcess, study: &Value) -> String {
+    let study = server.post("/v1/studies", study).await;
     let id = study["id"].as_str().unwrap_or_else(|| panic!("{study}"));
     format!("/v1/studies/{id}")
 }
@@ -65,7 +66,7 @@ async fn storm(kills: usize, seed: u64) {
     let home = tempfile::tempdir().expect("a folder");
     let calm = TestDatabase::create().await;
     let server = ServerProcess::start(calm.url(), "calm", TRAINING);
-    let path = post(&server).await;
+    let path = post(&server, &training_study()).await;
     let expected = found(&server, &path).await;
     assert!(expected.figures.len() > 100, "{}", expected.figures.len());
     drop(server);
@@ -89,7 +90,7 @@ async fn storm(kills: usize, seed: u64) {
         };
         let mut workers = [Some(start(0)), Some(start(1))];
         let before = done;
-        let path = post(&server).await;
+        let path = post(&server, &training_study()).await;
         let since = Instant::now();
         loop {
             let pause = random.random_range(0.2..1.5);

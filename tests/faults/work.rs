@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::ends::{SIMULATED, advice, create};
 use crate::postgres::TestDatabase;
 use crate::proxy::Proxy;
-use crate::server::{ServerProcess, TRAINING, is_running};
+use crate::server::{PATIENCE, ServerProcess, TRAINING, is_running};
 use crate::worker::WorkProcess;
 
 fn first(list: &Value) -> Value {
@@ -302,6 +302,21 @@ async fn once_is_one_probe_and_the_exit_code_tells() {
     };
     let (code, log) = once(&server.base, &SIMULATED).ended().await;
     assert_eq!(code, Some(3), "nothing is queued: {log}");
+    let as_success = [
+        ("TRIALHEAD_WORK__ONCE_WAIT_SECS", "1"),
+        ("TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE", "0"),
+    ];
+    let path = home.path();
+    let job = WorkProcess::start_with(
+        &server.base,
+        "host",
+        &SIMULATED,
+        path,
+        &["--once"],
+        &as_success,
+    );
+    let (code, log) = job.ended().await;
+    assert_eq!(code, Some(0), "to a Job that is no failure: {log}");
 
     let path = create(&server).await;
     let (code, log) = once(&server.base, &SIMULATED).ended().await;
@@ -319,6 +334,87 @@ async fn once_is_one_probe_and_the_exit_code_tells() {
         log.contains(&format!("the service at {address} cannot be reached")),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn a_worker_tells_at_its_listener_whether_it_is_well_and_nothing_else() {
+    let database = TestDatabase::create().await;
+    let home = tempfile::tempdir().expect("a folder");
+    let server = ServerProcess::start_without_workers(database.url());
+    let network = Proxy::start().await;
+    let worker = WorkProcess::start_with(
+        &network.base,
+        "host",
+        &SIMULATED,
+        home.path(),
+        &["--listen", "127.0.0.1:0"],
+        // Ready within 1 + 1 + ½ + ½ seconds of an answer.
+        &[
+            ("TRIALHEAD_WORK__WAIT_SECS", "1"),
+            ("TRIALHEAD_WORK__REQUEST_TIMEOUT_SECS", "1"),
+        ],
+    );
+    let since = Instant::now();
+    let base = loop {
+        let log = worker.log();
+        if let Some((_, rest)) = log.split_once("without tokens, on ") {
+            break rest.lines().next().expect("a line").trim().to_owned();
+        }
+        assert!(since.elapsed() < PATIENCE, "{log}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let asked = async |method: reqwest::Method, path: &str| {
+        let request = server.http.request(method, format!("{base}{path}"));
+        let answer = request.send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        (status, answer.text().await.expect("text"))
+    };
+    let get = async |path: &str| asked(reqwest::Method::GET, path).await;
+    let until_ready = async |wanted: u16| {
+        let since = Instant::now();
+        loop {
+            let (status, text) = get("/readyz").await;
+            if status == wanted {
+                return text;
+            }
+            assert!(since.elapsed() < PATIENCE, "{status} {text}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // Alive at once; ready when the service has answered, and only as long as it does.
+    assert_eq!(get("/healthz").await.0, 200);
+    let (status, text) = get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(text.contains("not answered this worker yet"), "{text}");
+    network.lead_to(&server.base);
+    until_ready(200).await;
+    network.cut();
+    let text = until_ready(503).await;
+    assert!(text.contains("has not answered this worker for"), "{text}");
+    assert_eq!(get("/healthz").await.0, 200);
+    network.lead_to(&server.base);
+    until_ready(200).await;
+
+    let path = create(&server).await;
+    server.ended(&path).await;
+    let (status, metrics) = get("/metrics").await;
+    assert_eq!(status, 200);
+    for told in [
+        "role=\"work\"",
+        "trialhead_probe_duration_seconds_count{kind=\"smoke\",outcome=\"succeeded\"} 1",
+    ] {
+        assert!(metrics.contains(told), "{told}: {metrics}");
+    }
+    for path in [
+        "/v1/studies",
+        "/metrics/service",
+        "/docs",
+        "/openapi.json",
+        "/",
+    ] {
+        assert_eq!(get(path).await.0, 404, "{path}");
+    }
+    assert_eq!(asked(reqwest::Method::POST, "/healthz").await.0, 405);
 }
 
 #[tokio::test]

@@ -32,7 +32,40 @@ impl WorkProcess {
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
+        let program = Command::new(env!("CARGO_BIN_EXE_trialhead"));
+        Self::spawn(program, server, host, runner, home, arguments, variables)
+    }
+
+    /// The same in a control group, if one is named, from its beginning.
+    pub fn start_within(
+        group: Option<&Path>,
+        server: &str,
+        host: &str,
+        runner: &[&str],
+        home: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let Some(group) = group else {
+            return Self::start_with(server, host, runner, home, &[], variables);
+        };
+        let mut program = Command::new("/bin/sh");
+        program
+            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
+            .arg(group.join("cgroup.procs"))
+            .arg(env!("CARGO_BIN_EXE_trialhead"));
+        Self::spawn(program, server, host, runner, home, &[], variables)
+    }
+
+    fn spawn(
+        mut program: Command,
+        server: &str,
+        host: &str,
+        runner: &[&str],
+        home: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut child = program
             .args(["work", "--server", server, "--data-dir"])
             .arg(home.join(host))
             .args(arguments)

@@ -61,17 +61,18 @@ spec:
       containers:
         - name: one
           image: registry:5000/trialhead:0.1.0
-          args: ["work", "--server", "http://trialhead:8080"]
+          args: ["work", "--server", "http://trialhead:8080", "--once"]
           env:
             - { name: DATABASE_HOST, valueFrom: { secretKeyRef: { name: trialhead-database, key: host } } }
             - { name: DATABASE_URL, value: "postgres://$(DATABASE_HOST)/x" }
             - { name: TRIALHEAD_POOL__DRAIN_SECS, value: "30" }
+            - { name: TRIALHEAD_WORK__LISTEN, value: "0.0.0.0:8080" }
+            - { name: TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE, value: "0" }
           envFrom:
             - secretRef: { name: trialhead-datasets, optional: true }
           ports: [{ name: http, containerPort: 8080 }]
           startupProbe: { httpGet: { path: /healthz, port: http } }
           readinessProbe: { httpGet: { path: /readyz, port: http } }
-          livenessProbe: { httpGet: { path: /healthz, port: http } }
           resources: { requests: { cpu: "4", memory: 8Gi }, limits: { cpu: "4", memory: 8Gi } }
           securityContext:
             allowPrivilegeEscalation: false
@@ -87,6 +88,13 @@ metadata: { name: monitor, namespace: trialhead }
 spec:
   selector: { matchLabels: { app: api } }
   endpoints: [{ port: web, path: /metrics, interval: 15s }]
+---
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata: { name: pods, namespace: trialhead }
+spec:
+  selector: { matchLabels: { app: api } }
+  podMetricsEndpoints: [{ port: http, path: /metrics }]
 ---
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
@@ -263,9 +271,29 @@ fn whatever_is_broken_is_found() {
         ),
         ("trialhead:0.1.0", "trialhead", "whatever image is newest"),
         (
-            "          livenessProbe: { httpGet: { path: /healthz, port: http } }\n",
+            "          readinessProbe: { httpGet: { path: /readyz, port: http } }\n",
             "",
+            "no readinessProbe",
+        ),
+        (
+            "kind: Deployment\nmetadata: { name: trialhead-worker-cpu",
+            "kind: Deployment\nmetadata: { name: trialhead-api",
             "no livenessProbe",
+        ),
+        (
+            "          readinessProbe: {",
+            "          livenessProbe: { httpGet: { path: /healthz, port: http } }\n          readinessProbe: {",
+            "may kill without a word",
+        ),
+        (
+            "value: \"0.0.0.0:8080\"",
+            "value: \"0.0.0.0:9090\"",
+            "does not listen at a port that it has",
+        ),
+        (
+            "ONCE_EMPTY_EXIT_CODE, value: \"0\"",
+            "ONCE_EMPTY_EXIT_CODE, value: \"3\"",
+            "fails when another was faster",
         ),
         (
             "path: /readyz, port: http",
@@ -364,6 +392,16 @@ fn whatever_is_broken_is_found() {
             "endpoints: [{ port: web",
             "endpoints: [{ port: wep",
             "no service that it selects has a port",
+        ),
+        (
+            "podMetricsEndpoints: [{ port: http",
+            "podMetricsEndpoints: [{ port: htpp",
+            "PodMonitor pods: no pod that it selects has a port htpp",
+        ),
+        (
+            "podMetricsEndpoints: [{ port: http, path",
+            "podMetricsEndpoints: [{ port: http, paht",
+            "'paht' was unexpected",
         ),
         (
             "scaleTargetRef: { name: trialhead-worker-cpu",

@@ -107,7 +107,7 @@ pub fn problems(document: &Document) -> Vec<String> {
         ("policy/v1", "PodDisruptionBudget") => typed::<PodDisruptionBudget>(value),
         (
             "keda.sh/v1alpha1" | "monitoring.coreos.com/v1",
-            "PrometheusRule" | "ScaledJob" | "ScaledObject" | "ServiceMonitor",
+            "PodMonitor" | "PrometheusRule" | "ScaledJob" | "ScaledObject" | "ServiceMonitor",
         ) => custom(document),
         (version, kind) => vec![format!("{version} {kind} is not a type that is known here")],
     };

@@ -152,10 +152,17 @@ fn of_container(document: &Document, container: &Value, volumes: &BTreeSet<&str>
         .iter()
         .filter_map(|port| port["name"].as_str())
         .collect();
+    let is_worker = document.name.starts_with("trialhead-worker");
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        // A worker that hangs and hears no signal would be killed without a word, which reads as a want of memory.
+        let is_wanted = !(is_worker && probe == "livenessProbe");
+        rule(
+            is_wanted || container.get(probe).is_none(),
+            "is a worker that its livenessProbe may kill without a word",
+        );
         // Without a port nothing is served: the process ends when something is wrong.
         rule(
-            ports.is_empty() || container.get(probe).is_some(),
+            !is_wanted || ports.is_empty() || container.get(probe).is_some(),
             &format!("serves, and has no {probe}"),
         );
         let port = &container[probe]["httpGet"]["port"];
@@ -183,7 +190,24 @@ fn of_container(document: &Document, container: &Value, volumes: &BTreeSet<&str>
         known.insert(name);
         rule(is_known(name), &format!("sets {name}, which is no setting"));
     }
-    if document.name.starts_with("trialhead-worker") {
+    if is_worker {
+        let listens = value_of(container, "TRIALHEAD_WORK__LISTEN")
+            .and_then(|address| address.rsplit(':').next()?.parse::<u64>().ok());
+        let has = |port: u64| {
+            items(container, "/ports")
+                .iter()
+                .any(|it| it["containerPort"] == port)
+        };
+        rule(
+            listens.is_some_and(has),
+            "does not listen at a port that it has (TRIALHEAD_WORK__LISTEN)",
+        );
+        let is_once = items(container, "/args").iter().any(|it| it == "--once");
+        let empty = value_of(container, "TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE");
+        rule(
+            !is_once || empty == Some("0"),
+            "fails when another was faster (TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE)",
+        );
         rule(
             container["resources"]["requests"] == container["resources"]["limits"],
             "is measured on more than it may count on (requests are not the limits)",

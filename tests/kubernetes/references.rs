@@ -261,6 +261,12 @@ impl All<'_> {
                     found.push(format!("there is no Deployment {target} to scale"));
                 }
             }
+            "PodMonitor" => {
+                let pods = self.pods(&spec["selector"]);
+                for endpoint in items(spec, "/podMetricsEndpoints") {
+                    check_port(&pods, &endpoint["port"], found);
+                }
+            }
             "ServiceMonitor" => {
                 let services: Vec<&Document> = self
                     .0

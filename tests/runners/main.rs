@@ -5,12 +5,13 @@
 mod fake;
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/python.rs"]
+mod python;
 #[path = "../support/service.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod service;
 
 mod conformance;
 mod examples;
-mod python;
 mod studies;
 mod torch;
