@@ -27,6 +27,8 @@ pub struct InstanceMetrics {
     pub database_waiting: IntGauge,
     /// Requests that were turned away for their access token, by the problem's code.
     pub refused_tokens_total: IntCounterVec,
+    /// Requests that got the first answer under their Idempotency-Key again, by operation.
+    pub requests_replayed_total: IntCounterVec,
 }
 
 /// Buckets for probes: a tenth of a second to ten minutes.
@@ -84,6 +86,13 @@ impl InstanceMetrics {
                 ),
                 &["code"],
             )?,
+            requests_replayed_total: IntCounterVec::new(
+                Opts::new(
+                    "trialhead_requests_replayed_total",
+                    "Requests that got the first answer under their Idempotency-Key again, by operation",
+                ),
+                &["operation"],
+            )?,
             registry,
         };
         let build_info = IntGauge::with_opts(
@@ -95,7 +104,7 @@ impl InstanceMetrics {
             .const_label("runner", crate::probe::fingerprint::RUNNER),
         )?;
         build_info.set(1);
-        let collectors: [Box<dyn Collector>; 8] = [
+        let collectors: [Box<dyn Collector>; 9] = [
             Box::new(metrics.probe_duration_seconds.clone()),
             Box::new(metrics.leases_lost_total.clone()),
             Box::new(metrics.measurements_stored_total.clone()),
@@ -103,6 +112,7 @@ impl InstanceMetrics {
             Box::new(metrics.database_connections.clone()),
             Box::new(metrics.database_waiting.clone()),
             Box::new(metrics.refused_tokens_total.clone()),
+            Box::new(metrics.requests_replayed_total.clone()),
             Box::new(build_info),
         ];
         for collector in collectors {

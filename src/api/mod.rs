@@ -9,6 +9,7 @@ pub mod datasets;
 pub mod devices;
 pub mod health;
 pub mod hosts;
+pub mod idempotency;
 pub mod leases;
 pub mod measurements;
 pub mod metrics;

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use actix_web::http::header::{ETAG, LOCATION};
+use actix_web::http::StatusCode;
+use actix_web::http::header::ETAG;
 use actix_web::web::{Bytes, Data, Json, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use chrono::{DateTime, Utc};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::Problem;
 use super::responses::{Always, Conflict, InvalidQuery, Missing};
@@ -17,6 +19,8 @@ use super::revisions;
 use super::state::Api;
 use crate::lifecycle::{self, Caller};
 use crate::plan::DryRun;
+use crate::store::StoreError;
+use crate::store::kept_answers::Answer;
 use crate::store::studies::{self, ProbeCounts, StudyFilter, StudyRow};
 use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyRequest, StudyState};
 
@@ -209,22 +213,23 @@ pub struct DryRunAnswer {
 /// Validates everything that can be known without running, stores the study with its first probes,
 /// and answers at once; follow `Location` to see it move. With `?dry_run=true` nothing is stored
 /// and the plan comes back. With an `Idempotency-Key` the request may be sent again: the same key
-/// and body find the study that the first one made.
+/// and body get the answer that the first one got.
 #[utoipa::path(
     operation_id = "create_study",
     tag = "studies",
     security(("token" = ["write"])),
     params(
         CreateStudyQuery,
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat; 1 to 255 visible ASCII characters, kept 24 hours", min_length = 1, max_length = 255),
+        IdempotencyKeyHeader,
     ),
     request_body = StudyRequest,
     responses(
         (status = 200, description = "The plan of a dry run; nothing was stored", body = DryRunAnswer),
-        (status = 202, description = "The study, accepted", body = Study, headers(("Location" = String, description = "Where the study is"))),
+        (status = 202, description = "The study, accepted", body = Study, headers(("Location" = String, description = "Where the study is"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 409, description = "The first request with the Idempotency-Key is being answered; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is larger than allowed", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not declared as JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The study cannot be run as posted; one entry for each violation", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The study cannot be run as posted; one entry for each violation. Or `idempotency_key_reused`: the key was used with another body", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "The project has as many active studies as it may", body = Problem, content_type = "application/problem+json"),
         Always,
     )
@@ -237,28 +242,22 @@ pub async fn create_study(
     query: Query<CreateStudyQuery>,
     body: Bytes,
 ) -> Result<HttpResponse, Problem> {
+    let key = idempotency::key(&api, &caller, &request, CREATE)?;
     if query.dry_run {
         let (definition, plan) = lifecycle::dry_run(&api.context, &caller, &body).await?;
         return Ok(HttpResponse::Ok().json(DryRunAnswer { definition, plan }));
     }
-    let key = idempotency_key(&request)?;
-    let created = lifecycle::create(&api.context, &caller, &body, key).await?;
-    let study = one(&api, created.study).await?;
-    Ok(HttpResponse::Accepted()
-        .insert_header((LOCATION, format!("/v1/studies/{}", study.id)))
-        .json(study))
+    let answered = lifecycle::create(&api.context, &caller, &body, key.as_ref(), accepted).await?;
+    Ok(idempotency::respond(&api, CREATE, answered))
 }
 
-fn idempotency_key(request: &HttpRequest) -> Result<Option<&str>, Problem> {
-    request
-        .headers()
-        .get("idempotency-key")
-        .map(|value| {
-            value
-                .to_str()
-                .map_err(|_| lifecycle::CreateError::IdempotencyKeyInvalid.into())
-        })
-        .transpose()
+/// The operation's id, for its keys.
+const CREATE: &str = "create_study";
+
+fn accepted(row: StudyRow, counts: ProbeCounts, device_secs: f64) -> Result<Answer, StoreError> {
+    let study = Study::new(row, counts, device_secs);
+    let location = format!("/v1/studies/{}", study.id);
+    idempotency::answer(StatusCode::ACCEPTED, &[("location", location)], &study)
 }
 
 /// Which studies are listed.

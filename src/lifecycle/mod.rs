@@ -9,11 +9,13 @@ mod replay;
 pub mod revise;
 
 pub use advance::{Advance, advance, run_advancer};
-pub use create::{CreateError, Created, create, dry_run};
+pub use create::{CreateError, create, dry_run};
 pub use end::{EndError, cancel, delete};
 pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
 
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use crate::store::connection::Database;
 use crate::store::wake::Waker;
@@ -46,6 +48,8 @@ pub struct Caller {
     pub project: String,
     /// Kept with what the caller makes: the name of its access token.
     pub name: String,
+    /// Its access token; none without one.
+    pub token: Option<Uuid>,
     /// Whether the caller is bound to no project and has named none.
     pub anywhere: bool,
 }
@@ -63,6 +67,7 @@ impl Default for Caller {
         Self {
             project: "default".into(),
             name: ANONYMOUS.into(),
+            token: None,
             anywhere: true,
         }
     }

@@ -12,7 +12,7 @@ use super::leases::retry_policy;
 use crate::lifecycle::Context;
 use crate::settings::{PoolSettings, RetentionSettings};
 use crate::store::devices::{self, NewDevice};
-use crate::store::{StoreError, leases, probes, studies, wake};
+use crate::store::{StoreError, kept_answers, leases, probes, studies, wake};
 use crate::study::DeviceId;
 
 /// Time between looks for things that have been kept long enough.
@@ -103,6 +103,7 @@ async fn forget(context: &Context, retention: &RetentionSettings) -> Result<(), 
     let mut conn = context.database.connection().await?;
     let events = probes::remove_old_events(&mut conn, retention.event_days).await?;
     leases::remove_old(&mut conn, retention.event_days).await?;
+    kept_answers::remove_old(&mut conn, context.idempotency_hours).await?;
     let unlinked = probes::remove_unlinked(&mut conn, retention.unlinked_probe_days).await?;
     if events + unlinked > 0 {
         tracing::info!(

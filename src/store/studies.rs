@@ -7,7 +7,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
-use super::schema::{idempotency_keys, studies, study_revisions};
+use super::schema::{studies, study_revisions};
 use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState};
 
 /// A study as stored, without its definition and analysis.
@@ -557,58 +557,4 @@ pub async fn set_wave(
         .execute(conn)
         .await?;
     Ok(())
-}
-
-/// What an `Idempotency-Key` belongs to.
-#[derive(Debug, Clone, Copy)]
-pub struct IdempotencyKey<'a> {
-    pub project: &'a str,
-    pub created_by: &'a str,
-    pub key: &'a str,
-    /// Hash of the request's body.
-    pub request_hash: &'a str,
-}
-
-const CREATE_STUDY: &str = "create_study";
-
-/// Claims a key for a study in the write's own transaction. When another request had it first,
-/// that one's study and request hash; a concurrent twin waits here until the first commits.
-pub async fn claim_idempotency_key(
-    conn: &mut AsyncPgConnection,
-    key: &IdempotencyKey<'_>,
-    id: StudyId,
-    keep_hours: u32,
-) -> Result<Option<(StudyId, String)>, StoreError> {
-    diesel::sql_query(
-        "DELETE FROM idempotency_keys WHERE project = $1 AND created_by = $2 AND operation = $3 \
-           AND key = $4 AND created_at < now() - make_interval(hours => $5)",
-    )
-    .bind::<diesel::sql_types::Text, _>(key.project)
-    .bind::<diesel::sql_types::Text, _>(key.created_by)
-    .bind::<diesel::sql_types::Text, _>(CREATE_STUDY)
-    .bind::<diesel::sql_types::Text, _>(key.key)
-    .bind::<diesel::sql_types::Integer, _>(i32::try_from(keep_hours).unwrap_or(i32::MAX))
-    .execute(conn)
-    .await?;
-    let inserted = diesel::insert_into(idempotency_keys::table)
-        .values((
-            idempotency_keys::project.eq(key.project),
-            idempotency_keys::created_by.eq(key.created_by),
-            idempotency_keys::operation.eq(CREATE_STUDY),
-            idempotency_keys::key.eq(key.key),
-            idempotency_keys::request_hash.eq(key.request_hash),
-            idempotency_keys::study.eq(id.0),
-        ))
-        .on_conflict_do_nothing()
-        .execute(conn)
-        .await?;
-    if inserted == 1 {
-        return Ok(None);
-    }
-    let (study, request_hash): (Uuid, String) = idempotency_keys::table
-        .find((key.project, key.created_by, CREATE_STUDY, key.key))
-        .select((idempotency_keys::study, idempotency_keys::request_hash))
-        .first(conn)
-        .await?;
-    Ok(Some((StudyId(study), request_hash)))
 }

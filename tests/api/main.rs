@@ -15,6 +15,7 @@ mod commands;
 mod contract;
 mod datasets;
 mod gpus;
+mod idempotency;
 mod leases;
 mod prescriptions;
 mod problems;

@@ -134,7 +134,8 @@ impl TestService {
         token(&self.database, name, scopes, project).await
     }
 
-    async fn start_on(database: TestDatabase, change: impl FnOnce(&mut Settings)) -> Self {
+    /// The same on a database that the test has prepared.
+    pub async fn start_on(database: TestDatabase, change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = settings(database.url().to_owned(), folder.path());
         change(&mut settings);
