@@ -3,7 +3,7 @@
 use actix_files::NamedFile;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use actix_web::web::{Data, Json, Path, Payload, Query, ReqData};
+use actix_web::web::{Data, Path, Payload, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::conditional::{self, IfNoneMatch, NotModified};
 use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::{Problem, ProblemCode};
@@ -123,8 +124,8 @@ pub struct UploadQuery {
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
     responses(
-        (status = 200, description = "The data set that this file became before", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
-        (status = 201, description = "The data set", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 200, description = "The data set that this file became before", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("ETag" = String, description = "That of the data set there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 201, description = "The data set", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("ETag" = String, description = "That of the data set there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
         (status = 409, description = "The first request with the Idempotency-Key is being answered; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The file is larger than allowed", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The file is no data set: what is wrong, where, and what would mend it; or `idempotency_key_reused`: the key was used for another file, or for another way to read it", body = Problem, content_type = "application/problem+json"),
@@ -171,7 +172,7 @@ fn answer(uploaded: Uploaded) -> Result<Answer, StoreError> {
         StatusCode::OK
     };
     let location = format!("/v1/datasets/{}", dataset.id);
-    idempotency::answer(status, &[("location", location)], &dataset)
+    idempotency::answer(status, location, &dataset)
 }
 
 fn new_dataset(
@@ -285,9 +286,10 @@ pub struct ListDatasetsQuery {
     operation_id = "list_datasets",
     tag = "datasets",
     security(("token" = ["read"])),
-    params(ListDatasetsQuery),
+    params(ListDatasetsQuery, IfNoneMatch),
     responses(
-        (status = 200, description = "A page of data sets", body = Page<DatasetAnswer>),
+        (status = 200, description = "A page of data sets", body = Page<DatasetAnswer>, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         InvalidQuery,
     )
@@ -296,8 +298,9 @@ pub struct ListDatasetsQuery {
 pub async fn list_datasets(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     query: Query<ListDatasetsQuery>,
-) -> Result<Json<Page<DatasetAnswer>>, Problem> {
+) -> Result<HttpResponse, Problem> {
     let page = PageRequest::<DatasetId>::new(query.page_size, query.page_token.as_deref())?;
     let mut conn = api.context.database.connection().await?;
     let rows = datasets::list(&mut conn, &caller.project, page.after, page.limit()).await?;
@@ -305,7 +308,7 @@ pub async fn list_datasets(
         .into_iter()
         .map(DatasetAnswer::new)
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Json(page.page(items, |dataset| dataset.id)))
+    conditional::answer(&request, &page.page(items, |dataset| dataset.id))
 }
 
 async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, Problem> {
@@ -322,9 +325,10 @@ async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, P
     operation_id = "get_dataset",
     tag = "datasets",
     security(("token" = ["read"])),
-    params(("id" = DatasetId, Path, description = "The data set")),
+    params(("id" = DatasetId, Path, description = "The data set"), IfNoneMatch),
     responses(
-        (status = 200, description = "The data set", body = DatasetAnswer),
+        (status = 200, description = "The data set", body = DatasetAnswer, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
     )
@@ -333,9 +337,11 @@ async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, P
 pub async fn get_dataset(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<DatasetId>,
-) -> Result<Json<DatasetAnswer>, Problem> {
-    Ok(Json(DatasetAnswer::new(find(&api, &caller, *id).await?)?))
+) -> Result<HttpResponse, Problem> {
+    let dataset = DatasetAnswer::new(find(&api, &caller, *id).await?)?;
+    conditional::answer(&request, &dataset)
 }
 
 /// Fetch a data set's content

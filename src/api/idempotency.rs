@@ -1,11 +1,12 @@
 //! Writes that are safe to repeat: reads the `Idempotency-Key`, and gives the answers that were kept.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::CONTENT_TYPE;
+use actix_web::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
 use utoipa::IntoParams;
 
+use super::conditional;
 use super::problem::{Problem, ProblemCode};
 use super::state::Api;
 use crate::lifecycle::{ANONYMOUS, Caller};
@@ -69,23 +70,24 @@ pub fn key(
     }))
 }
 
-/// An answer as it is kept and given.
+/// The answer to a write, as it is kept and given: what there is now, where it is, and its validator there.
 ///
 /// # Errors
 /// When the body cannot be expressed as JSON: a defect.
 pub fn answer(
     status: StatusCode,
-    headers: &[(&str, String)],
+    location: String,
     body: &impl Serialize,
 ) -> Result<Answer, StoreError> {
+    let body = conditional::json(body)?;
+    let headers = [
+        (LOCATION.to_string(), location),
+        (ETAG.to_string(), conditional::etag(&body)),
+    ];
     Ok(Answer {
         status: status.as_u16(),
-        headers: headers
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone()))
-            .collect(),
-        body: serde_json::to_string(body)
-            .map_err(|error| StoreError::unreadable("answer", error))?,
+        headers: headers.into(),
+        body,
     })
 }
 

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod answers;
 pub mod catalog;
+pub mod conditional;
 pub mod datasets;
 pub mod devices;
 pub mod health;

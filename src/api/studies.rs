@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::ETAG;
 use actix_web::web::{Bytes, Data, Json, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use chrono::{DateTime, Utc};
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::conditional::{self, IfNoneMatch, NotModified};
 use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::Problem;
@@ -225,7 +225,7 @@ pub struct DryRunAnswer {
     request_body = StudyRequest,
     responses(
         (status = 200, description = "The plan of a dry run; nothing was stored", body = DryRunAnswer),
-        (status = 202, description = "The study, accepted", body = Study, headers(("Location" = String, description = "Where the study is"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 202, description = "The study, accepted", body = Study, headers(("Location" = String, description = "Where the study is"), ("ETag" = String, description = "That of the study there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
         (status = 409, description = "The first request with the Idempotency-Key is being answered; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is larger than allowed", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not declared as JSON", body = Problem, content_type = "application/problem+json"),
@@ -257,7 +257,7 @@ const CREATE: &str = "create_study";
 fn accepted(row: StudyRow, counts: ProbeCounts, device_secs: f64) -> Result<Answer, StoreError> {
     let study = Study::new(row, counts, device_secs);
     let location = format!("/v1/studies/{}", study.id);
-    idempotency::answer(StatusCode::ACCEPTED, &[("location", location)], &study)
+    idempotency::answer(StatusCode::ACCEPTED, location, &study)
 }
 
 /// Which studies are listed.
@@ -333,9 +333,10 @@ fn labels(text: Option<&str>) -> Result<BTreeMap<String, String>, Problem> {
     operation_id = "get_study",
     tag = "studies",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study")),
+    params(("id" = StudyId, Path, description = "The study"), IfNoneMatch),
     responses(
-        (status = 200, description = "The study", body = Study),
+        (status = 200, description = "The study", body = Study, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
     )
@@ -344,10 +345,11 @@ fn labels(text: Option<&str>) -> Result<BTreeMap<String, String>, Problem> {
 pub async fn get_study(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<StudyId>,
-) -> Result<Json<Study>, Problem> {
+) -> Result<HttpResponse, Problem> {
     let row = find(&api, &caller, *id).await?;
-    Ok(Json(one(&api, row).await?))
+    conditional::answer(&request, &one(&api, row).await?)
 }
 
 /// Read a study's definition
@@ -357,9 +359,10 @@ pub async fn get_study(
     operation_id = "get_study_definition",
     tag = "studies",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study")),
+    params(("id" = StudyId, Path, description = "The study"), IfNoneMatch),
     responses(
-        (status = 200, description = "The definition of the current revision", body = StudyDefinition, headers(("ETag" = String, description = "The revision; give it as If-Match to change the definition"))),
+        (status = 200, description = "The definition of the current revision", body = StudyDefinition, headers(("ETag" = String, description = "The revision and what it says; give it as If-Match to change the definition, or as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
     )
@@ -368,14 +371,12 @@ pub async fn get_study(
 pub async fn get_study_definition(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<StudyId>,
 ) -> Result<HttpResponse, Problem> {
     let row = find(&api, &caller, *id).await?;
-    let mut conn = api.context.database.connection().await?;
-    let definition = studies::definition(&mut conn, &row).await?;
-    Ok(HttpResponse::Ok()
-        .insert_header((ETAG, revisions::etag(row.revision)))
-        .json(definition))
+    let (etag, body) = revisions::stored(&api, &row).await?;
+    Ok(conditional::answer_as(&request, &etag, body))
 }
 
 /// Cancel a study

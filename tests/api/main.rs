@@ -12,6 +12,7 @@ mod service;
 mod access;
 mod answers;
 mod commands;
+mod conditional;
 mod contract;
 mod datasets;
 mod gpus;
