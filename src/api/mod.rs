@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod conditional;
 pub mod datasets;
 pub mod devices;
+pub mod events;
 pub mod health;
 pub mod hosts;
 pub mod idempotency;

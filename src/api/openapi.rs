@@ -10,10 +10,11 @@ use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr, Required};
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
+use super::events::StudyEvent;
 use super::problem::{Problem, ProblemCode};
 use super::{
-    answers, catalog, conditional, datasets, devices, health, leases, measurements, metrics,
-    probes, responses, revisions, studies,
+    answers, catalog, conditional, datasets, devices, events, health, leases, measurements,
+    metrics, probes, responses, revisions, studies,
 };
 use crate::study::validation::Violation;
 
@@ -35,7 +36,7 @@ use crate::study::validation::Violation;
         (name = "leases", description = "How workers get probes and tell their ends"),
         (name = "operations", description = "Health and metrics")
     ),
-    components(schemas(Problem, ProblemCode, Violation))
+    components(schemas(Problem, ProblemCode, Violation, StudyEvent))
 )]
 struct Base;
 
@@ -46,6 +47,7 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
         .service(studies::list_studies)
         .service(studies::get_study)
         .service(studies::delete_study)
+        .service(events::stream_study_events)
         .service(studies::get_study_definition)
         .service(revisions::update_study_definition)
         .service(revisions::list_study_revisions)

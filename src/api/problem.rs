@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::{Refused, Scope};
-use crate::lifecycle::{CreateError, EndError, ReviseError};
+use crate::lifecycle::{CreateError, EndError, FollowError, ReviseError};
 use crate::pool::leases::LeaseError;
 use crate::store::StoreError;
 use crate::store::kept_answers::KeyError;
@@ -56,6 +56,8 @@ codes! {
     MalformedRequest = "malformed_request", BAD_REQUEST, "The request is not understood";
     /// The Idempotency-Key is none.
     IdempotencyKeyInvalid = "idempotency_key_invalid", BAD_REQUEST, "That is no Idempotency-Key";
+    /// Last-Event-ID is no number of an event of the study.
+    LastEventIdInvalid = "last_event_id_invalid", BAD_REQUEST, "There is no such event";
     /// The Host header is not one that the service answers to.
     HostNotAllowed = "host_not_allowed", FORBIDDEN, "Not this host";
     /// A browser sent the request for another site.
@@ -118,6 +120,8 @@ codes! {
     TooManyUploads = "too_many_uploads", TOO_MANY_REQUESTS, "Too many uploads at once";
     /// Too many wrong access tokens came from the same peer.
     TooManyFailures = "too_many_failures", TOO_MANY_REQUESTS, "Too many wrong access tokens";
+    /// As many requests wait for news of studies as may.
+    TooManyListeners = "too_many_listeners", SERVICE_UNAVAILABLE, "Too many listeners";
     /// A defect of the service.
     Internal = "internal", INTERNAL_SERVER_ERROR, "The service failed";
     /// The database is away or the service is shutting down.
@@ -295,6 +299,7 @@ impl Problem {
             ProblemCode::TooManyStudies
                 | ProblemCode::TooManyUploads
                 | ProblemCode::IdempotencyKeyInUse
+                | ProblemCode::TooManyListeners
                 | ProblemCode::Unavailable
         );
         let retry_after = self.retry_after_secs.or(is_for_later.then_some(RETRY_SECS));
@@ -474,6 +479,22 @@ impl From<LeaseError> for Problem {
                 tracing::error!(error = detail, "a worker's request failed");
                 Self::internal()
             }
+        }
+    }
+}
+
+impl From<FollowError> for Problem {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::NotFound => Self::not_found("study"),
+            FollowError::NotYet { .. } => Self::new(
+                ProblemCode::LastEventIdInvalid,
+                format!("{error}: is that number of another study?"),
+            ),
+            FollowError::TooMany { .. } => {
+                Self::new(ProblemCode::TooManyListeners, error.to_string())
+            }
+            FollowError::Store(error) => error.into(),
         }
     }
 }

@@ -1,16 +1,20 @@
 //! Studies: create, list, read, cancel, delete, and the definition they were resolved to.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::IF_NONE_MATCH;
 use actix_web::web::{Bytes, Data, Json, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::conditional::{self, IfNoneMatch, NotModified};
+use super::events::Counted;
 use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::Problem;
@@ -326,19 +330,44 @@ fn labels(text: Option<&str>) -> Result<BTreeMap<String, String>, Problem> {
         .collect()
 }
 
+/// How a study is read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct GetStudyQuery {
+    /// Wait up to so many seconds for a change: until the study is not the one that `If-None-Match` names or, without it, the
+    /// one that was there when the request came. At most `api.max_study_wait_secs` (60) of them are waited.
+    #[param(minimum = 0, default = 0)]
+    pub wait_secs: Option<f64>,
+}
+
+impl GetStudyQuery {
+    fn wait(&self, most: Duration) -> Result<Duration, Problem> {
+        let secs = self.wait_secs.unwrap_or(0.0);
+        if !(secs.is_finite() && secs >= 0.0) {
+            let detail = format!("must be a number of seconds from 0 on, is {secs}");
+            return Err(Problem::invalid_parameter("wait_secs", detail));
+        }
+        Ok(Duration::try_from_secs_f64(secs).map_or(most, |asked| asked.min(most)))
+    }
+}
+
 /// Read a study
 ///
-/// Its state, what it is doing, how far it is, and what it waits for.
+/// Its state, what it is doing, how far it is, and what it waits for. With `wait_secs` the answer comes when that changes, or
+/// when the study has ended, or when the time is over: ask again with the new `ETag` to follow a study without a stream.
 #[utoipa::path(
     operation_id = "get_study",
     tag = "studies",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study"), IfNoneMatch),
+    params(("id" = StudyId, Path, description = "The study"), GetStudyQuery, IfNoneMatch),
     responses(
-        (status = 200, description = "The study", body = Study, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
-        NotModified,
         Always,
         Missing,
+        InvalidQuery,
+        NotModified,
+        (status = 200, description = "The study", body = Study, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        (status = 503, description = "As many requests wait for news of studies as may (`too_many_listeners`), the database is away or the service is shutting down; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/v1/studies/{id}")]
@@ -347,9 +376,37 @@ pub async fn get_study(
     caller: ReqData<Caller>,
     request: HttpRequest,
     id: Path<StudyId>,
+    query: Query<GetStudyQuery>,
 ) -> Result<HttpResponse, Problem> {
+    let until = Instant::now() + query.wait(api.max_study_wait)?;
     let row = find(&api, &caller, *id).await?;
-    conditional::answer(&request, &one(&api, row).await?)
+    let mut study = one(&api, row.clone()).await?;
+    let mut body = conditional::json(&study)?;
+    let known = conditional::etag(&body);
+    let is_awaited = request.headers().get(IF_NONE_MATCH).is_none()
+        || conditional::is_known(request.headers(), &known);
+    if is_awaited && !study.state.has_ended() && Instant::now() < until {
+        let mut watch = api.context.followers.watch(&row)?;
+        let _counted = Counted::new(&api, "wait");
+        let mut stop = api.stop.clone();
+        loop {
+            // Read after joining, so that no change is between them.
+            study = one(&api, find(&api, &caller, *id).await?).await?;
+            body = conditional::json(&study)?;
+            let is_over = Instant::now() >= until || *stop.borrow();
+            if conditional::etag(&body) != known || study.state.has_ended() || is_over {
+                break;
+            }
+            let next_look = until.min(Instant::now() + api.tick);
+            tokio::select! {
+                () = watch.changed() => {}
+                () = tokio::time::sleep_until(next_look) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        }
+    }
+    let etag = conditional::etag(&body);
+    Ok(conditional::answer_as(&request, &etag, body))
 }
 
 /// Read a study's definition

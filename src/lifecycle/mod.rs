@@ -5,12 +5,14 @@ pub mod advance;
 pub mod create;
 pub mod device;
 pub mod end;
+pub mod follow;
 mod replay;
 pub mod revise;
 
 pub use advance::{Advance, advance, run_advancer};
 pub use create::{CreateError, create, dry_run};
 pub use end::{EndError, cancel, delete};
+pub use follow::{FollowError, Followers, Following, Heard};
 pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
 
 use std::sync::Arc;
@@ -28,6 +30,8 @@ pub struct Context {
     pub database: Database,
     /// Tells whoever waits that something was committed.
     pub waker: Waker,
+    /// Tells whoever follows a study what is new of it.
+    pub followers: Followers,
     /// What a study may ask for.
     pub rules: Arc<DefinitionRules>,
     /// Queued or running studies of a project at most.

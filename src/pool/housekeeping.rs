@@ -11,6 +11,7 @@ use super::inventory::DeviceFacts;
 use super::leases::retry_policy;
 use crate::lifecycle::Context;
 use crate::settings::{PoolSettings, RetentionSettings};
+use crate::store::connection::ListenEvent;
 use crate::store::devices::{self, NewDevice};
 use crate::store::{StoreError, kept_answers, leases, probes, studies, wake};
 use crate::study::DeviceId;
@@ -95,7 +96,9 @@ pub async fn tidy(
     if reaped + requeued + nudged > 0 {
         context.waker.wake();
     }
-    studies::refresh_waiting(&mut conn, context.alive_secs).await?;
+    if studies::refresh_waiting(&mut conn, context.alive_secs).await? > 0 {
+        context.waker.tell();
+    }
     Ok(())
 }
 
@@ -124,7 +127,7 @@ pub async fn send_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
         }
         tokio::time::sleep(wake::COALESCE).await;
         let sent = match context.database.connection().await {
-            Ok(mut conn) => wake::send(&mut conn).await,
+            Ok(mut conn) => context.waker.send(&mut conn).await,
             Err(error) => Err(error),
         };
         if let Err(error) = sent {
@@ -139,8 +142,11 @@ pub async fn hear_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
     let mut notifications = context.database.listen(&[wake::CHANNEL]);
     loop {
         tokio::select! {
-            // A reconnection wakes too: something may have been missed.
-            _ = notifications.next() => context.waker.wake_here(),
+            event = notifications.next() => match event {
+                // Something may have been missed.
+                ListenEvent::Rescan => context.waker.hear(""),
+                ListenEvent::Notification { payload, .. } => context.waker.hear(&payload),
+            },
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }

@@ -3,10 +3,11 @@
 use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use super::events::{self, EventKind};
 use super::schema::{studies, study_revisions};
 use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState};
 
@@ -31,6 +32,7 @@ pub struct StudyRow {
     pub advanced_version: i64,
     pub remaining_probes: i64,
     pub remaining_device_secs: f64,
+    pub next_event_seq: i64,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
@@ -246,26 +248,42 @@ pub async fn refresh_waiting(
     conn: &mut AsyncPgConnection,
     alive_secs: f64,
 ) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
-        "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
-            SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
-                'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
-                || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
-            FROM studies a \
-            JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
-            JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
-            LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
-                JOIN device_runners r ON r.device = e.id \
-                WHERE e.last_seen > now() - make_interval(secs => $1) \
-                  AND r.last_seen > now() - make_interval(secs => $1)) d \
-              ON d.backend = p.backend AND d.model = p.device_model AND d.runner = p.runner \
-            WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
-         WHERE s.id = w.id AND s.state IN ('queued', 'running') \
-           AND s.waiting_for IS DISTINCT FROM w.waiting_for",
-    )
-    .bind::<diesel::sql_types::Double, _>(alive_secs)
-    .execute(conn)
-    .await?)
+    #[derive(QueryableByName)]
+    struct Changed {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
+        #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+        waiting_for: Option<String>,
+    }
+    conn.transaction(async move |conn| {
+        let changed: Vec<Changed> = diesel::sql_query(
+            "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
+                SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
+                    'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
+                    || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
+                FROM studies a \
+                JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
+                JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
+                LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
+                    JOIN device_runners r ON r.device = e.id \
+                    WHERE e.last_seen > now() - make_interval(secs => $1) \
+                      AND r.last_seen > now() - make_interval(secs => $1)) d \
+                  ON d.backend = p.backend AND d.model = p.device_model AND d.runner = p.runner \
+                WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
+             WHERE s.id = w.id AND s.state IN ('queued', 'running') \
+               AND s.waiting_for IS DISTINCT FROM w.waiting_for \
+             RETURNING s.id, s.waiting_for",
+        )
+        .bind::<diesel::sql_types::Double, _>(alive_secs)
+        .load(conn)
+        .await?;
+        for study in &changed {
+            let data = serde_json::json!({ "waiting_for": study.waiting_for });
+            events::append(conn, StudyId(study.id), EventKind::Study, &data).await?;
+        }
+        Ok(changed.len())
+    })
+    .await
 }
 
 /// The definition of a study's current revision.

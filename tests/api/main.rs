@@ -2,6 +2,8 @@
 
 #[path = "../support/fake.rs"]
 mod fake;
+#[path = "../support/listener.rs"]
+mod listener;
 #[path = "../support/postgres.rs"]
 mod postgres;
 #[path = "../support/queue.rs"]
@@ -15,6 +17,7 @@ mod commands;
 mod conditional;
 mod contract;
 mod datasets;
+mod events;
 mod gpus;
 mod idempotency;
 mod leases;
@@ -22,3 +25,4 @@ mod prescriptions;
 mod problems;
 mod revisions;
 mod studies;
+mod waiting;

@@ -7,6 +7,8 @@
 
 #[path = "../support/fake.rs"]
 mod fake;
+#[path = "../support/listener.rs"]
+mod listener;
 #[path = "../support/postgres.rs"]
 mod postgres;
 #[path = "../support/queue.rs"]
@@ -14,6 +16,7 @@ mod queue;
 
 mod crowd;
 mod ends;
+mod events;
 mod proxy;
 mod server;
 mod storm;
