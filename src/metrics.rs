@@ -45,6 +45,14 @@ pub struct InstanceMetrics {
     pub database_waiting: IntGauge,
     /// Requests that were turned away for their access token, by the problem's code.
     pub refused_tokens_total: IntCounterVec,
+    /// Requests that got the first answer under their Idempotency-Key again, by operation.
+    pub requests_replayed_total: IntCounterVec,
+    /// Requests that wait for news of a study, by how they get it: `events` or `wait`.
+    pub listeners: IntGaugeVec,
+    /// Listeners that were sent away because they took events more slowly than they came.
+    pub slow_listeners_total: IntCounter,
+    /// Readings of what is new of all followed studies.
+    pub study_event_reads_total: IntCounter,
 }
 
 /// Buckets for probes: a tenth of a second to ten minutes.
@@ -102,6 +110,28 @@ impl InstanceMetrics {
                 ),
                 &["code"],
             )?,
+            requests_replayed_total: IntCounterVec::new(
+                Opts::new(
+                    "trialhead_requests_replayed_total",
+                    "Requests that got the first answer under their Idempotency-Key again, by operation",
+                ),
+                &["operation"],
+            )?,
+            listeners: IntGaugeVec::new(
+                Opts::new(
+                    "trialhead_listeners",
+                    "Requests that wait for news of a study, by how they get it: events or wait",
+                ),
+                &["by"],
+            )?,
+            slow_listeners_total: IntCounter::new(
+                "trialhead_slow_listeners_total",
+                "Listeners that were sent away because they took events more slowly than they came",
+            )?,
+            study_event_reads_total: IntCounter::new(
+                "trialhead_study_event_reads_total",
+                "Readings of what is new of all studies that somebody follows",
+            )?,
             registry,
         };
         let build_info = IntGauge::with_opts(
@@ -115,7 +145,7 @@ impl InstanceMetrics {
             .const_label("runner", crate::probe::fingerprint::RUNNER),
         )?;
         build_info.set(1);
-        let collectors: [Box<dyn Collector>; 8] = [
+        let collectors: [Box<dyn Collector>; 12] = [
             Box::new(metrics.probe_duration_seconds.clone()),
             Box::new(metrics.leases_lost_total.clone()),
             Box::new(metrics.measurements_stored_total.clone()),
@@ -123,6 +153,10 @@ impl InstanceMetrics {
             Box::new(metrics.database_connections.clone()),
             Box::new(metrics.database_waiting.clone()),
             Box::new(metrics.refused_tokens_total.clone()),
+            Box::new(metrics.requests_replayed_total.clone()),
+            Box::new(metrics.listeners.clone()),
+            Box::new(metrics.slow_listeners_total.clone()),
+            Box::new(metrics.study_event_reads_total.clone()),
             Box::new(build_info),
         ];
         for collector in collectors {

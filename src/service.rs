@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::api;
 use crate::library::Library;
-use crate::lifecycle::{self, Context};
+use crate::lifecycle::{self, Context, Followers};
 use crate::metrics::{InstanceMetrics, Role};
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::gpus;
@@ -237,6 +237,7 @@ impl Service {
         check_tokens(&settings, &database).await?;
         let pool = &settings.pool;
         let context = Context {
+            followers: Followers::new(database.clone(), settings.api.max_listeners),
             database,
             waker: Waker::default(),
             rules: Arc::new(DefinitionRules::new(settings.limits.clone())),
@@ -304,6 +305,13 @@ impl Service {
         ));
         tasks.spawn(housekeeping::send_wake_ups(context.clone(), stop.clone()));
         tasks.spawn(housekeeping::hear_wake_ups(context.clone(), stop.clone()));
+        let readings = metrics.study_event_reads_total.clone();
+        tasks.spawn(context.followers.clone().run(
+            context.waker.clone(),
+            Duration::from_secs_f64(pool.tick_secs),
+            move || readings.inc(),
+            stop.clone(),
+        ));
         tasks.spawn(lifecycle::run_advancer(
             context.clone(),
             Duration::from_secs_f64(pool.tick_secs),

@@ -299,6 +299,16 @@ pub struct ApiSettings {
     pub metrics_listen: Option<SocketAddr>,
     /// How long a worker's claim may wait for a probe.
     pub max_claim_wait_secs: f64,
+    /// How long a request may wait for a study to change.
+    pub max_study_wait_secs: f64,
+    /// Requests that wait for news of a study at most, event streams and long polls together.
+    pub max_listeners: usize,
+    /// Time between two signs of life in a stream of events that has none.
+    pub event_heartbeat_secs: f64,
+    /// How long a stream of events lasts at most; its listener comes back, with a token that still holds.
+    pub max_event_stream_secs: f64,
+    /// How long a listener may take nothing of what is there for it.
+    pub slow_listener_secs: f64,
 }
 
 /// Who needs an access token.
@@ -328,6 +338,11 @@ impl Default for ApiSettings {
             max_failing_peers: 10_000,
             metrics_listen: None,
             max_claim_wait_secs: 60.0,
+            max_study_wait_secs: 60.0,
+            max_listeners: 500,
+            event_heartbeat_secs: 15.0,
+            max_event_stream_secs: 3600.0,
+            slow_listener_secs: 10.0,
         }
     }
 }
@@ -568,6 +583,10 @@ impl Settings {
             ("pool.inventory_secs", pool.inventory_secs),
             ("datasets.inspect_secs", self.datasets.inspect_secs),
             ("api.max_claim_wait_secs", self.api.max_claim_wait_secs),
+            ("api.max_study_wait_secs", self.api.max_study_wait_secs),
+            ("api.event_heartbeat_secs", self.api.event_heartbeat_secs),
+            ("api.max_event_stream_secs", self.api.max_event_stream_secs),
+            ("api.slow_listener_secs", self.api.slow_listener_secs),
             ("work.wait_secs", self.work.wait_secs),
             ("work.once_wait_secs", self.work.once_wait_secs),
             ("work.request_timeout_secs", self.work.request_timeout_secs),
@@ -637,6 +656,12 @@ impl Settings {
         }
         if self.api.max_body_bytes < 1024 {
             risks.push("api.max_body_bytes must be at least 1024: no study fits".into());
+        }
+        if self.api.max_listeners >= self.api.max_connections {
+            risks.push(format!(
+                "api.max_listeners ({}) must be below api.max_connections ({}): listeners would leave no connection for other requests",
+                self.api.max_listeners, self.api.max_connections
+            ));
         }
         let cache = self.api.token_cache_secs;
         if !(0.0..=60.0).contains(&cache) {
@@ -745,6 +770,7 @@ mod tests {
             ("TRIALHEAD_API__TOKEN_CACHE_SECS", "3600"),
             ("TRIALHEAD_API__METRICS_LISTEN", "127.0.0.1:8080"),
             ("TRIALHEAD_DATABASE__POOL_SIZE", "2"),
+            ("TRIALHEAD_API__MAX_LISTENERS", "1024"),
         ])
         .expect_err("refused")
         .to_string();
@@ -752,6 +778,7 @@ mod tests {
         assert!(error.contains("token_cache_secs"), "{error}");
         assert!(error.contains("metrics_listen"), "{error}");
         assert!(error.contains("pool_size"), "{error}");
+        assert!(error.contains("max_listeners"), "{error}");
         for (code, is_free) in [("0", true), ("3", true), ("1", false), ("4", false)] {
             let loaded = load(&[("TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE", code)]);
             assert_eq!(loaded.is_ok(), is_free, "{code}: {loaded:?}");

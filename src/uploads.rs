@@ -22,7 +22,8 @@ use crate::probe::{InfeasibleReason, Outcome};
 use crate::settings::DatasetSettings;
 use crate::store::connection::Database;
 use crate::store::datasets::{self, DatasetRow};
-use crate::store::{self, StoreError};
+use crate::store::kept_answers::{self, Answer, Answered, IdempotencyKey, KeyError};
+use crate::store::{self, Connection, StoreError};
 use crate::study::upload::{UploadLimits, UploadOptions};
 use crate::study::{Bytes, DatasetId};
 
@@ -62,6 +63,9 @@ pub enum UploadError {
     /// The place where contents are kept.
     #[error(transparent)]
     Library(#[from] LibraryError),
+    /// The request's `Idempotency-Key`.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -122,20 +126,26 @@ impl Uploads {
         &self.contents
     }
 
-    /// The data set that this file became before, if the client says which file it is.
+    /// The answer to an upload of a file that is known, if the client says which file it is: then nobody needs its bytes.
     ///
     /// # Errors
-    /// Those of the database.
-    pub async fn known(&self, new: &NewDataset) -> Result<Option<DatasetRow>, UploadError> {
+    /// Those of the database and the key.
+    pub async fn known(
+        &self,
+        new: &NewDataset,
+        key: Option<&IdempotencyKey>,
+        answer: impl Fn(Uploaded) -> Result<Answer, StoreError>,
+    ) -> Result<Option<Answered>, UploadError> {
         let Some(sha256) = &new.announced_sha256 else {
             return Ok(None);
         };
-        let mut conn = self.database.connection().await?;
-        let options = hash_of(&new.options)?.1;
-        Ok(datasets::find_source(&mut conn, &new.project, sha256, &options).await?)
+        let (_, options_hash) = hash_of(&new.options)?;
+        self.answered_before(new, sha256, &options_hash, key, answer)
+            .await
     }
 
-    /// Takes an upload from its first byte to the database.
+    /// Takes an upload from its first byte to the database, and says what `answer` makes of it. With a key the answer is
+    /// kept in the same transaction.
     ///
     /// # Errors
     /// See [`UploadError`]; nothing is kept then.
@@ -143,7 +153,9 @@ impl Uploads {
         &self,
         new: NewDataset,
         bytes: impl Stream<Item = Result<B, E>>,
-    ) -> Result<Uploaded, UploadError> {
+        key: Option<&IdempotencyKey>,
+        answer: impl Fn(Uploaded) -> Result<Answer, StoreError>,
+    ) -> Result<Answered, UploadError> {
         let _permit = self
             .permits
             .try_acquire()
@@ -158,17 +170,11 @@ impl Uploads {
             )));
         }
         let (options, options_hash) = hash_of(&new.options)?;
-        {
-            let mut conn = self.database.connection().await?;
-            let before =
-                datasets::find_source(&mut conn, &new.project, &source_sha256, &options_hash)
-                    .await?;
-            if let Some(dataset) = before {
-                return Ok(Uploaded {
-                    dataset,
-                    is_new: false,
-                });
-            }
+        let before = self
+            .answered_before(&new, &source_sha256, &options_hash, key, &answer)
+            .await?;
+        if let Some(answered) = before {
+            return Ok(answered);
         }
         let stored = self.contents.place();
         let header = self
@@ -180,6 +186,7 @@ impl Uploads {
             .await
             .map_err(std::io::Error::other)??;
         self.contents.keep(&content, stored.path()).await?;
+        let request = request_hash(&new, &source_sha256, &options_hash);
         let unreadable = |error| StoreError::unreadable("data set", error);
         let row = DatasetRow {
             id: DatasetId(Uuid::now_v7()).0,
@@ -198,11 +205,50 @@ impl Uploads {
             created_at: Utc::now(),
         };
         let mut conn = self.database.connection().await?;
-        let (dataset, is_new) = datasets::insert(&mut conn, &row).await?;
-        if is_new {
-            tracing::info!(dataset = %dataset.id, name = dataset.name, bytes = source_bytes, "data set uploaded");
+        store::begin(&mut conn).await?;
+        let work = once(&mut conn, key, &request, answer, async |conn| {
+            let (dataset, is_new) = datasets::insert(conn, &row).await?;
+            Ok(Uploaded { dataset, is_new })
+        })
+        .await;
+        let answered = store::finish(&mut conn, work).await?;
+        if !answered.is_replayed {
+            tracing::info!(dataset = %row.id, name = row.name, bytes = source_bytes, "data set uploaded");
         }
-        Ok(Uploaded { dataset, is_new })
+        Ok(answered)
+    }
+
+    /// The answer to a request that was answered before, or to a file that was uploaded before.
+    async fn answered_before(
+        &self,
+        new: &NewDataset,
+        source_sha256: &str,
+        options_hash: &str,
+        key: Option<&IdempotencyKey>,
+        answer: impl Fn(Uploaded) -> Result<Answer, StoreError>,
+    ) -> Result<Option<Answered>, UploadError> {
+        let request = request_hash(new, source_sha256, options_hash);
+        let mut conn = self.database.connection().await?;
+        if let Some(key) = key
+            && let Some(answer) = kept_answers::find(&mut conn, key, &request).await?
+        {
+            return Ok(Some(Answered {
+                answer,
+                is_replayed: true,
+            }));
+        }
+        let before =
+            datasets::find_source(&mut conn, &new.project, source_sha256, options_hash).await?;
+        let Some(dataset) = before else {
+            return Ok(None);
+        };
+        let known = Uploaded {
+            dataset,
+            is_new: false,
+        };
+        store::begin(&mut conn).await?;
+        let work = once(&mut conn, key, &request, answer, async |_| Ok(known)).await;
+        Ok(Some(store::finish(&mut conn, work).await?))
     }
 
     /// Writes what comes to a file, and says its hash and its size.
@@ -319,6 +365,40 @@ impl Uploads {
         }
         Ok(deleted)
     }
+}
+
+/// In the caller's transaction: the first answer under the key, or else the work is done and its answer kept.
+async fn once(
+    conn: &mut Connection,
+    key: Option<&IdempotencyKey>,
+    request: &str,
+    answer: impl Fn(Uploaded) -> Result<Answer, StoreError>,
+    work: impl AsyncFnOnce(&mut Connection) -> Result<Uploaded, StoreError>,
+) -> Result<Answered, UploadError> {
+    if let Some(key) = key
+        && let Some(answer) = kept_answers::claim(conn, key, request).await?
+    {
+        return Ok(Answered {
+            answer,
+            is_replayed: true,
+        });
+    }
+    let answer = answer(work(conn).await?)?;
+    if let Some(key) = key {
+        kept_answers::keep(conn, key, &answer).await?;
+    }
+    Ok(Answered {
+        answer,
+        is_replayed: false,
+    })
+}
+
+/// Tells whether two uploads ask for the same: the same bytes, to be read the same way and to have the same name.
+fn request_hash(new: &NewDataset, source_sha256: &str, options_hash: &str) -> String {
+    let name = &new.name;
+    hex::encode(Sha256::digest(format!(
+        "{source_sha256} {options_hash} {name}"
+    )))
 }
 
 /// Options as stored, and their hash.

@@ -238,9 +238,9 @@ fn caller(identity: Option<Identity>, headers: &HeaderMap) -> Result<Caller, Pro
         })
         .transpose()?;
     let default = Caller::default();
-    let (name, own) = match identity {
-        Some(identity) => (identity.name, identity.project),
-        None => (default.name, None),
+    let (name, token, own) = match identity {
+        Some(identity) => (identity.name, Some(identity.token), identity.project),
+        None => (default.name, None, None),
     };
     match (own, named) {
         // As for everything else of another project: it is not there.
@@ -248,14 +248,20 @@ fn caller(identity: Option<Identity>, headers: &HeaderMap) -> Result<Caller, Pro
         (Some(project), _) => Ok(Caller {
             project,
             name,
+            token,
             anywhere: false,
         }),
         (None, Some(named)) => Ok(Caller {
             project: named.to_owned(),
             name,
+            token,
             anywhere: false,
         }),
-        (None, None) => Ok(Caller { name, ..default }),
+        (None, None) => Ok(Caller {
+            name,
+            token,
+            ..default
+        }),
     }
 }
 

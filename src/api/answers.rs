@@ -1,12 +1,13 @@
 //! What a study found: analysis, recommendations, report. All are stored snapshots; reading
 //! them computes nothing.
 
-use actix_web::web::{Data, Json, Path, Query, ReqData};
-use actix_web::{HttpResponse, get};
+use actix_web::web::{Data, Path, Query, ReqData};
+use actix_web::{HttpRequest, HttpResponse, get};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::conditional::{self, IfNoneMatch, NotModified};
 use super::problem::Problem;
 use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
@@ -37,9 +38,10 @@ pub struct StudyAnalysis {
     operation_id = "get_analysis",
     tag = "answers",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study")),
+    params(("id" = StudyId, Path, description = "The study"), IfNoneMatch),
     responses(
-        (status = 200, description = "The analysis so far", body = StudyAnalysis),
+        (status = 200, description = "The analysis so far", body = StudyAnalysis, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
     )
@@ -48,14 +50,16 @@ pub struct StudyAnalysis {
 pub async fn get_analysis(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<StudyId>,
-) -> Result<Json<StudyAnalysis>, Problem> {
+) -> Result<HttpResponse, Problem> {
     let study = studies::find(&api, &caller, *id).await?;
-    Ok(Json(StudyAnalysis {
+    let answer = StudyAnalysis {
         study_id: *id,
         revision: study.revision,
         analysis: stored_analysis(&api, *id).await?,
-    }))
+    };
+    conditional::answer(&request, &answer)
 }
 
 async fn stored_analysis(api: &Api, id: StudyId) -> Result<Analysis, Problem> {
@@ -136,9 +140,10 @@ pub struct RecommendationsQuery {
     operation_id = "list_recommendations",
     tag = "answers",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study"), RecommendationsQuery),
+    params(("id" = StudyId, Path, description = "The study"), RecommendationsQuery, IfNoneMatch),
     responses(
-        (status = 200, description = "The recommendations", body = Recommendations),
+        (status = 200, description = "The recommendations", body = Recommendations, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
         InvalidQuery,
@@ -148,18 +153,20 @@ pub struct RecommendationsQuery {
 pub async fn list_recommendations(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<StudyId>,
     query: Query<RecommendationsQuery>,
-) -> Result<Json<Recommendations>, Problem> {
+) -> Result<HttpResponse, Problem> {
     studies::find(&api, &caller, *id).await?;
     let mut conn = api.context.database.connection().await?;
     let rows = recommendations::list(&mut conn, *id, query.include_stale).await?;
-    Ok(Json(Recommendations {
+    let answer = Recommendations {
         items: rows
             .into_iter()
             .map(Recommendation::try_from)
             .collect::<Result<_, _>>()?,
-    }))
+    };
+    conditional::answer(&request, &answer)
 }
 
 /// Read a study's report

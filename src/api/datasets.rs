@@ -1,8 +1,9 @@
 //! Data sets: upload, list, read, fetch the content, delete.
 
 use actix_files::NamedFile;
-use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use actix_web::web::{Data, Json, Path, Payload, Query, ReqData};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::web::{Data, Path, Payload, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -10,6 +11,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::conditional::{self, IfNoneMatch, NotModified};
+use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::{Problem, ProblemCode};
 use super::responses::{Always, InvalidQuery, Missing};
@@ -18,6 +21,7 @@ use crate::datasets::content::Description;
 use crate::lifecycle::Caller;
 use crate::store::StoreError;
 use crate::store::datasets::{self, DatasetRow, Deleted};
+use crate::store::kept_answers::Answer;
 use crate::study::upload::{ArrayLayout, UploadFormat, UploadOptions, UploadTask};
 use crate::study::{Contents, DatasetId};
 use crate::uploads::{NewDataset, Uploaded};
@@ -52,7 +56,7 @@ pub struct DatasetAnswer {
 }
 
 impl DatasetAnswer {
-    fn new(row: DatasetRow) -> Result<Self, Problem> {
+    fn new(row: DatasetRow) -> Result<Self, StoreError> {
         let contents = row.contents()?;
         let unreadable = |error| StoreError::unreadable(format!("data set {}", row.id), error);
         Ok(Self {
@@ -107,21 +111,24 @@ pub struct UploadQuery {
 /// inspected in a process with a memory limit, and stored once in a form that training opens without parsing.
 /// The same file uploaded again, to be read the same way, is the same data set. With `Repr-Digest:
 /// sha-256=:…:` a known file is answered before its body is sent, and a file that was changed on the way is
-/// refused.
+/// refused. With an `Idempotency-Key` the request may be sent again; the file's SHA-256, how it is read and its name say
+/// whether it is the same.
 #[utoipa::path(
     operation_id = "upload_dataset",
     tag = "datasets",
     security(("token" = ["write"])),
     params(
         UploadQuery,
+        IdempotencyKeyHeader,
         ("Repr-Digest" = Option<String>, Header, description = "`sha-256=:BASE64:`, the digest of the file (RFC 9530)"),
     ),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
     responses(
-        (status = 200, description = "The data set that this file became before", body = DatasetAnswer),
-        (status = 201, description = "The data set", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"))),
+        (status = 200, description = "The data set that this file became before", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("ETag" = String, description = "That of the data set there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 201, description = "The data set", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("ETag" = String, description = "That of the data set there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 409, description = "The first request with the Idempotency-Key is being answered; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The file is larger than allowed", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The file is no data set: what is wrong, where, and what would mend it", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The file is no data set: what is wrong, where, and what would mend it; or `idempotency_key_reused`: the key was used for another file, or for another way to read it", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "As many uploads are under way as may be", body = Problem, content_type = "application/problem+json"),
         Always,
     )
@@ -145,26 +152,27 @@ pub async fn upload_dataset(
         }
         .into());
     }
+    let key = idempotency::key(&api, &caller, &request, UPLOAD)?;
     let new = new_dataset(&caller, &request, query.into_inner())?;
-    if let Some(known) = uploads.known(&new).await? {
-        return answer(Uploaded {
-            dataset: known,
-            is_new: false,
-        });
-    }
-    answer(uploads.take(new, body).await?)
+    let answered = match uploads.known(&new, key.as_ref(), answer).await? {
+        Some(known) => known,
+        None => uploads.take(new, body, key.as_ref(), answer).await?,
+    };
+    Ok(idempotency::respond(&api, UPLOAD, answered))
 }
 
-fn answer(uploaded: Uploaded) -> Result<HttpResponse, Problem> {
+/// The operation's id, for its keys.
+const UPLOAD: &str = "upload_dataset";
+
+fn answer(uploaded: Uploaded) -> Result<Answer, StoreError> {
     let dataset = DatasetAnswer::new(uploaded.dataset)?;
-    let location = (LOCATION, format!("/v1/datasets/{}", dataset.id));
-    Ok(if uploaded.is_new {
-        HttpResponse::Created()
-            .insert_header(location)
-            .json(dataset)
+    let status = if uploaded.is_new {
+        StatusCode::CREATED
     } else {
-        HttpResponse::Ok().insert_header(location).json(dataset)
-    })
+        StatusCode::OK
+    };
+    let location = format!("/v1/datasets/{}", dataset.id);
+    idempotency::answer(status, location, &dataset)
 }
 
 fn new_dataset(
@@ -278,9 +286,10 @@ pub struct ListDatasetsQuery {
     operation_id = "list_datasets",
     tag = "datasets",
     security(("token" = ["read"])),
-    params(ListDatasetsQuery),
+    params(ListDatasetsQuery, IfNoneMatch),
     responses(
-        (status = 200, description = "A page of data sets", body = Page<DatasetAnswer>),
+        (status = 200, description = "A page of data sets", body = Page<DatasetAnswer>, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         InvalidQuery,
     )
@@ -289,8 +298,9 @@ pub struct ListDatasetsQuery {
 pub async fn list_datasets(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     query: Query<ListDatasetsQuery>,
-) -> Result<Json<Page<DatasetAnswer>>, Problem> {
+) -> Result<HttpResponse, Problem> {
     let page = PageRequest::<DatasetId>::new(query.page_size, query.page_token.as_deref())?;
     let mut conn = api.context.database.connection().await?;
     let rows = datasets::list(&mut conn, &caller.project, page.after, page.limit()).await?;
@@ -298,7 +308,7 @@ pub async fn list_datasets(
         .into_iter()
         .map(DatasetAnswer::new)
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Json(page.page(items, |dataset| dataset.id)))
+    conditional::answer(&request, &page.page(items, |dataset| dataset.id))
 }
 
 async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, Problem> {
@@ -315,9 +325,10 @@ async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, P
     operation_id = "get_dataset",
     tag = "datasets",
     security(("token" = ["read"])),
-    params(("id" = DatasetId, Path, description = "The data set")),
+    params(("id" = DatasetId, Path, description = "The data set"), IfNoneMatch),
     responses(
-        (status = 200, description = "The data set", body = DatasetAnswer),
+        (status = 200, description = "The data set", body = DatasetAnswer, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
     )
@@ -326,9 +337,11 @@ async fn find(api: &Api, caller: &Caller, id: DatasetId) -> Result<DatasetRow, P
 pub async fn get_dataset(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<DatasetId>,
-) -> Result<Json<DatasetAnswer>, Problem> {
-    Ok(Json(DatasetAnswer::new(find(&api, &caller, *id).await?)?))
+) -> Result<HttpResponse, Problem> {
+    let dataset = DatasetAnswer::new(find(&api, &caller, *id).await?)?;
+    conditional::answer(&request, &dataset)
 }
 
 /// Fetch a data set's content

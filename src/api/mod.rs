@@ -5,10 +5,13 @@
 pub mod access;
 pub mod answers;
 pub mod catalog;
+pub mod conditional;
 pub mod datasets;
 pub mod devices;
+pub mod events;
 pub mod health;
 pub mod hosts;
+pub mod idempotency;
 pub mod leases;
 pub mod measurements;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The OpenAPI document: assembled from the very services that are served.
 
-use actix_web::App;
+use actix_web::web::Data;
+use actix_web::{App, HttpRequest, HttpResponse};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{Object, Type};
@@ -9,10 +10,11 @@ use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr, Required};
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
+use super::events::StudyEvent;
 use super::problem::{Problem, ProblemCode};
 use super::{
-    answers, catalog, datasets, devices, health, leases, measurements, metrics, probes, responses,
-    revisions, studies,
+    answers, catalog, conditional, datasets, devices, events, health, leases, measurements,
+    metrics, probes, responses, revisions, studies,
 };
 use crate::study::validation::Violation;
 
@@ -34,7 +36,7 @@ use crate::study::validation::Violation;
         (name = "leases", description = "How workers get probes and tell their ends"),
         (name = "operations", description = "Health and metrics")
     ),
-    components(schemas(Problem, ProblemCode, Violation))
+    components(schemas(Problem, ProblemCode, Violation, StudyEvent))
 )]
 struct Base;
 
@@ -45,6 +47,7 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
         .service(studies::list_studies)
         .service(studies::get_study)
         .service(studies::delete_study)
+        .service(events::stream_study_events)
         .service(studies::get_study_definition)
         .service(revisions::update_study_definition)
         .service(revisions::list_study_revisions)
@@ -70,6 +73,28 @@ pub fn operations(config: &mut ServiceConfig<'_>) {
         .service(health::get_readiness)
         .service(metrics::get_instance_metrics)
         .service(metrics::get_service_metrics);
+}
+
+/// The document as it is served.
+#[derive(Debug)]
+pub struct Served {
+    json: String,
+    etag: String,
+}
+
+impl Served {
+    /// # Errors
+    /// When it cannot be expressed as JSON: a defect.
+    pub fn of(document: &OpenApiDocument) -> serde_json::Result<Self> {
+        let json = serde_json::to_string(document)?;
+        let etag = conditional::etag(&json);
+        Ok(Self { json, etag })
+    }
+}
+
+/// Gives the document, or 304 to whoever has it.
+pub async fn get_document(request: HttpRequest, served: Data<Served>) -> HttpResponse {
+    conditional::answer_as(&request, &served.etag, served.json.as_str())
 }
 
 /// The contract.

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::{Refused, Scope};
-use crate::lifecycle::{CreateError, EndError, ReviseError};
+use crate::lifecycle::{CreateError, EndError, FollowError, ReviseError};
 use crate::pool::leases::LeaseError;
 use crate::store::StoreError;
+use crate::store::kept_answers::KeyError;
 use crate::study::validation::{Rejected, Violation};
 use crate::uploads::UploadError;
 
@@ -53,6 +54,10 @@ codes! {
     MalformedJson = "malformed_json", BAD_REQUEST, "The body is not JSON";
     /// The request itself is not understood: an unknown query parameter, say.
     MalformedRequest = "malformed_request", BAD_REQUEST, "The request is not understood";
+    /// The Idempotency-Key is none.
+    IdempotencyKeyInvalid = "idempotency_key_invalid", BAD_REQUEST, "That is no Idempotency-Key";
+    /// Last-Event-ID is no number of an event of the study.
+    LastEventIdInvalid = "last_event_id_invalid", BAD_REQUEST, "There is no such event";
     /// The Host header is not one that the service answers to.
     HostNotAllowed = "host_not_allowed", FORBIDDEN, "Not this host";
     /// A browser sent the request for another site.
@@ -87,6 +92,8 @@ codes! {
     WorkerVersion = "worker_version", CONFLICT, "Worker and service are of different versions";
     /// The lease holds nothing any more: it ran out, ended, or was used before. Nothing was changed.
     LeaseLost = "lease_lost", CONFLICT, "The lease was lost";
+    /// The first request with the Idempotency-Key is being answered.
+    IdempotencyKeyInUse = "idempotency_key_in_use", CONFLICT, "The first request with the Idempotency-Key is being answered";
     /// The definition has another revision than the request changes.
     RevisionChanged = "revision_changed", PRECONDITION_FAILED, "The definition was changed meanwhile";
     /// The request does not say which revision it changes.
@@ -113,6 +120,8 @@ codes! {
     TooManyUploads = "too_many_uploads", TOO_MANY_REQUESTS, "Too many uploads at once";
     /// Too many wrong access tokens came from the same peer.
     TooManyFailures = "too_many_failures", TOO_MANY_REQUESTS, "Too many wrong access tokens";
+    /// As many requests wait for news of studies as may.
+    TooManyListeners = "too_many_listeners", SERVICE_UNAVAILABLE, "Too many listeners";
     /// A defect of the service.
     Internal = "internal", INTERNAL_SERVER_ERROR, "The service failed";
     /// The database is away or the service is shutting down.
@@ -287,7 +296,11 @@ impl Problem {
         response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
         let is_for_later = matches!(
             self.code,
-            ProblemCode::TooManyStudies | ProblemCode::TooManyUploads | ProblemCode::Unavailable
+            ProblemCode::TooManyStudies
+                | ProblemCode::TooManyUploads
+                | ProblemCode::IdempotencyKeyInUse
+                | ProblemCode::TooManyListeners
+                | ProblemCode::Unavailable
         );
         let retry_after = self.retry_after_secs.or(is_for_later.then_some(RETRY_SECS));
         if let Some(secs) = retry_after {
@@ -361,6 +374,22 @@ impl From<Refused> for Problem {
     }
 }
 
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Reused => Self::new(
+                ProblemCode::IdempotencyKeyReused,
+                "the Idempotency-Key was used with another request: use a new key for a new request, or send the first request unchanged",
+            ),
+            KeyError::InUse => Self::new(
+                ProblemCode::IdempotencyKeyInUse,
+                "the first request with this Idempotency-Key is being answered; send the same again after Retry-After",
+            ),
+            KeyError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<CreateError> for Problem {
     fn from(error: CreateError) -> Self {
         match error {
@@ -373,14 +402,7 @@ impl From<CreateError> for Problem {
             CreateError::AmbiguousDevice(violations) => {
                 Self::invalid(ProblemCode::AmbiguousDevice, violations)
             }
-            CreateError::IdempotencyKeyReused => Self::new(
-                ProblemCode::IdempotencyKeyReused,
-                "use a new key for a new study, or send the first request's body unchanged",
-            ),
-            CreateError::IdempotencyKeyInvalid => Self::invalid_parameter(
-                "Idempotency-Key",
-                "must be 1 to 255 visible ASCII characters",
-            ),
+            CreateError::Key(error) => error.into(),
             CreateError::TooManyStudies { limit } => Self::new(
                 ProblemCode::TooManyStudies,
                 format!(
@@ -405,6 +427,7 @@ impl From<UploadError> for Problem {
                 tracing::error!(%error, "a data set could not be kept or read");
                 Self::internal()
             }
+            UploadError::Key(error) => error.into(),
             UploadError::Store(error) => error.into(),
         }
     }
@@ -456,6 +479,22 @@ impl From<LeaseError> for Problem {
                 tracing::error!(error = detail, "a worker's request failed");
                 Self::internal()
             }
+        }
+    }
+}
+
+impl From<FollowError> for Problem {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::NotFound => Self::not_found("study"),
+            FollowError::NotYet { .. } => Self::new(
+                ProblemCode::LastEventIdInvalid,
+                format!("{error}: is that number of another study?"),
+            ),
+            FollowError::TooMany { .. } => {
+                Self::new(ProblemCode::TooManyListeners, error.to_string())
+            }
+            FollowError::Store(error) => error.into(),
         }
     }
 }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::conditional;
 use super::pagination::{Page, PageRequest};
 use super::problem::Problem;
 use super::responses::{Always, InvalidQuery, Missing};
@@ -17,13 +18,18 @@ use crate::lifecycle::{self, Caller, Expected};
 use crate::plan::DryRun;
 use crate::recommendation::Topic;
 use crate::store::StoreError;
-use crate::store::studies::{self as study_store, RevisionRow};
+use crate::store::studies::{self as study_store, RevisionRow, StudyRow};
 use crate::study::{Change, Changed, StudyDefinition, StudyId, StudyRequest, changes};
 
-/// The entity tag of a revision. What a device fills in when it turns up is no change of what is asked, so it has
-/// the same one.
-pub fn etag(revision: i32) -> String {
-    format!("\"{revision}\"")
+/// The definition of a study's current revision as JSON, with its validator: the revision's number, which is all that
+/// `If-Match` looks at, and what makes it exact. A device that turns up fills in what was open, which is no change of what
+/// is asked, but is another answer.
+pub async fn stored(api: &Api, study: &StudyRow) -> Result<(String, String), Problem> {
+    let mut conn = api.context.database.connection().await?;
+    let definition = study_store::definition(&mut conn, study).await?;
+    let body = conditional::json(&definition)?;
+    let etag = format!("\"{}-{}\"", study.revision, conditional::digest(&body));
+    Ok((etag, body))
 }
 
 /// How a study is revised.
@@ -115,7 +121,7 @@ impl RevisionAnswer {
     ),
     request_body = StudyRequest,
     responses(
-        (status = 200, description = "What the change does, or for a dry run would do", body = RevisionAnswer, headers(("ETag" = String, description = "The revision; for a dry run the one that stays"))),
+        (status = 200, description = "What the change does, or for a dry run would do", body = RevisionAnswer, headers(("ETag" = String, description = "That of the definition; for a dry run of the one that stays"))),
         (status = 412, description = "The definition has another revision by now", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is larger than allowed", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not declared as JSON", body = Problem, content_type = "application/problem+json"),
@@ -144,10 +150,10 @@ pub async fn update_study_definition(
         (it.study, (it.definition, it.consequences, None))
     };
     let (definition, consequences, plan) = answer;
-    let revision = row.revision;
+    let (etag, _) = stored(&api, &row).await?;
     let study = studies::one(&api, row).await?;
     Ok(HttpResponse::Ok()
-        .insert_header((ETAG, etag(revision)))
+        .insert_header((ETAG, etag))
         .json(RevisionAnswer::new(study, definition, consequences, plan)))
 }
 
@@ -177,7 +183,8 @@ fn if_match(request: &HttpRequest) -> Result<Expected, Problem> {
             };
             if !tag.starts_with("W/") {
                 // Another's tag is one that does not match.
-                revisions.extend(inside.parse::<i32>());
+                let revision = inside.split_once('-').map_or(inside, |(number, _)| number);
+                revisions.extend(revision.parse::<i32>());
             }
         }
     }
@@ -271,6 +278,7 @@ mod tests {
             if_match(&request.to_http_request())
         };
         assert_eq!(read("\"3\"").expect("a tag"), Expected::OneOf(vec![3]));
+        assert_eq!(read("\"3-0af1\"").expect("a tag"), Expected::OneOf(vec![3]));
         assert_eq!(
             read("\"3\", \"4\"").expect("tags"),
             Expected::OneOf(vec![3, 4])

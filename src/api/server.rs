@@ -17,7 +17,7 @@ use futures::FutureExt;
 use tokio::sync::{Mutex, watch};
 use tracing::Instrument;
 use utoipa_actix_web::AppExt;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
 use super::access::Access;
@@ -72,6 +72,7 @@ impl Server {
         stop: watch::Receiver<bool>,
     ) -> io::Result<Self> {
         let document = openapi::document();
+        let served = Data::new(openapi::Served::of(&document)?);
         let all = Operations::of(&serde_json::to_value(&document)?).map_err(io::Error::other)?;
         let database = context.database.clone();
         let failures = metrics.refused_tokens_total.clone();
@@ -85,6 +86,11 @@ impl Server {
             uploads,
             leases,
             max_claim_wait_secs: settings.api.max_claim_wait_secs,
+            max_study_wait: Duration::from_secs_f64(settings.api.max_study_wait_secs),
+            tick: Duration::from_secs_f64(settings.pool.tick_secs),
+            event_heartbeat: Duration::from_secs_f64(settings.api.event_heartbeat_secs),
+            max_event_stream: Duration::from_secs_f64(settings.api.max_event_stream_secs),
+            slow_listener: Duration::from_secs_f64(settings.api.slow_listener_secs),
             stop,
             metrics,
             service_metrics: Mutex::new(None),
@@ -125,7 +131,9 @@ impl Server {
                 .configure(openapi::operations)
                 .into_app()
                 .service(Redirect::new("/docs", "/docs/"))
-                .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))
+                .app_data(served.clone())
+                .service(web::resource("/openapi.json").route(web::get().to(openapi::get_document)))
+                .service(SwaggerUi::new("/docs/{_:.*}").config(Config::new(["/openapi.json"])))
                 .default_service(web::to(no_such_route))
                 .wrap(http_metrics.clone())
                 .wrap(from_fn(pass))

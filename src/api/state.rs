@@ -20,7 +20,17 @@ pub struct Api {
     pub leases: StoredLeases,
     /// How long a claim may wait.
     pub max_claim_wait_secs: f64,
-    /// Says when the service stops: claims wait no longer then.
+    /// How long a request may wait for a study to change.
+    pub max_study_wait: Duration,
+    /// Such a request looks at the study at least so often: what several studies share may change by one alone.
+    pub tick: Duration,
+    /// Time between two signs of life in a stream of events.
+    pub event_heartbeat: Duration,
+    /// How long a stream of events lasts at most.
+    pub max_event_stream: Duration,
+    /// How long a listener may take nothing of what is there for it.
+    pub slow_listener: Duration,
+    /// Says when the service stops: claims and listeners wait no longer then.
     pub stop: watch::Receiver<bool>,
     /// Metrics of this instance.
     pub metrics: InstanceMetrics,

@@ -1,15 +1,21 @@
 //! Studies: create, list, read, cancel, delete, and the definition they were resolved to.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
-use actix_web::http::header::{ETAG, LOCATION};
+use actix_web::http::StatusCode;
+use actix_web::http::header::IF_NONE_MATCH;
 use actix_web::web::{Bytes, Data, Json, Path, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::conditional::{self, IfNoneMatch, NotModified};
+use super::events::Counted;
+use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::Problem;
 use super::responses::{Always, Conflict, InvalidQuery, Missing};
@@ -17,6 +23,8 @@ use super::revisions;
 use super::state::Api;
 use crate::lifecycle::{self, Caller};
 use crate::plan::DryRun;
+use crate::store::StoreError;
+use crate::store::kept_answers::Answer;
 use crate::store::studies::{self, ProbeCounts, StudyFilter, StudyRow};
 use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyRequest, StudyState};
 
@@ -209,22 +217,23 @@ pub struct DryRunAnswer {
 /// Validates everything that can be known without running, stores the study with its first probes,
 /// and answers at once; follow `Location` to see it move. With `?dry_run=true` nothing is stored
 /// and the plan comes back. With an `Idempotency-Key` the request may be sent again: the same key
-/// and body find the study that the first one made.
+/// and body get the answer that the first one got.
 #[utoipa::path(
     operation_id = "create_study",
     tag = "studies",
     security(("token" = ["write"])),
     params(
         CreateStudyQuery,
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat; 1 to 255 visible ASCII characters, kept 24 hours", min_length = 1, max_length = 255),
+        IdempotencyKeyHeader,
     ),
     request_body = StudyRequest,
     responses(
         (status = 200, description = "The plan of a dry run; nothing was stored", body = DryRunAnswer),
-        (status = 202, description = "The study, accepted", body = Study, headers(("Location" = String, description = "Where the study is"))),
+        (status = 202, description = "The study, accepted", body = Study, headers(("Location" = String, description = "Where the study is"), ("ETag" = String, description = "That of the study there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 409, description = "The first request with the Idempotency-Key is being answered; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is larger than allowed", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not declared as JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The study cannot be run as posted; one entry for each violation", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "The study cannot be run as posted; one entry for each violation. Or `idempotency_key_reused`: the key was used with another body", body = Problem, content_type = "application/problem+json"),
         (status = 429, description = "The project has as many active studies as it may", body = Problem, content_type = "application/problem+json"),
         Always,
     )
@@ -237,28 +246,22 @@ pub async fn create_study(
     query: Query<CreateStudyQuery>,
     body: Bytes,
 ) -> Result<HttpResponse, Problem> {
+    let key = idempotency::key(&api, &caller, &request, CREATE)?;
     if query.dry_run {
         let (definition, plan) = lifecycle::dry_run(&api.context, &caller, &body).await?;
         return Ok(HttpResponse::Ok().json(DryRunAnswer { definition, plan }));
     }
-    let key = idempotency_key(&request)?;
-    let created = lifecycle::create(&api.context, &caller, &body, key).await?;
-    let study = one(&api, created.study).await?;
-    Ok(HttpResponse::Accepted()
-        .insert_header((LOCATION, format!("/v1/studies/{}", study.id)))
-        .json(study))
+    let answered = lifecycle::create(&api.context, &caller, &body, key.as_ref(), accepted).await?;
+    Ok(idempotency::respond(&api, CREATE, answered))
 }
 
-fn idempotency_key(request: &HttpRequest) -> Result<Option<&str>, Problem> {
-    request
-        .headers()
-        .get("idempotency-key")
-        .map(|value| {
-            value
-                .to_str()
-                .map_err(|_| lifecycle::CreateError::IdempotencyKeyInvalid.into())
-        })
-        .transpose()
+/// The operation's id, for its keys.
+const CREATE: &str = "create_study";
+
+fn accepted(row: StudyRow, counts: ProbeCounts, device_secs: f64) -> Result<Answer, StoreError> {
+    let study = Study::new(row, counts, device_secs);
+    let location = format!("/v1/studies/{}", study.id);
+    idempotency::answer(StatusCode::ACCEPTED, location, &study)
 }
 
 /// Which studies are listed.
@@ -327,28 +330,83 @@ fn labels(text: Option<&str>) -> Result<BTreeMap<String, String>, Problem> {
         .collect()
 }
 
+/// How a study is read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct GetStudyQuery {
+    /// Wait up to so many seconds for a change: until the study is not the one that `If-None-Match` names or, without it, the
+    /// one that was there when the request came. At most `api.max_study_wait_secs` (60) of them are waited.
+    #[param(minimum = 0, default = 0)]
+    pub wait_secs: Option<f64>,
+}
+
+impl GetStudyQuery {
+    fn wait(&self, most: Duration) -> Result<Duration, Problem> {
+        let secs = self.wait_secs.unwrap_or(0.0);
+        if !(secs.is_finite() && secs >= 0.0) {
+            let detail = format!("must be a number of seconds from 0 on, is {secs}");
+            return Err(Problem::invalid_parameter("wait_secs", detail));
+        }
+        Ok(Duration::try_from_secs_f64(secs).map_or(most, |asked| asked.min(most)))
+    }
+}
+
 /// Read a study
 ///
-/// Its state, what it is doing, how far it is, and what it waits for.
+/// Its state, what it is doing, how far it is, and what it waits for. With `wait_secs` the answer comes when that changes, or
+/// when the study has ended, or when the time is over: ask again with the new `ETag` to follow a study without a stream.
 #[utoipa::path(
     operation_id = "get_study",
     tag = "studies",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study")),
+    params(("id" = StudyId, Path, description = "The study"), GetStudyQuery, IfNoneMatch),
     responses(
-        (status = 200, description = "The study", body = Study),
         Always,
         Missing,
+        InvalidQuery,
+        NotModified,
+        (status = 200, description = "The study", body = Study, headers(("ETag" = String, description = "Changes when the answer does; give it as If-None-Match"))),
+        (status = 503, description = "As many requests wait for news of studies as may (`too_many_listeners`), the database is away or the service is shutting down; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/v1/studies/{id}")]
 pub async fn get_study(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<StudyId>,
-) -> Result<Json<Study>, Problem> {
+    query: Query<GetStudyQuery>,
+) -> Result<HttpResponse, Problem> {
+    let until = Instant::now() + query.wait(api.max_study_wait)?;
     let row = find(&api, &caller, *id).await?;
-    Ok(Json(one(&api, row).await?))
+    let mut study = one(&api, row.clone()).await?;
+    let mut body = conditional::json(&study)?;
+    let known = conditional::etag(&body);
+    let is_awaited = request.headers().get(IF_NONE_MATCH).is_none()
+        || conditional::is_known(request.headers(), &known);
+    if is_awaited && !study.state.has_ended() && Instant::now() < until {
+        let mut watch = api.context.followers.watch(&row)?;
+        let _counted = Counted::new(&api, "wait");
+        let mut stop = api.stop.clone();
+        loop {
+            // Read after joining, so that no change is between them.
+            study = one(&api, find(&api, &caller, *id).await?).await?;
+            body = conditional::json(&study)?;
+            let is_over = Instant::now() >= until || *stop.borrow();
+            if conditional::etag(&body) != known || study.state.has_ended() || is_over {
+                break;
+            }
+            let next_look = until.min(Instant::now() + api.tick);
+            tokio::select! {
+                () = watch.changed() => {}
+                () = tokio::time::sleep_until(next_look) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        }
+    }
+    let etag = conditional::etag(&body);
+    Ok(conditional::answer_as(&request, &etag, body))
 }
 
 /// Read a study's definition
@@ -358,9 +416,10 @@ pub async fn get_study(
     operation_id = "get_study_definition",
     tag = "studies",
     security(("token" = ["read"])),
-    params(("id" = StudyId, Path, description = "The study")),
+    params(("id" = StudyId, Path, description = "The study"), IfNoneMatch),
     responses(
-        (status = 200, description = "The definition of the current revision", body = StudyDefinition, headers(("ETag" = String, description = "The revision; give it as If-Match to change the definition"))),
+        (status = 200, description = "The definition of the current revision", body = StudyDefinition, headers(("ETag" = String, description = "The revision and what it says; give it as If-Match to change the definition, or as If-None-Match"))),
+        NotModified,
         Always,
         Missing,
     )
@@ -369,14 +428,12 @@ pub async fn get_study(
 pub async fn get_study_definition(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    request: HttpRequest,
     id: Path<StudyId>,
 ) -> Result<HttpResponse, Problem> {
     let row = find(&api, &caller, *id).await?;
-    let mut conn = api.context.database.connection().await?;
-    let definition = studies::definition(&mut conn, &row).await?;
-    Ok(HttpResponse::Ok()
-        .insert_header((ETAG, revisions::etag(row.revision)))
-        .json(definition))
+    let (etag, body) = revisions::stored(&api, &row).await?;
+    Ok(conditional::answer_as(&request, &etag, body))
 }
 
 /// Cancel a study

@@ -285,6 +285,7 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
         match applied {
             Applied::Overtaken => tries += 1,
             Applied::Answered if answered < MAX_ANSWERED => {
+                context.waker.tell();
                 log_step(id, &step.plan);
                 answered += 1;
             }

@@ -10,7 +10,8 @@ use super::replay::{Asked, replay};
 use super::{Caller, Context};
 use crate::analysis::Evidence;
 use crate::plan::{self, DryRun};
-use crate::store::studies::{IdempotencyKey, NewStudy, StudyRow};
+use crate::store::kept_answers::{self, Answer, Answered, IdempotencyKey, KeyError};
+use crate::store::studies::{NewStudy, ProbeCounts, StudyRow};
 use crate::store::{self, Connection, StoreError, datasets, devices, studies};
 use crate::study::validation::{self, Rejected, Violation};
 use crate::study::{
@@ -26,12 +27,9 @@ pub enum CreateError {
     /// Live workers have several device models that match.
     #[error("several live device models match")]
     AmbiguousDevice(Vec<Violation>),
-    /// The key was used with another body.
-    #[error("this Idempotency-Key was used with another request")]
-    IdempotencyKeyReused,
-    /// The key is not one.
-    #[error("the Idempotency-Key must be 1 to 255 visible ASCII characters")]
-    IdempotencyKeyInvalid,
+    /// The request's key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The project has as many active studies as it may.
     #[error("the project has {limit} queued or running studies, as many as it may")]
     TooManyStudies {
@@ -41,15 +39,6 @@ pub enum CreateError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// A study that exists now.
-#[derive(Debug, Clone)]
-pub struct Created {
-    /// The study.
-    pub study: StudyRow,
-    /// Whether an earlier request with the same key had made it.
-    pub replayed: bool,
 }
 
 /// Parses, resolves against the live devices, and checks. What a revision leaves open about its device stays as it
@@ -119,7 +108,8 @@ fn wish(request: &StudyRequest) -> Wish<'_> {
     }
 }
 
-/// Creates a study, or finds the one that an earlier request with the same key made.
+/// Creates a study and says what `answer` makes of it. With a key the answer is kept, and whoever comes with the same key
+/// and body again gets that answer, even when the study could not be created any more.
 ///
 /// # Errors
 /// See [`CreateError`]; nothing is stored then.
@@ -127,12 +117,18 @@ pub async fn create(
     context: &Context,
     caller: &Caller,
     body: &[u8],
-    idempotency_key: Option<&str>,
-) -> Result<Created, CreateError> {
-    if let Some(key) = idempotency_key
-        && !((1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        return Err(CreateError::IdempotencyKeyInvalid);
+    key: Option<&IdempotencyKey>,
+    answer: impl Fn(StudyRow, ProbeCounts, f64) -> Result<Answer, StoreError>,
+) -> Result<Answered, CreateError> {
+    let request = hash(body);
+    if let Some(key) = key {
+        let mut conn = context.database.connection().await?;
+        if let Some(answer) = kept_answers::find(&mut conn, key, &request).await? {
+            return Ok(Answered {
+                answer,
+                is_replayed: true,
+            });
+        }
     }
     let (definition, waiting_for) = define(context, caller, body, None).await?;
     let id = StudyId(Uuid::now_v7());
@@ -144,38 +140,36 @@ pub async fn create(
         waiting_for,
     )
     .await?;
-    let request_hash = hash(body);
     let mut conn = context.database.connection().await?;
     store::begin(&mut conn).await?;
-    let work = store_study(
-        &mut conn,
-        context,
-        caller,
-        id,
-        &definition,
-        &step,
-        idempotency_key.map(|key| IdempotencyKey {
-            project: &caller.project,
-            created_by: &caller.name,
-            key,
-            request_hash: &request_hash,
-        }),
-    )
-    .await;
-    let outcome = store::finish(&mut conn, work).await?;
-    let (id, replayed) = match outcome {
-        None => (id, false),
-        Some((_, hash)) if hash != request_hash => return Err(CreateError::IdempotencyKeyReused),
-        Some((first, _)) => (first, true),
-    };
-    let study = studies::find(&mut conn, &caller.project, id)
-        .await?
-        .ok_or_else(|| StoreError::Unavailable("the study was deleted just now".into()))?;
-    if !replayed {
-        context.waker.wake();
-        tracing::info!(study = %id, name = study.name, "study created");
+    let work = async {
+        if let Some(key) = key
+            && let Some(answer) = kept_answers::claim(&mut conn, key, &request).await?
+        {
+            return Ok(Answered {
+                answer,
+                is_replayed: true,
+            });
+        }
+        let row = store_study(&mut conn, context, caller, id, &definition, &step).await?;
+        let progress = studies::progress(&mut conn, &[id.0]).await?;
+        let (counts, device_secs) = progress.get(&id.0).copied().unwrap_or_default();
+        let answer = answer(row, counts, device_secs)?;
+        if let Some(key) = key {
+            kept_answers::keep(&mut conn, key, &answer).await?;
+        }
+        Ok::<_, CreateError>(Answered {
+            answer,
+            is_replayed: false,
+        })
     }
-    Ok(Created { study, replayed })
+    .await;
+    let answered = store::finish(&mut conn, work).await?;
+    if !answered.is_replayed {
+        context.waker.wake();
+        tracing::info!(study = %id, name = definition.name, "study created");
+    }
+    Ok(answered)
 }
 
 /// Tells whether two bodies ask for the same: the order of members and white space do not count.
@@ -186,7 +180,7 @@ fn hash(body: &[u8]) -> String {
     hex::encode(Sha256::digest(canonical.as_deref().unwrap_or(body)))
 }
 
-/// One transaction: key, study, first revision, first wave. Gives the study that had the key before.
+/// In the caller's transaction: study, first revision, first wave.
 async fn store_study(
     conn: &mut Connection,
     context: &Context,
@@ -194,8 +188,7 @@ async fn store_study(
     id: StudyId,
     definition: &StudyDefinition,
     step: &Step,
-    key: Option<IdempotencyKey<'_>>,
-) -> Result<Option<(StudyId, String)>, CreateError> {
+) -> Result<StudyRow, CreateError> {
     let new = NewStudy {
         id,
         project: &caller.project,
@@ -208,19 +201,11 @@ async fn store_study(
         return Err(dataset_is_gone());
     }
     let active = studies::count_active(conn, new.project).await?;
-    // The study first: the key refers to it, and is claimed before anything else can commit.
-    studies::insert(conn, &new).await?;
-    if let Some(key) = key
-        && let Some(first) =
-            studies::claim_idempotency_key(conn, &key, id, context.idempotency_hours).await?
-    {
-        studies::delete(conn, id).await?;
-        return Ok(Some(first));
-    }
     let limit = context.max_active_studies;
     if u64::try_from(active).unwrap_or(0) >= limit {
         return Err(CreateError::TooManyStudies { limit });
     }
+    studies::insert(conn, &new).await?;
     let place = advance::Place {
         project: &caller.project,
         created_by: &caller.name,
@@ -230,7 +215,8 @@ async fn store_study(
         wave: 0,
     };
     advance::apply(conn, place, step).await?;
-    Ok(None)
+    let row = studies::find(conn, &caller.project, id).await?;
+    Ok(row.ok_or_else(|| StoreError::unreadable(format!("study {id}"), "it was just written"))?)
 }
 
 /// What a study would do, without storing anything.

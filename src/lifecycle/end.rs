@@ -64,7 +64,9 @@ pub async fn delete(context: &Context, caller: &Caller, id: StudyId) -> Result<(
     let mut conn = context.database.connection().await?;
     store::begin(&mut conn).await?;
     let work = remove_ended(&mut conn, &caller.project, id).await;
-    store::finish(&mut conn, work).await
+    store::finish(&mut conn, work).await?;
+    context.waker.tell();
+    Ok(())
 }
 
 async fn remove_ended(conn: &mut Connection, project: &str, id: StudyId) -> Result<(), EndError> {

@@ -5,15 +5,19 @@ pub mod advance;
 pub mod create;
 pub mod device;
 pub mod end;
+pub mod follow;
 mod replay;
 pub mod revise;
 
 pub use advance::{Advance, advance, run_advancer};
-pub use create::{CreateError, Created, create, dry_run};
+pub use create::{CreateError, create, dry_run};
 pub use end::{EndError, cancel, delete};
+pub use follow::{FollowError, Followers, Following, Heard};
 pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
 
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use crate::store::connection::Database;
 use crate::store::wake::Waker;
@@ -26,6 +30,8 @@ pub struct Context {
     pub database: Database,
     /// Tells whoever waits that something was committed.
     pub waker: Waker,
+    /// Tells whoever follows a study what is new of it.
+    pub followers: Followers,
     /// What a study may ask for.
     pub rules: Arc<DefinitionRules>,
     /// Queued or running studies of a project at most.
@@ -46,6 +52,8 @@ pub struct Caller {
     pub project: String,
     /// Kept with what the caller makes: the name of its access token.
     pub name: String,
+    /// Its access token; none without one.
+    pub token: Option<Uuid>,
     /// Whether the caller is bound to no project and has named none.
     pub anywhere: bool,
 }
@@ -63,6 +71,7 @@ impl Default for Caller {
         Self {
             project: "default".into(),
             name: ANONYMOUS.into(),
+            token: None,
             anywhere: true,
         }
     }

@@ -11,8 +11,9 @@ use super::inventory::DeviceFacts;
 use super::leases::retry_policy;
 use crate::lifecycle::Context;
 use crate::settings::{PoolSettings, RetentionSettings};
+use crate::store::connection::ListenEvent;
 use crate::store::devices::{self, NewDevice};
-use crate::store::{StoreError, leases, probes, studies, wake};
+use crate::store::{StoreError, kept_answers, leases, probes, studies, wake};
 use crate::study::DeviceId;
 
 /// Time between looks for things that have been kept long enough.
@@ -96,7 +97,9 @@ pub async fn tidy(
     if reaped + requeued + nudged > 0 {
         context.waker.wake();
     }
-    studies::refresh_waiting(&mut conn, context.alive_secs).await?;
+    if studies::refresh_waiting(&mut conn, context.alive_secs).await? > 0 {
+        context.waker.tell();
+    }
     Ok(())
 }
 
@@ -104,6 +107,7 @@ async fn forget(context: &Context, retention: &RetentionSettings) -> Result<(), 
     let mut conn = context.database.connection().await?;
     let events = probes::remove_old_events(&mut conn, retention.event_days).await?;
     leases::remove_old(&mut conn, retention.event_days).await?;
+    kept_answers::remove_old(&mut conn, context.idempotency_hours).await?;
     let unlinked = probes::remove_unlinked(&mut conn, retention.unlinked_probe_days).await?;
     if events + unlinked > 0 {
         tracing::info!(
@@ -124,7 +128,7 @@ pub async fn send_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
         }
         tokio::time::sleep(wake::COALESCE).await;
         let sent = match context.database.connection().await {
-            Ok(mut conn) => wake::send(&mut conn).await,
+            Ok(mut conn) => context.waker.send(&mut conn).await,
             Err(error) => Err(error),
         };
         if let Err(error) = sent {
@@ -139,8 +143,11 @@ pub async fn hear_wake_ups(context: Context, mut stop: watch::Receiver<bool>) {
     let mut notifications = context.database.listen(&[wake::CHANNEL]);
     loop {
         tokio::select! {
-            // A reconnection wakes too: something may have been missed.
-            _ = notifications.next() => context.waker.wake_here(),
+            event = notifications.next() => match event {
+                // Something may have been missed.
+                ListenEvent::Rescan => context.waker.hear(""),
+                ListenEvent::Notification { payload, .. } => context.waker.hear(&payload),
+            },
             _ = stop.wait_for(|stop| *stop) => return,
         }
     }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
-use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
+use crate::study::{DeviceId, LeaseId, ProbeId, StudyId, StudyState};
 
 type SqlUuid = diesel::sql_types::Uuid;
 
@@ -71,6 +71,13 @@ struct Candidate {
     study: Uuid,
     #[diesel(sql_type = Bool)]
     exclusive: bool,
+}
+
+#[derive(QueryableByName)]
+struct Turn {
+    /// Whether this is the study's first probe ever.
+    #[diesel(sql_type = Bool)]
+    starts: bool,
 }
 
 #[derive(QueryableByName)]
@@ -180,17 +187,23 @@ pub async fn claim(
                 if candidate.exclusive && load.shared > 0 {
                     return Ok(Claiming::Nothing);
                 }
-                let started = diesel::sql_query(
+                let turn: Option<Turn> = diesel::sql_query(
                     "UPDATE studies SET last_claimed_at = clock_timestamp(), \
                         started_at = coalesce(started_at, now()), state = 'running', \
                         updated_at = CASE WHEN state = 'queued' THEN now() ELSE updated_at END \
-                     WHERE id = $1 AND state IN ('queued', 'running')",
+                     WHERE id = $1 AND state IN ('queued', 'running') \
+                     RETURNING started_at = now() AS starts",
                 )
                 .bind::<SqlUuid, _>(candidate.study)
-                .execute(conn)
-                .await?;
-                if started == 0 {
+                .get_result(conn)
+                .await
+                .optional()?;
+                let Some(turn) = turn else {
                     continue;
+                };
+                if turn.starts {
+                    let data = json!({"state": StudyState::Running});
+                    events::append(conn, StudyId(candidate.study), EventKind::Study, &data).await?;
                 }
                 let taken: Option<ClaimedRow> = diesel::sql_query(TAKE)
                     .bind::<SqlUuid, _>(lease.0)
@@ -207,7 +220,11 @@ pub async fn claim(
                     .await
                     .optional()?;
                 if let Some(row) = taken {
-                    return row.claimed(lease, candidate.study);
+                    let claiming = row.claimed(lease, candidate.study)?;
+                    if let Claiming::Claimed(claimed) = &claiming {
+                        tell_of_start(conn, claimed).await?;
+                    }
+                    return Ok(claiming);
                 }
             }
             Ok(Claiming::Nothing)
@@ -221,6 +238,20 @@ pub async fn claim(
         ))) => held(conn, lease, lease_secs).await,
         other => other,
     }
+}
+
+/// Tells the study in whose turn a probe was claimed. Others that wait for the same probe would have to be locked for it;
+/// they hear of its end.
+async fn tell_of_start(conn: &mut AsyncPgConnection, claimed: &Claimed) -> Result<(), StoreError> {
+    let data = json!({
+        "probe_id": claimed.probe,
+        "kind": claimed.spec.kind().as_str(),
+        "batch_size": claimed.spec.batch_size,
+        "state": ProbeState::Running,
+        "reason": null,
+        "attempt": claimed.attempt,
+    });
+    events::append(conn, claimed.study, EventKind::Probe, &data).await
 }
 
 impl ClaimedRow {

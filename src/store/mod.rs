@@ -7,6 +7,7 @@ pub mod datasets;
 pub mod devices;
 pub mod error;
 pub mod events;
+pub mod kept_answers;
 pub mod leases;
 pub mod local_server;
 pub mod probes;

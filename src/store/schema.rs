@@ -148,13 +148,15 @@ diesel::table! {
 }
 
 diesel::table! {
-    idempotency_keys (project, created_by, operation, key) {
+    kept_answers (project, caller, operation, key) {
         project -> Text,
-        created_by -> Text,
+        caller -> Text,
         operation -> Text,
         key -> Text,
-        request_hash -> Text,
-        study -> Uuid,
+        request_sha256 -> Text,
+        status -> Nullable<Integer>,
+        headers -> Nullable<Jsonb>,
+        body -> Nullable<Text>,
         created_at -> Timestamptz,
     }
 }

@@ -3,11 +3,12 @@
 use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
-use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
-use super::schema::{idempotency_keys, studies, study_revisions};
+use super::events::{self, EventKind};
+use super::schema::{studies, study_revisions};
 use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState};
 
 /// A study as stored, without its definition and analysis.
@@ -31,6 +32,7 @@ pub struct StudyRow {
     pub advanced_version: i64,
     pub remaining_probes: i64,
     pub remaining_device_secs: f64,
+    pub next_event_seq: i64,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
     pub started_at: Option<DateTime<Utc>>,
@@ -246,26 +248,42 @@ pub async fn refresh_waiting(
     conn: &mut AsyncPgConnection,
     alive_secs: f64,
 ) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
-        "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
-            SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
-                'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
-                || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
-            FROM studies a \
-            JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
-            JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
-            LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
-                JOIN device_runners r ON r.device = e.id \
-                WHERE e.last_seen > now() - make_interval(secs => $1) \
-                  AND r.last_seen > now() - make_interval(secs => $1)) d \
-              ON d.backend = p.backend AND d.model = p.device_model AND d.runner = p.runner \
-            WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
-         WHERE s.id = w.id AND s.state IN ('queued', 'running') \
-           AND s.waiting_for IS DISTINCT FROM w.waiting_for",
-    )
-    .bind::<diesel::sql_types::Double, _>(alive_secs)
-    .execute(conn)
-    .await?)
+    #[derive(QueryableByName)]
+    struct Changed {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
+        #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+        waiting_for: Option<String>,
+    }
+    conn.transaction(async move |conn| {
+        let changed: Vec<Changed> = diesel::sql_query(
+            "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
+                SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
+                    'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
+                    || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
+                FROM studies a \
+                JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
+                JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
+                LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
+                    JOIN device_runners r ON r.device = e.id \
+                    WHERE e.last_seen > now() - make_interval(secs => $1) \
+                      AND r.last_seen > now() - make_interval(secs => $1)) d \
+                  ON d.backend = p.backend AND d.model = p.device_model AND d.runner = p.runner \
+                WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
+             WHERE s.id = w.id AND s.state IN ('queued', 'running') \
+               AND s.waiting_for IS DISTINCT FROM w.waiting_for \
+             RETURNING s.id, s.waiting_for",
+        )
+        .bind::<diesel::sql_types::Double, _>(alive_secs)
+        .load(conn)
+        .await?;
+        for study in &changed {
+            let data = serde_json::json!({ "waiting_for": study.waiting_for });
+            events::append(conn, StudyId(study.id), EventKind::Study, &data).await?;
+        }
+        Ok(changed.len())
+    })
+    .await
 }
 
 /// The definition of a study's current revision.
@@ -557,58 +575,4 @@ pub async fn set_wave(
         .execute(conn)
         .await?;
     Ok(())
-}
-
-/// What an `Idempotency-Key` belongs to.
-#[derive(Debug, Clone, Copy)]
-pub struct IdempotencyKey<'a> {
-    pub project: &'a str,
-    pub created_by: &'a str,
-    pub key: &'a str,
-    /// Hash of the request's body.
-    pub request_hash: &'a str,
-}
-
-const CREATE_STUDY: &str = "create_study";
-
-/// Claims a key for a study in the write's own transaction. When another request had it first,
-/// that one's study and request hash; a concurrent twin waits here until the first commits.
-pub async fn claim_idempotency_key(
-    conn: &mut AsyncPgConnection,
-    key: &IdempotencyKey<'_>,
-    id: StudyId,
-    keep_hours: u32,
-) -> Result<Option<(StudyId, String)>, StoreError> {
-    diesel::sql_query(
-        "DELETE FROM idempotency_keys WHERE project = $1 AND created_by = $2 AND operation = $3 \
-           AND key = $4 AND created_at < now() - make_interval(hours => $5)",
-    )
-    .bind::<diesel::sql_types::Text, _>(key.project)
-    .bind::<diesel::sql_types::Text, _>(key.created_by)
-    .bind::<diesel::sql_types::Text, _>(CREATE_STUDY)
-    .bind::<diesel::sql_types::Text, _>(key.key)
-    .bind::<diesel::sql_types::Integer, _>(i32::try_from(keep_hours).unwrap_or(i32::MAX))
-    .execute(conn)
-    .await?;
-    let inserted = diesel::insert_into(idempotency_keys::table)
-        .values((
-            idempotency_keys::project.eq(key.project),
-            idempotency_keys::created_by.eq(key.created_by),
-            idempotency_keys::operation.eq(CREATE_STUDY),
-            idempotency_keys::key.eq(key.key),
-            idempotency_keys::request_hash.eq(key.request_hash),
-            idempotency_keys::study.eq(id.0),
-        ))
-        .on_conflict_do_nothing()
-        .execute(conn)
-        .await?;
-    if inserted == 1 {
-        return Ok(None);
-    }
-    let (study, request_hash): (Uuid, String) = idempotency_keys::table
-        .find((key.project, key.created_by, CREATE_STUDY, key.key))
-        .select((idempotency_keys::study, idempotency_keys::request_hash))
-        .first(conn)
-        .await?;
-    Ok(Some((StudyId(study), request_hash)))
 }

@@ -2,6 +2,8 @@
 
 #[path = "../support/fake.rs"]
 mod fake;
+#[path = "../support/listener.rs"]
+mod listener;
 #[path = "../support/postgres.rs"]
 mod postgres;
 #[path = "../support/queue.rs"]
@@ -13,11 +15,15 @@ mod access;
 mod answers;
 mod cli;
 mod commands;
+mod conditional;
 mod contract;
 mod datasets;
+mod events;
 mod gpus;
+mod idempotency;
 mod leases;
 mod prescriptions;
 mod problems;
 mod revisions;
 mod studies;
+mod waiting;

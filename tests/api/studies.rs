@@ -1,10 +1,8 @@
 //! Creating, finding, listing, cancelling, deleting studies.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Value, json};
 
-use crate::service::{Answer, TestService, digits};
+use crate::service::{TestService, digits};
 
 #[tokio::test]
 async fn only_the_data_set_is_required_and_every_default_is_visible() {
@@ -67,49 +65,6 @@ async fn a_dry_run_plans_and_stores_nothing() {
     let list = service.get("/v1/studies").await.json();
     assert_eq!(list["items"], json!([]));
 }
-
-async fn create_with_key(service: &TestService, key: &str, body: &Value) -> Answer {
-    Answer::of(
-        service
-            .http
-            .post(format!("{}/v1/studies", service.base))
-            .header("idempotency-key", key)
-            .json(body),
-    )
-    .await
-}
-
-#[tokio::test]
-async fn an_idempotency_key_makes_creation_safe_to_repeat() {
-    let service = TestService::without_workers().await;
-    let twins =
-        futures::future::join_all((0..8).map(|_| create_with_key(&service, "key-1", &JSON_DIGITS)))
-            .await;
-    let ids: BTreeSet<String> = twins
-        .iter()
-        .map(|answer| {
-            assert_eq!(answer.status, 202, "{}", answer.text);
-            answer.json()["id"].to_string()
-        })
-        .collect();
-    assert_eq!(ids.len(), 1, "eight twins made {} studies", ids.len());
-    let list = service.get("/v1/studies").await.json();
-    assert_eq!(list["items"].as_array().map(Vec::len), Some(1));
-
-    let mut other = digits();
-    other["seed"] = json!(8);
-    create_with_key(&service, "key-1", &other)
-        .await
-        .problem(422, "idempotency_key_reused");
-    let second = create_with_key(&service, "key-2", &JSON_DIGITS).await;
-    assert_eq!(second.status, 202);
-    assert!(!ids.contains(&second.json()["id"].to_string()));
-    create_with_key(&service, &"k".repeat(256), &JSON_DIGITS)
-        .await
-        .problem(422, "invalid_parameter");
-}
-
-static JSON_DIGITS: std::sync::LazyLock<Value> = std::sync::LazyLock::new(digits);
 
 #[tokio::test]
 async fn lists_come_newest_first_in_pages_and_filtered() {

@@ -15,7 +15,7 @@ use crate::queue::study;
 use crate::server::{PATIENCE, ServerProcess};
 
 /// The model of this host, as a service on the database has told it.
-async fn model(server: &ServerProcess) -> String {
+pub async fn model(server: &ServerProcess) -> String {
     let devices = server
         .until("/v1/devices", |list| list["items"][0]["model"].is_string())
         .await;

@@ -7,6 +7,8 @@
 
 #[path = "../support/fake.rs"]
 mod fake;
+#[path = "../support/listener.rs"]
+mod listener;
 #[path = "../support/postgres.rs"]
 mod postgres;
 #[path = "../support/python.rs"]
@@ -16,6 +18,7 @@ mod queue;
 
 mod crowd;
 mod ends;
+mod events;
 mod out_of_memory;
 mod proxy;
 mod server;

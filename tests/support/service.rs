@@ -19,7 +19,7 @@ pub struct TestService {
     pub base: String,
     /// Where the metrics are, when they have a listener of their own.
     pub metrics: Option<String>,
-    _service: Service,
+    service: Service,
     pub database: TestDatabase,
     folder: tempfile::TempDir,
 }
@@ -134,7 +134,8 @@ impl TestService {
         token(&self.database, name, scopes, project).await
     }
 
-    async fn start_on(database: TestDatabase, change: impl FnOnce(&mut Settings)) -> Self {
+    /// The same on a database that the test has prepared.
+    pub async fn start_on(database: TestDatabase, change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut settings = settings(database.url().to_owned(), folder.path());
         change(&mut settings);
@@ -143,10 +144,16 @@ impl TestService {
             http: http_client(),
             base: format!("http://{}", service.address),
             metrics: service.metrics_address.map(|it| format!("http://{it}")),
-            _service: service,
+            service,
             database,
             folder,
         }
+    }
+
+    /// Stops the service as a signal would, and gives its database.
+    pub async fn stop(self) -> TestDatabase {
+        self.service.stop().await;
+        self.database
     }
 
     /// Where the service keeps its state.
@@ -222,10 +229,19 @@ pub struct Answer {
 impl Answer {
     pub async fn of(request: reqwest::RequestBuilder) -> Self {
         let response = request.send().await.expect("an answer");
+        let headers = response.headers().clone();
+        let is_stream = headers
+            .get("content-type")
+            .is_some_and(|kind| kind == "text/event-stream");
         Self {
             status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            text: response.text().await.expect("a body"),
+            headers,
+            // A stream has no end that one could wait for.
+            text: if is_stream {
+                String::new()
+            } else {
+                response.text().await.expect("a body")
+            },
         }
     }
 

@@ -131,7 +131,10 @@ impl StoredLeases {
             wake.mark_unchanged();
             let next_look = Instant::now() + BETWEEN_LOOKS;
             match self.try_claim(request, device, project).await? {
-                Claiming::Claimed(claimed) => return Ok(Some(self.lease(*claimed))),
+                Claiming::Claimed(claimed) => {
+                    self.context.waker.tell();
+                    return Ok(Some(self.lease(*claimed)));
+                }
                 Claiming::Spent => return Err(LeaseError::Lost),
                 Claiming::Nothing => {}
             }
