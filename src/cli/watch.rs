@@ -23,7 +23,8 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Waits until the study has ended, and gives it as it is then.
 pub async fn watch(server: &Server, id: &str) -> Result<Value, CliError> {
-    let path = format!("v1/studies/{id}?wait_secs={WAIT_SECS}");
+    let path = format!("v1/studies/{id}");
+    let waiting = format!("{path}?wait_secs={WAIT_SECS}");
     let definition = server
         .ask(Ask::get(&format!("v1/studies/{id}/definition")))
         .await?
@@ -33,10 +34,12 @@ pub async fn watch(server: &Server, id: &str) -> Result<Value, CliError> {
     let mut etag: Option<String> = None;
     let mut away: Option<Instant> = None;
     loop {
-        let mut ask = Ask::get(&path).waiting(Duration::from_secs(WAIT_SECS));
-        if let Some(etag) = &etag {
-            ask = ask.with(IF_NONE_MATCH, etag);
-        }
+        let ask = match &etag {
+            Some(etag) => Ask::get(&waiting)
+                .waiting(Duration::from_secs(WAIT_SECS))
+                .with(IF_NONE_MATCH, etag),
+            None => Ask::get(&path),
+        };
         let asked = Instant::now();
         match server.ask(ask).await {
             Ok(answer) => {
