@@ -23,6 +23,7 @@ mod out_of_memory;
 mod proxy;
 mod server;
 mod storm;
+mod timed;
 mod together;
 mod work;
 mod worker;

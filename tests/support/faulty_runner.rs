@@ -4,7 +4,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use trialhead::trainer::memory::WatchedAllocator;
 use trialhead::trainer::{Faults, run_probe_with};
+
+/// As the real one has it: without, no peak of memory could be told.
+#[global_allocator]
+static ALLOCATOR: WatchedAllocator = WatchedAllocator;
 
 fn main() -> ExitCode {
     let mut times = std::env::args()
