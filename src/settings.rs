@@ -504,8 +504,9 @@ pub enum SettingsError {
 }
 
 /// Variables with the `TRIALHEAD_` prefix that are not settings of the service.
-const NOT_SETTINGS: [&str; 3] = [
+const NOT_SETTINGS: [&str; 4] = [
     "TRIALHEAD_CONFIG",
+    "TRIALHEAD_SERVER",
     "TRIALHEAD_TOKEN",
     crate::probe::EVENTS_FD_VARIABLE,
 ];

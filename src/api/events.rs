@@ -235,8 +235,9 @@ async fn fill(api: std::sync::Arc<Api>, mut following: Following, queue: mpsc::S
     let mut is_last = false;
     loop {
         let sent = tokio::select! {
+            biased;
             sent = queue.send_timeout(piece, api.slow_listener) => sent,
-            // The listener takes what is in the queue, and then finds its end.
+            // There is no room: the listener takes what is in the queue, and then finds its end.
             _ = stop.wait_for(|stop| *stop) => return,
         };
         match sent {

@@ -215,6 +215,8 @@ async fn the_doctor_says_what_is_well_and_what_to_mend() {
         ("TRIALHEAD_DATA_DIR", &data),
         ("TRIALHEAD_POOL__LOCK_DIR", &locks),
         ("TRIALHEAD_POOL__CHILD_COMMAND", program),
+        // What other commands take from the environment is no setting of the service.
+        ("TRIALHEAD_SERVER", "http://127.0.0.1:9"),
     ];
     let output = doctor(&well, &["--json"]).await;
     code(&output, 0);
