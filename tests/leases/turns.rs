@@ -6,7 +6,7 @@ use trialhead::store::leases::{self, Claimed, Completion};
 use trialhead::study::StudyId;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, database, device, study};
+use crate::queue::{MODEL, POLICY, claim, claim_as, database, device, study};
 
 async fn finish(database: &Database, claimed: &Claimed) {
     let mut conn = database.connection().await.expect("a connection");
@@ -103,8 +103,31 @@ async fn a_device_gets_only_probes_of_its_model() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
     study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
-    let other = device(&database, "host", "another processor").await;
-    assert!(claim(&database, other, 30.0).await.is_none());
+    const OTHER: &str = "another processor";
+    let memory = 1 << 33;
+    let other = device(&database, "host", OTHER).await;
+    let claimed = claim_as(&database, other, OTHER, memory, 30.0).await;
+    assert!(claimed.is_none());
+    // Two workers of one host that see different devices share one row, which says what the last of them has said.
+    let shared = device(&database, "host", MODEL).await;
+    assert_eq!(shared, other);
+    let claimed = claim_as(&database, shared, OTHER, memory, 30.0).await;
+    assert!(claimed.is_none(), "a probe for another model");
+    let shared = device(&database, "host", OTHER).await;
+    let claimed = claim_as(&database, shared, MODEL, memory, 30.0).await;
+    assert!(claimed.is_some(), "its own model's");
+}
+
+#[tokio::test]
+async fn a_device_gets_no_probe_whose_budget_is_above_its_memory() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let claimed = claim_as(&database, device, MODEL, (1 << 30) - 1, 30.0).await;
+    assert!(claimed.is_none());
+    let claimed = claim_as(&database, device, MODEL, 1 << 30, 30.0).await;
+    assert!(claimed.is_some());
 }
 
 #[tokio::test]
