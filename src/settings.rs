@@ -473,10 +473,12 @@ pub enum SettingsError {
 }
 
 /// Variables with the `TRIALHEAD_` prefix that are not settings of the service.
-const NOT_SETTINGS: [&str; 3] = [
+const NOT_SETTINGS: [&str; 5] = [
     "TRIALHEAD_CONFIG",
     "TRIALHEAD_TOKEN",
     crate::probe::EVENTS_FD_VARIABLE,
+    crate::probe::DEVICE_VARIABLE,
+    crate::probe::PROBE_VARIABLE,
 ];
 
 impl Settings {
@@ -485,6 +487,19 @@ impl Settings {
     /// # Errors
     /// When a value does not parse, a key does not exist, or a combination is risky.
     pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        let settings = Self::read(file, environment)?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The same, to be checked once the rest is known.
+    ///
+    /// # Errors
+    /// When a value does not parse or a key does not exist.
+    pub fn read(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
@@ -517,7 +532,6 @@ impl Settings {
         if settings.database.url.is_none() {
             settings.database.url = database_url.filter(|url| !url.is_empty());
         }
-        settings.check()?;
         Ok(settings)
     }
 
