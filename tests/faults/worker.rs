@@ -32,10 +32,40 @@ impl WorkProcess {
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_trialhead"))
-            .args(["work", "--server", server, "--data-dir"])
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trialhead"));
+        command.args(["work", "--server", server]).args(arguments);
+        Self::run(command, host, runner, home, variables)
+    }
+
+    /// The same, not as root.
+    pub fn start_unprivileged(
+        server: &str,
+        host: &str,
+        runner: &[&str],
+        home: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        use std::os::unix::process::CommandExt as _;
+
+        let mut command = Command::new(crate::server::trainer());
+        command.args(["work", "--server", server]);
+        if nix::unistd::geteuid().is_root() {
+            let nobody = trialhead::pool::child::unprivileged_user();
+            command.uid(nobody.uid).gid(nobody.gid).current_dir("/");
+        }
+        Self::run(command, host, runner, home, variables)
+    }
+
+    fn run(
+        mut work: Command,
+        host: &str,
+        runner: &[&str],
+        home: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut child = work
+            .arg("--data-dir")
             .arg(home.join(host))
-            .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("TRIALHEAD_POOL__HOST", host)
