@@ -67,8 +67,12 @@ async fn through_the_store(database: &Database, device: DeviceId) -> f64 {
             lease: LeaseId(Uuid::now_v7()),
             worker: "bench",
             device,
+            backend: "cpu",
+            model: queue::MODEL,
+            memory_bytes: 1 << 33,
             project: None,
             runners: &["burn".to_owned()],
+            count: 1,
             lease_secs: 30.0,
         };
         let claimed = leases::claim(&mut conn, &claim)

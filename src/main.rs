@@ -237,7 +237,15 @@ struct DoctorArgs {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // The rest hold tokens and the database's password; the children hold nothing, and may be looked into.
+    if !matches!(
+        command,
+        Command::Probe | Command::Inspect | Command::Inventory | Command::Openapi
+    ) {
+        trialhead::pool::child::close_to_others();
+    }
+    let result = match command {
         Command::Work(args) => match block_on(work(args)) {
             Ok(code) => return ExitCode::from(code),
             Err(error) => Err(error),
@@ -331,22 +339,23 @@ impl ServeArgs {
             ),
             ("TRIALHEAD_INSECURE", self.insecure.then(|| "true".into())),
         ];
-        let mut settings = with_flags(self.config.as_deref(), flags)?;
-        settings.pool.runners.extend(self.runners);
-        settings.check()?;
-        Ok(settings)
+        with_flags(self.config.as_deref(), flags, self.runners)
     }
 }
 
-/// Flags are variables that win: one way in. Runners are added to what this reads, so the check comes after them.
+/// Flags are variables that win, and runners besides: one way in, one check of them all.
 fn with_flags<const N: usize>(
     config: Option<&std::path::Path>,
     flags: [(&str, Option<String>); N],
+    runners: Vec<(String, String)>,
 ) -> anyhow::Result<Settings> {
     let flags = flags
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    Ok(Settings::read(config, std::env::vars().chain(flags))?)
+    let mut settings = Settings::read(config, std::env::vars().chain(flags))?;
+    settings.pool.runners.extend(runners);
+    settings.check()?;
+    Ok(settings)
 }
 
 impl WorkArgs {
@@ -362,9 +371,7 @@ impl WorkArgs {
             ),
             ("TRIALHEAD_DATA_DIR", path(self.data_dir)),
         ];
-        let mut settings = with_flags(self.config.as_deref(), flags)?;
-        settings.pool.runners.extend(self.runners);
-        settings.check()?;
+        let mut settings = with_flags(self.config.as_deref(), flags, self.runners)?;
         // What the service's connections to its database allow is not this worker's concern.
         settings.workers = match self.workers {
             Some(workers) => usize::try_from(workers)?,

@@ -209,11 +209,13 @@ pub fn service_registry(counts: &ServiceCounts) -> Result<Registry, prometheus::
     }
     let waiting = gauge(
         "trialhead_studies_waiting",
-        "Studies that wait for a live worker with a device for them",
-        &["backend"],
+        "Studies that wait for a live worker with a device for them and their runner",
+        &["backend", "runner"],
     )?;
     for row in &counts.studies_waiting {
-        waiting.with_label_values(&[&row.first]).set(row.count);
+        waiting
+            .with_label_values(&[&row.first, &row.second])
+            .set(row.count);
     }
     let recommendations = gauge(
         "trialhead_recommendations",
@@ -225,7 +227,7 @@ pub fn service_registry(counts: &ServiceCounts) -> Result<Registry, prometheus::
             .with_label_values(&[&row.first, &row.second])
             .set(row.count);
     }
-    let labels = &["backend", "device_model"];
+    let labels = &["backend", "device_model", "runner"];
     let depth = gauge(
         "trialhead_queue_depth",
         "Probes that wait for a worker",
@@ -240,7 +242,11 @@ pub fn service_registry(counts: &ServiceCounts) -> Result<Registry, prometheus::
     )?;
     registry.register(Box::new(oldest.clone()))?;
     for queue in &counts.queue {
-        let values = [queue.backend.as_str(), queue.device_model.as_str()];
+        let values = [
+            queue.backend.as_str(),
+            queue.device_model.as_str(),
+            queue.runner.as_str(),
+        ];
         depth.with_label_values(&values).set(queue.depth);
         oldest.with_label_values(&values).set(queue.oldest_secs);
     }

@@ -21,7 +21,7 @@ use crate::pool::inventory::DeviceFacts;
 use crate::pool::journal::Journal;
 use crate::pool::leases::{Leases, StoredLeases};
 use crate::pool::worker::Worker;
-use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings};
+use crate::settings::{DatasetSettings, Migrate, PoolSettings, Settings, TokenRule};
 use crate::store::connection::{Database, DatabaseConfig, MigrateMode};
 use crate::store::local_server::{LocalServer, LocalServerConfig, LocalServerError};
 use crate::store::wake::Waker;
@@ -107,8 +107,15 @@ async fn check_tokens(settings: &Settings, database: &Database) -> anyhow::Resul
     if crate::store::tokens::any_live(&mut conn).await? {
         return Ok(());
     }
+    let make =
+        "make one with `trialhead token create --name admin --scope admin`, with the same settings";
+    if settings.api.tokens == TokenRule::Required {
+        anyhow::bail!(
+            "access tokens are required (api.tokens), and the database has none that is live: {make}"
+        );
+    }
     anyhow::bail!(
-        "listening on {} needs an access token, and the database has none that is live: make one with `trialhead token create --name admin --scope admin`, or listen on 127.0.0.1, or pass --insecure if something else guards the port",
+        "listening on {} needs an access token, and the database has none that is live: {make}, or listen on 127.0.0.1, or pass --insecure if something else guards the port",
         settings.listen
     )
 }

@@ -504,11 +504,13 @@ pub enum SettingsError {
 }
 
 /// Variables with the `TRIALHEAD_` prefix that are not settings of the service.
-const NOT_SETTINGS: [&str; 4] = [
+const NOT_SETTINGS: [&str; 6] = [
     "TRIALHEAD_CONFIG",
     "TRIALHEAD_SERVER",
     "TRIALHEAD_TOKEN",
     crate::probe::EVENTS_FD_VARIABLE,
+    crate::probe::DEVICE_VARIABLE,
+    crate::probe::PROBE_VARIABLE,
 ];
 
 impl Settings {

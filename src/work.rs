@@ -64,6 +64,9 @@ pub async fn work(
     )
     .with_context(|| format!("the journal in {}", folder.display()))?;
     let journal = Arc::new(journal);
+    note_panics(&journal);
+    // However this ends: what is killed with it was not killed for memory.
+    let _leaving = Leaving(Arc::clone(&journal));
     let pool = &settings.pool;
     let heartbeat = Duration::from_secs_f64(pool.heartbeat_secs);
     let patience = Duration::from_secs_f64(settings.work.request_timeout_secs);
@@ -103,6 +106,11 @@ pub async fn work(
         journal: Some(Arc::clone(&journal)),
     };
     let workers = service::workers(settings, &devices, &shared)?;
+    anyhow::ensure!(
+        !workers.is_empty(),
+        "this host has none of the devices that pool.devices names ({}), or they cannot be listed",
+        pool.devices.join(", ")
+    );
     let noted = {
         let (journal, mut stop) = (Arc::clone(&journal), stop.clone());
         tokio::spawn(async move {
@@ -117,7 +125,8 @@ pub async fn work(
         let _ = tokio::time::timeout(patience, telling).await;
         once_on_any(workers, stop, patience).await
     } else {
-        let end = until_stopped(workers, stop, Duration::from_secs_f64(pool.drain_secs)).await;
+        let drain = Duration::from_secs_f64(pool.drain_secs);
+        let end = until_stopped(workers, stop, drain, &journal).await;
         telling.abort();
         end
     };
@@ -135,7 +144,11 @@ async fn once_on_any(
     patience: Duration,
 ) -> anyhow::Result<WorkEnd> {
     let mut end = WorkEnd::Nothing;
-    // One device after the other: two claims at once could bring two probes.
+    // One device after the other: two claims at once could bring two probes. The rarer ones first.
+    let (mut workers, others): (Vec<_>, Vec<_>) = workers
+        .into_iter()
+        .partition(|worker| worker.facts.backend.is_gpu());
+    workers.extend(others);
     let share = patience / u32::try_from(workers.len()).unwrap_or(1).max(1);
     for worker in workers {
         let settled = worker
@@ -148,7 +161,7 @@ async fn once_on_any(
                 ProbeState::Cancelled => WorkEnd::NotDone,
                 _ => WorkEnd::Done,
             },
-            Some(Settled::Stored(_) | Settled::Lost) => WorkEnd::NotDone,
+            Some(Settled::Stored(_) | Settled::NotRun | Settled::Lost) => WorkEnd::NotDone,
         };
         break;
     }
@@ -158,33 +171,73 @@ async fn once_on_any(
     Ok(end)
 }
 
+/// Notes in the journal that this process ends, when it is dropped.
+struct Leaving(Arc<Journal>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.stopping();
+    }
+}
+
+/// A panic may end the process before anything is dropped.
+fn note_panics(journal: &Arc<Journal>) {
+    let journal = Arc::downgrade(journal);
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(journal) = journal.upgrade() {
+            journal.stopping();
+        }
+        before(panic);
+    }));
+}
+
+/// Works until told to stop, or until one of the workers ends with an error; then the others hand back what they
+/// run before the error is told.
 async fn until_stopped(
     workers: Vec<Worker<RestLeases>>,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
+    journal: &Journal,
 ) -> anyhow::Result<WorkEnd> {
+    let (halt, halted) = watch::channel(false);
     let mut tasks = JoinSet::new();
     for worker in workers {
-        tasks.spawn(worker.run(stop.clone()));
+        tasks.spawn(worker.run(halted.clone()));
     }
-    let ended = async {
-        while let Some(ended) = tasks.join_next().await {
-            ended.context("a worker")?.map_err(friendly)?;
-        }
-        anyhow::Ok(())
+    let first = tokio::select! {
+        ended = all_ended(&mut tasks) => ended,
+        _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
-    tokio::pin!(ended);
-    tokio::select! {
-        ended = &mut ended => ended?,
-        _ = stop.wait_for(|stop| *stop) => {
-            tracing::info!("draining: running probes are handed back");
-            match tokio::time::timeout(drain, ended).await {
-                Ok(ended) => ended?,
-                Err(_) => tracing::warn!("some work did not end in time; its leases will run out"),
-            }
+    match &first {
+        Ok(()) => tracing::info!("draining: running probes are handed back"),
+        Err(error) => {
+            tracing::error!(%error, "a worker ended; what the others run is handed back");
         }
     }
+    journal.stopping();
+    halt.send_replace(true);
+    let rest = tokio::time::timeout(drain, async {
+        let mut rest = Ok(());
+        while !tasks.is_empty() {
+            rest = rest.and(all_ended(&mut tasks).await);
+        }
+        rest
+    });
+    let rest = rest.await.unwrap_or_else(|_| {
+        tracing::warn!("some work did not end in time; its leases will run out");
+        Ok(())
+    });
+    first.and(rest)?;
     Ok(WorkEnd::Stopped)
+}
+
+/// Waits until all have ended, or the first with an error.
+async fn all_ended(tasks: &mut JoinSet<Result<(), LeaseError>>) -> anyhow::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a worker")?.map_err(friendly)?;
+    }
+    Ok(())
 }
 
 fn friendly(error: LeaseError) -> anyhow::Error {

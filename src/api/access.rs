@@ -20,6 +20,12 @@ use crate::store::connection::Database;
 /// Names the project of a request, for callers that are bound to none.
 pub const PROJECT_HEADER: &str = "trialhead-project";
 
+/// Health is told whatever host is asked for.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
+
+/// Answers that wait are not asked about more often: each time costs a query.
+const SHORTEST_TRUST: Duration = Duration::from_secs(1);
+
 /// Decides who is answered.
 #[derive(Debug)]
 pub struct Access {
@@ -29,6 +35,8 @@ pub struct Access {
     needs_token: bool,
     /// None where there is no database to ask: every operation there is for anybody.
     verifier: Option<Verifier>,
+    /// How long a token that was let in is taken as read.
+    trusts: Duration,
     limiter: FailureLimiter,
     failures: IntCounterVec,
 }
@@ -42,14 +50,13 @@ impl Access {
         failures: IntCounterVec,
     ) -> Self {
         let api = &settings.api;
+        let trusts = Duration::from_secs_f64(api.token_cache_secs);
         Self {
             hosts: Hosts::new(settings.listen, &api.allowed_hosts),
             operations,
             needs_token: settings.needs_token(),
-            verifier: Some(Verifier::new(
-                database,
-                Duration::from_secs_f64(api.token_cache_secs),
-            )),
+            verifier: Some(Verifier::new(database, trusts)),
+            trusts,
             limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
             failures,
         }
@@ -68,6 +75,7 @@ impl Access {
             operations: operations.worker_alone(),
             needs_token: false,
             verifier: None,
+            trusts: Duration::from_secs_f64(api.token_cache_secs),
             limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
             failures,
         }
@@ -95,7 +103,10 @@ impl Access {
     /// The problem to answer with.
     pub async fn admit(&self, request: &ServiceRequest) -> Result<(), Problem> {
         let (method, headers) = (request.method(), request.headers());
-        self.hosts.check(method, host(request), headers)?;
+        // A kubelet and a load balancer ask a pod by its address, and learn nothing here that anybody may not know.
+        if !HEALTH.contains(&request.path()) {
+            self.hosts.check(method, host(request), headers)?;
+        }
         let operation = match self.operations.find(method.as_str(), request.path()) {
             Asked::Operation(operation) => operation,
             Asked::Documentation => return Ok(()),
@@ -119,6 +130,25 @@ impl Access {
             request.extensions_mut().insert(caller);
         }
         must_be_json(operation, headers)
+    }
+
+    /// For how long an answer may wait before it is asked again whether its token is still good, seconds.
+    pub fn trusts_secs(&self) -> f64 {
+        self.trusts.max(SHORTEST_TRUST).as_secs_f64()
+    }
+
+    /// Whether a token that was let in is still good, for answers that wait for longer.
+    ///
+    /// # Errors
+    /// The problem to answer with.
+    pub async fn still_admits(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let (Some(Ok(token)), Some(verifier)) = (presented(headers), &self.verifier) else {
+            return Ok(());
+        };
+        if verifier.remembered(token).is_none() {
+            verifier.verify(token).await?;
+        }
+        Ok(())
     }
 
     /// Who asks: none without a token. A token that is presented is checked even where none is needed.

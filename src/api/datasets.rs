@@ -1,8 +1,9 @@
 //! Data sets: upload, list, read, fetch the content, delete.
 
-use actix_files::NamedFile;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue,
+};
 use actix_web::web::{Data, Path, Payload, Query, ReqData};
 use actix_web::{HttpRequest, HttpResponse, delete, get, post};
 use base64::Engine as _;
@@ -15,6 +16,7 @@ use super::conditional::{self, IfNoneMatch, NotModified};
 use super::idempotency::{self, IdempotencyKeyHeader};
 use super::pagination::{Page, PageRequest};
 use super::problem::{Problem, ProblemCode};
+use super::ranges::{self, Wanted};
 use super::responses::{Always, InvalidQuery, Missing};
 use super::state::Api;
 use crate::datasets::content::Description;
@@ -346,17 +348,17 @@ pub async fn get_dataset(
 
 /// Fetch a data set's content
 ///
-/// The stored form, whole or in ranges, for workers on other machines. Its ETag is its SHA-256. A worker that is bound to
-/// no project gets the content of any.
+/// The stored form, whole or one range of it, for workers on other machines. Its ETag is its SHA-256, and a range whose
+/// If-Range names another is answered with the whole. A worker that is bound to no project gets the content of any.
 #[utoipa::path(
     operation_id = "get_dataset_content",
     tag = "datasets",
     security(("token" = ["work"])),
     params(("id" = DatasetId, Path, description = "The data set")),
     responses(
-        (status = 200, description = "The stored form", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 206, description = "A part of it", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 416, description = "The range is not in it", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "The stored form", body = Vec<u8>, content_type = "application/octet-stream", headers(("ETag" = String, description = "Its SHA-256, in quotes"))),
+        (status = 206, description = "A part of it", body = Vec<u8>, content_type = "application/octet-stream", headers(("ETag" = String, description = "The SHA-256 of the whole, in quotes"), ("Content-Range" = String, description = "Which part"))),
+        (status = 416, description = "The range is not in it; `Content-Range` says how long it is", body = Problem, content_type = "application/problem+json", headers(("Content-Range" = String, description = "`bytes */LENGTH`"))),
         Always,
         Missing,
     )
@@ -380,10 +382,42 @@ pub async fn get_dataset_content(
         .open(&row.content)
         .await
         .map_err(crate::uploads::UploadError::from)?;
-    let file = NamedFile::from_file(file, &row.content)
-        .map_err(crate::uploads::UploadError::from)?
-        .set_content_type(mime::APPLICATION_OCTET_STREAM);
-    Ok(file.into_response(&request))
+    let unreadable =
+        |error: std::io::Error| Problem::from(crate::uploads::UploadError::from(error));
+    let length = file.metadata().map_err(unreadable)?.len();
+    let etag = format!("\"{}\"", row.content);
+    let (status, part) = match Wanted::of(request.headers(), &etag, length) {
+        Wanted::Whole => (StatusCode::OK, 0..length),
+        Wanted::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+        Wanted::Outside => return outside(&request, length),
+    };
+    let mut response = HttpResponse::build(status);
+    response
+        .insert_header((ETAG, etag))
+        .insert_header((ACCEPT_RANGES, "bytes"))
+        .content_type(mime::APPLICATION_OCTET_STREAM);
+    if status == StatusCode::PARTIAL_CONTENT {
+        let last = part.end - 1;
+        response.insert_header((
+            CONTENT_RANGE,
+            format!("bytes {}-{last}/{length}", part.start),
+        ));
+    }
+    let body = ranges::read(file, part).await.map_err(unreadable)?;
+    Ok(response.body(body))
+}
+
+fn outside(request: &HttpRequest, length: u64) -> Result<HttpResponse, Problem> {
+    let problem = Problem::new(
+        ProblemCode::RangeNotSatisfiable,
+        format!("the content has {length} bytes, and none in this range"),
+    );
+    let mut response = problem.response(Some(request.path()));
+    let range = HeaderValue::from_str(&format!("bytes */{length}"));
+    response
+        .headers_mut()
+        .insert(CONTENT_RANGE, range.map_err(|_| Problem::internal())?);
+    Ok(response)
 }
 
 /// Delete a data set

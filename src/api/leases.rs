@@ -2,16 +2,18 @@
 //! of order; what changes nothing says so.
 
 use actix_web::web::{self, Data, Json, Path, ReqData};
-use actix_web::{HttpResponse, delete, post};
+use actix_web::{HttpRequest, HttpResponse, delete, post};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::access::Access;
 use super::problem::{Problem, ProblemCode};
 use super::responses::Always;
 use super::state::Api;
 use crate::lifecycle::Caller;
 use crate::pool::leases::{
     ClaimRequest, CompletionAnswer, CompletionRequest, HeartbeatAnswer, HeartbeatRequest, Lease,
-    Leases as _,
+    check_protocol,
 };
 use crate::study::LeaseId;
 
@@ -49,19 +51,38 @@ fn read<T: DeserializeOwned>(body: &web::Bytes) -> Result<T, Problem> {
 pub async fn claim_lease(
     api: Data<Api>,
     caller: ReqData<Caller>,
+    access: Data<Access>,
+    request: HttpRequest,
     body: web::Bytes,
 ) -> Result<HttpResponse, Problem> {
+    // Another version's claim may have other members: its version is what it must hear of.
+    if let Ok(Spoken { protocol }) = serde_json::from_slice(&body) {
+        check_protocol(protocol)?;
+    }
     let mut claim: ClaimRequest = read(&body)?;
-    claim.wait_secs = claim.wait_secs.min(api.max_claim_wait_secs);
-    let project = caller.project_filter();
-    let lease = api
-        .leases
-        .claim_of(project, &claim, &mut api.stop.clone())
-        .await?;
-    Ok(match lease {
-        Some(lease) => HttpResponse::Ok().json(lease),
-        None => HttpResponse::NoContent().finish(),
-    })
+    let mut left = claim.wait_secs.min(api.max_claim_wait_secs);
+    loop {
+        // A token that is revoked meanwhile gets nothing more.
+        claim.wait_secs = left.min(access.trusts_secs());
+        left -= claim.wait_secs;
+        let lease = api
+            .leases
+            .claim_of(caller.project_filter(), &claim, &mut api.stop.clone())
+            .await?;
+        match lease {
+            Some(lease) => return Ok(HttpResponse::Ok().json(lease)),
+            None if left > 0.0 && !*api.stop.borrow() => {
+                access.still_admits(request.headers()).await?;
+            }
+            None => return Ok(HttpResponse::NoContent().finish()),
+        }
+    }
+}
+
+/// The version that a claim is of, whatever else it says.
+#[derive(Deserialize)]
+struct Spoken {
+    protocol: u32,
 }
 
 /// Keep a lease
@@ -84,16 +105,19 @@ pub async fn claim_lease(
 #[post("/v1/leases/{id}/heartbeat")]
 pub async fn send_heartbeat(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<LeaseId>,
     body: web::Bytes,
 ) -> Result<Json<HeartbeatAnswer>, Problem> {
     let beat: HeartbeatRequest = read(&body)?;
-    Ok(Json(api.leases.heartbeat(*id, &beat).await?))
+    let project = caller.project_filter();
+    Ok(Json(api.leases.heartbeat_of(project, *id, &beat).await?))
 }
 
 /// Complete a lease
 ///
-/// Stores how the attempt ended, once: sent again, the answer is the same.
+/// Stores how the attempt ended, once: sent again, the answer is the same. One that says that it succeeded and has not
+/// told, with it or before, the figures that its kind of probe is for, is stored as failed (`invalid_output`).
 #[utoipa::path(
     operation_id = "complete_lease",
     tag = "leases",
@@ -110,11 +134,14 @@ pub async fn send_heartbeat(
 #[post("/v1/leases/{id}/complete")]
 pub async fn complete_lease(
     api: Data<Api>,
+    caller: ReqData<Caller>,
     id: Path<LeaseId>,
     body: web::Bytes,
 ) -> Result<Json<CompletionAnswer>, Problem> {
     let completion: CompletionRequest = read(&body)?;
-    Ok(Json(api.leases.complete(*id, &completion).await?))
+    let project = caller.project_filter();
+    let answer = api.leases.complete_of(project, *id, &completion).await?;
+    Ok(Json(answer))
 }
 
 /// Give a lease back
@@ -128,11 +155,17 @@ pub async fn complete_lease(
     params(("id" = LeaseId, Path, description = "The lease")),
     responses(
         (status = 204, description = "It holds nothing any more"),
+        (status = 409, description = "`lease_lost`: it holds a probe of another project than the token's; nothing was changed", body = Problem, content_type = "application/problem+json"),
         Always,
     )
 )]
 #[delete("/v1/leases/{id}")]
-pub async fn release_lease(api: Data<Api>, id: Path<LeaseId>) -> Result<HttpResponse, Problem> {
-    api.leases.release(*id).await?;
+pub async fn release_lease(
+    api: Data<Api>,
+    caller: ReqData<Caller>,
+    id: Path<LeaseId>,
+) -> Result<HttpResponse, Problem> {
+    let project = caller.project_filter();
+    api.leases.release_of(project, *id).await?;
     Ok(HttpResponse::NoContent().finish())
 }

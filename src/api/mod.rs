@@ -20,6 +20,7 @@ pub mod operations;
 pub mod pagination;
 pub mod probes;
 pub mod problem;
+mod ranges;
 pub mod responses;
 pub mod revisions;
 pub mod server;

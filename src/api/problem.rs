@@ -100,6 +100,8 @@ codes! {
     RevisionRequired = "revision_required", PRECONDITION_REQUIRED, "Say which revision is changed";
     /// The body is larger than allowed.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
+    /// No byte of the range is in the content.
+    RangeNotSatisfiable = "range_not_satisfiable", RANGE_NOT_SATISFIABLE, "The range is not in the content";
     /// The body is not declared as JSON.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The body must be JSON";
     /// The study has violations; `errors` names each.

@@ -111,8 +111,10 @@ impl Contents {
             file: tokio::fs::File::create(place).await.map_err(disk)?,
             digest: Sha256::new(),
             received: 0,
+            expected: None,
         };
-        loop {
+        // What broke off after its last byte is whole.
+        while transfer.expected != Some(transfer.received) {
             match self.receive(server, project, dataset, &mut transfer).await {
                 Ok(()) => break,
                 Err(error) if error.is_transient() => {
@@ -155,8 +157,9 @@ impl Contents {
         if transfer.received > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
             transfer.start_again().await.map_err(disk)?;
         }
-        let size = transfer.received + response.content_length().unwrap_or(0);
-        self.make_room(size)?;
+        let length = response.content_length();
+        transfer.expected = length.map(|length| transfer.received + length);
+        self.make_room(transfer.expected.unwrap_or(transfer.received))?;
         loop {
             let piece = tokio::time::timeout(SILENCE, response.chunk())
                 .await
@@ -228,6 +231,8 @@ struct Transfer {
     file: tokio::fs::File,
     digest: Sha256,
     received: u64,
+    /// How many bytes it comes to, once that was said.
+    expected: Option<u64>,
 }
 
 impl Transfer {

@@ -30,6 +30,9 @@ pub enum ClientError {
     /// No address, or one that is none.
     #[error("{0}")]
     Server(String),
+    /// The token is none.
+    #[error("TRIALHEAD_TOKEN {0}")]
+    Token(&'static str),
     /// The certificates cannot be used.
     #[error("work.ca_file: {0}")]
     Certificates(String),
@@ -95,7 +98,7 @@ impl Server {
         }
         let token = match (&settings.token_file, token) {
             (Some(path), _) => Token::File(path.clone()),
-            (None, Some(text)) => Token::Text(text.trim().into()),
+            (None, Some(text)) => Token::Text(one_token(text).map_err(ClientError::Token)?.into()),
             (None, None) => Token::None,
         };
         Ok(Self {
@@ -124,15 +127,14 @@ impl Server {
         let token = match &self.token {
             Token::None => return Ok(request),
             Token::Text(text) => text.to_string(),
-            Token::File(path) => std::fs::read_to_string(path)
-                .map_err(|error| {
-                    LeaseError::Refused(format!(
-                        "the token file {} cannot be read: {error}",
-                        path.display()
-                    ))
-                })?
-                .trim()
-                .to_owned(),
+            Token::File(path) => {
+                let refused = |why: &dyn fmt::Display| {
+                    LeaseError::Refused(format!("the token file {} {why}", path.display()))
+                };
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| refused(&format_args!("cannot be read: {error}")))?;
+                one_token(&text).map_err(|why| refused(&why))?.to_owned()
+            }
         };
         Ok(request.bearer_auth(token))
     }
@@ -228,6 +230,20 @@ impl Server {
     }
 }
 
+/// The one token of a text; what is wrong with it says nothing of it.
+fn one_token(text: &str) -> Result<&str, &'static str> {
+    let token = text.trim();
+    if token.is_empty() {
+        Err("is empty: it must hold an access token")
+    } else if token.lines().count() > 1 {
+        Err("holds several lines: it must hold one access token and nothing else")
+    } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Err("holds spaces or characters that no access token has")
+    } else {
+        Ok(token)
+    }
+}
+
 /// The beginning of a body, enough for a problem.
 async fn beginning(mut response: Response) -> Vec<u8> {
     let mut body = Vec::new();
@@ -287,6 +303,15 @@ mod tests {
             assert!(error.contains("--server"), "{error}");
         }
         assert!(base(None).is_err());
+    }
+
+    #[test]
+    fn a_token_is_one_word() {
+        assert_eq!(one_token(" trialhead_abc\n"), Ok("trialhead_abc"));
+        for wrong in ["", " \n", "a\nb", "a\r\nb\r\n", "a b", "a\u{7}", "tokén"] {
+            let why = one_token(wrong).expect_err(wrong);
+            assert!(!why.contains("tok\u{e9}"), "{why}");
+        }
     }
 
     #[test]

@@ -21,6 +21,9 @@ const NEEDED: [ProbeKind; 4] = [
 /// Two runs from one seed may differ by as much, relative: not every device adds up in one order.
 const SAME: f64 = 0.01;
 
+/// Other seeds that are tried before they are taken for one: an accuracy on few examples may well be the same for two.
+const OTHER_SEEDS: u64 = 4;
+
 /// What a program made of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -65,10 +68,11 @@ pub async fn check(spawner: &Spawner, config: &ChildConfig, specs: &[ProbeSpec])
 }
 
 async fn one(spawner: &Spawner, config: &ChildConfig, spec: &ProbeSpec) -> Finding {
-    let finding = |verdict, detail| Finding {
+    let finding = |verdict, detail: String| Finding {
         kind: spec.kind(),
         verdict,
-        detail,
+        // A log may hold anything, what moves a terminal's cursor too.
+        detail: detail.chars().filter(|it| !it.is_control()).collect(),
     };
     let report = run(spawner, config, spec).await;
     let told = match told(&report) {
@@ -243,12 +247,14 @@ async fn seeded(
             spec.seed
         ));
     }
-    again.seed = spec.seed.wrapping_add(1) & ((1 << 53) - 1);
-    if of(&again).await? == expected {
-        return Err(format!(
-            "the seed must decide everything random: seeds {} and {} gave the very same best_evaluation, {expected}",
-            spec.seed, again.seed
-        ));
+    for other in 1..=OTHER_SEEDS {
+        again.seed = spec.seed.wrapping_add(other) & ((1 << 53) - 1);
+        if of(&again).await? != expected {
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(format!(
+        "the seed must decide everything random: seeds {} to {} gave the very same best_evaluation, {expected}",
+        spec.seed, again.seed
+    ))
 }

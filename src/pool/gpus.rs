@@ -2,6 +2,7 @@
 //! one that crashes or hangs; the settings say which of them are offered.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -177,10 +178,11 @@ pub fn child_on(
 }
 
 /// Makes the folder in which children keep the kernels that they have tuned for a GPU: theirs alone. `default` is
-/// where it is when no setting says otherwise. None where no GPU is offered.
+/// where it is when no setting says otherwise. None where no GPU is offered. A folder that is there already is left as
+/// it is: a setting may name anything.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When it cannot be made, or is somebody else's than the children's.
 pub fn kernel_cache(
     default: &Path,
     settings: &PoolSettings,
@@ -198,9 +200,26 @@ pub fn kernel_cache(
         );
         io::Error::new(error.kind(), text)
     };
-    std::fs::create_dir_all(&folder).map_err(named)?;
+    if let Some(parent) = folder.parent() {
+        std::fs::create_dir_all(parent).map_err(named)?;
+    }
+    let is_new = match std::fs::create_dir(&folder) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(named(error)),
+    };
     if let Some(user) = config.user.filter(|_| nix::unistd::geteuid().is_root()) {
-        std::os::unix::fs::chown(&folder, Some(user.uid), Some(user.gid)).map_err(named)?;
+        if is_new {
+            std::os::unix::fs::chown(&folder, Some(user.uid), Some(user.gid)).map_err(named)?;
+        }
+        let owner = std::fs::metadata(&folder).map_err(named)?.uid();
+        if owner != user.uid {
+            return Err(io::Error::other(format!(
+                "pool.cache_dir: {} belongs to the user {owner}, and probes run as {}: give it to them (chown), or name a folder that does not exist yet",
+                folder.display(),
+                user.uid
+            )));
+        }
     }
     Ok(Some(folder))
 }
@@ -323,6 +342,35 @@ mod tests {
             ]
         );
         assert_eq!(devices[0].hardware_ids().collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_folder_for_kernels_is_given_to_the_children_only_when_it_is_new() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let devices = [facts(
+            &processor(),
+            &gpu(Backend::Cuda, UUID),
+            &settings(&["gpu"], &[]),
+        )];
+        let config = ChildConfig::default();
+        let cache = |name: &str| {
+            let place = folder.path().join(name);
+            kernel_cache(&place, &PoolSettings::default(), &config, &devices)
+        };
+        let owner = |name: &str| {
+            std::fs::metadata(folder.path().join(name))
+                .expect("there")
+                .uid()
+        };
+        cache("a/b").expect("made");
+        cache("a/b").expect("made before");
+        if nix::unistd::geteuid().is_root() {
+            assert_eq!(owner("a/b"), config.user.expect("an account").uid);
+            std::fs::create_dir(folder.path().join("theirs")).expect("made");
+            let error = cache("theirs").expect_err("somebody else's").to_string();
+            assert!(error.contains("belongs to the user 0"), "{error}");
+            assert_eq!(owner("theirs"), 0);
+        }
     }
 
     #[test]

@@ -13,7 +13,9 @@
 //!    read any more: out of memory only where the settings say that nothing else restarts the worker without
 //!    a signal to stop (`work.restart_is_out_of_memory`), a memory limit was in force, and no such signal had
 //!    come. Else lost.
-//! 4. Several children were running at once: nobody knows whose it was, so lost.
+//! 4. Several children were running at once, those of other worker processes counted: nobody knows whose it was, so
+//!    lost.
+//! 5. No child had been started yet: lost.
 //!
 //! *Lost* gives the probe back at once, at the cost of one loss. When the news of a probe that ran out of
 //! memory comes too late for its lease, it is kept here, and told when this worker claims the probe again.
@@ -25,6 +27,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -38,8 +41,9 @@ use crate::study::{LeaseId, ProbeId};
 /// Most worker processes that share a journal's folder.
 const SLOTS: usize = 1024;
 
-/// Pause before news that did not arrive is told again.
-const RETRY: std::time::Duration = std::time::Duration::from_millis(500);
+/// First pause before news that did not arrive is told again; doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Says that a signal to stop has come.
 const STOPPING: &str = "stopping";
@@ -78,7 +82,7 @@ impl Surroundings {
     }
 }
 
-/// A child that runs.
+/// A probe that was claimed, and its child once that runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Entry {
     lease_id: LeaseId,
@@ -86,6 +90,23 @@ struct Entry {
     attempt: i32,
     kind: String,
     started: Surroundings,
+    /// Whether a child was about to start.
+    #[serde(default = "yes")]
+    has_child: bool,
+    /// What its end came to, once a later run has judged it: what that was judged by is gone then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    verdict: Option<Outcome>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Entry {
+    /// Whether a child may have run, of whose end nothing is known yet.
+    fn is_open(&self) -> bool {
+        self.has_child && self.verdict.is_none()
+    }
 }
 
 /// An attempt that a killed worker left without an end.
@@ -117,6 +138,9 @@ impl Journal {
         let mut locks = Vec::new();
         let mut own = None;
         let mut found = Vec::new();
+        let mut stopping = Vec::new();
+        // Those of workers that live are children too that may have been killed.
+        let mut open = 0;
         for slot in 0..SLOTS {
             let folder = base.join(slot.to_string());
             let is_new = !folder.is_dir();
@@ -124,14 +148,17 @@ impl Journal {
                 break;
             }
             fs::create_dir_all(&folder)?;
-            let Some(lock) = try_lock(&folder.join("lock"))? else {
+            let lock = try_lock(&folder.join("lock"))?;
+            let left = entries(&folder);
+            open += left.iter().filter(|(_, entry)| entry.is_open()).count();
+            let Some(lock) = lock else {
                 continue;
             };
             let was_stopping = folder.join(STOPPING).try_exists()?;
-            for (file, entry) in entries(&folder) {
+            for (file, entry) in left {
                 found.push((file, entry, was_stopping));
             }
-            remove(&folder.join(STOPPING));
+            stopping.push(folder.join(STOPPING));
             own.get_or_insert(folder);
             locks.push(lock);
         }
@@ -142,23 +169,33 @@ impl Journal {
                 base.display()
             ))
         })?;
-        let is_alone = found.len() == 1;
-        let unfinished = found
-            .into_iter()
-            .map(|(file, entry, was_stopping)| Unfinished {
-                outcome: verdict(
-                    &entry.started,
-                    &here,
-                    is_alone,
-                    was_stopping,
-                    restart_is_out_of_memory,
-                ),
+        let is_alone = open == 1;
+        let mut unfinished = Vec::new();
+        for (file, mut entry, was_stopping) in found {
+            let judged = || {
+                let setting = restart_is_out_of_memory;
+                verdict(&entry, &here, is_alone, was_stopping, setting)
+            };
+            let outcome = entry.verdict.clone().unwrap_or_else(judged);
+            // Should this worker end before it is told, the next one would know less.
+            entry.verdict = Some(outcome.clone());
+            let written = serde_json::to_vec(&entry)
+                .map_err(io::Error::other)
+                .and_then(|bytes| write(&file, &bytes));
+            if let Err(error) = written {
+                tracing::warn!(%error, "the journal could not be written");
+                // What this run ends with is then taken for a stop too, which blames nobody.
+                stopping.clear();
+            }
+            unfinished.push(Unfinished {
+                outcome,
                 lease_id: entry.lease_id,
                 probe_id: entry.probe_id,
                 attempt: entry.attempt,
                 file,
-            })
-            .collect();
+            });
+        }
+        stopping.iter().for_each(|file| remove(file));
         let journal = Self {
             folder,
             _locks: locks,
@@ -168,8 +205,17 @@ impl Journal {
         Ok((journal, unfinished))
     }
 
+    /// Writes down that a probe was claimed, which has no child yet.
+    pub fn note_claim(&self, lease: &Lease) {
+        self.write_down(lease, false);
+    }
+
     /// Writes down that a child is about to start.
     pub fn note(&self, lease: &Lease) {
+        self.write_down(lease, true);
+    }
+
+    fn write_down(&self, lease: &Lease, has_child: bool) {
         let entry = Entry {
             lease_id: lease.lease_id,
             probe_id: lease.probe_id,
@@ -179,6 +225,8 @@ impl Journal {
                 out_of_memory_kills: self.cgroup.out_of_memory_kills(),
                 ..self.here.clone()
             },
+            has_child,
+            verdict: None,
         };
         self.write(&entry);
     }
@@ -236,11 +284,18 @@ impl Journal {
             stderr_tail: String::new(),
             device_secs: 0.0,
         };
+        let mut pause = FIRST_PAUSE;
         loop {
             match leases.complete(unfinished.lease_id, &request).await {
                 Err(error @ (LeaseError::Away(_) | LeaseError::Refused(_))) => {
                     tracing::debug!(%error, "how an attempt ended before the restart could not be told; trying again");
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep(pause).await;
+                    // One that is refused is mended by people; one that is away should hear it soon.
+                    let longest = match error {
+                        LeaseError::Refused(_) => LONGEST_PAUSE,
+                        _ => FIRST_PAUSE * 4,
+                    };
+                    pause = (pause * 2).min(longest);
                     continue;
                 }
                 Err(LeaseError::Lost) => {
@@ -328,7 +383,7 @@ fn entries(folder: &Path) -> Vec<(PathBuf, Entry)> {
 
 /// The rule of this module's head.
 fn verdict(
-    then: &Surroundings,
+    entry: &Entry,
     now: &Surroundings,
     is_alone: bool,
     was_stopping: bool,
@@ -342,6 +397,10 @@ fn verdict(
         reason: InfeasibleReason::OutOfMemory,
         detail: format!("its worker was killed with it for want of memory: {why}"),
     };
+    let then = &entry.started;
+    if !entry.has_child {
+        return lost("no child had been started yet");
+    }
     if then.boot.is_none() || then.boot != now.boot {
         return lost("the host was started again");
     }
@@ -379,6 +438,18 @@ mod tests {
         }
     }
 
+    fn entry(started: Surroundings) -> Entry {
+        Entry {
+            lease_id: LeaseId(Uuid::now_v7()),
+            probe_id: ProbeId(Uuid::now_v7()),
+            attempt: 3,
+            kind: "memory".into(),
+            started,
+            has_child: true,
+            verdict: None,
+        }
+    }
+
     fn is_out_of_memory(outcome: &Outcome) -> bool {
         match outcome {
             Outcome::Infeasible { reason, .. } => *reason == InfeasibleReason::OutOfMemory,
@@ -394,7 +465,8 @@ mod tests {
     fn an_end_without_a_word_is_out_of_memory_only_when_something_says_so() {
         let then = surroundings("boot", "1:7", 2);
         let told = |now: &Surroundings, is_alone, was_stopping, setting| {
-            is_out_of_memory(&verdict(&then, now, is_alone, was_stopping, setting))
+            let entry = entry(then.clone());
+            is_out_of_memory(&verdict(&entry, now, is_alone, was_stopping, setting))
         };
         let killed = surroundings("boot", "1:7", 3);
         assert!(told(&killed, true, false, false));
@@ -411,8 +483,16 @@ mod tests {
             is_limited: false,
             ..then.clone()
         };
+        let unlimited = entry(unlimited);
         assert!(!is_out_of_memory(&verdict(
             &unlimited, &container, true, false, true
+        )));
+        let waiting = Entry {
+            has_child: false,
+            ..entry(then.clone())
+        };
+        assert!(!is_out_of_memory(&verdict(
+            &waiting, &killed, true, false, true
         )));
     }
 
@@ -421,14 +501,9 @@ mod tests {
         let base = tempfile::tempdir().expect("a folder");
         let (journal, unfinished) = Journal::open(base.path(), false).expect("opens");
         assert_eq!(unfinished, []);
-        let (lease, probe) = (LeaseId(Uuid::now_v7()), ProbeId(Uuid::now_v7()));
-        journal.write(&Entry {
-            lease_id: lease,
-            probe_id: probe,
-            attempt: 3,
-            kind: "memory".into(),
-            started: journal.here.clone(),
-        });
+        let noted = entry(journal.here.clone());
+        let (lease, probe) = (noted.lease_id, noted.probe_id);
+        journal.write(&noted);
         // While it lives, nobody else takes care of it.
         let (beside, unfinished) = Journal::open(base.path(), false).expect("opens");
         assert_eq!(unfinished, []);
@@ -440,5 +515,62 @@ mod tests {
         };
         assert_eq!((one.lease_id, one.probe_id, one.attempt), (lease, probe, 3));
         assert!(!is_out_of_memory(&one.outcome));
+    }
+
+    /// A container that was started again, as a worker of another one sees what it has left.
+    fn of_a_container_that_is_gone(journal: &Journal) -> Entry {
+        entry(Surroundings {
+            cgroup: Some("another".into()),
+            is_limited: true,
+            ..journal.here.clone()
+        })
+    }
+
+    fn is_told_out_of_memory(base: &Path) -> Vec<bool> {
+        let (_journal, unfinished) = Journal::open(base, true).expect("opens");
+        let outcomes = unfinished.iter().map(|one| &one.outcome);
+        outcomes.map(is_out_of_memory).collect()
+    }
+
+    #[test]
+    fn children_of_workers_that_live_count_as_well() {
+        let base = tempfile::tempdir().expect("a folder");
+        let (beside, _) = Journal::open(base.path(), true).expect("opens");
+        let (journal, _) = Journal::open(base.path(), true).expect("opens");
+        journal.write(&of_a_container_that_is_gone(&journal));
+        let claimed = Entry {
+            has_child: false,
+            ..entry(beside.here.clone())
+        };
+        beside.write(&claimed);
+        let running = Entry {
+            has_child: true,
+            ..claimed.clone()
+        };
+        beside.write(&running);
+        drop(journal);
+        assert_eq!(is_told_out_of_memory(base.path()), [false]);
+
+        // The same, and the one beside it has claimed something and runs nothing.
+        let (journal, _) = Journal::open(base.path(), true).expect("opens");
+        for (file, _) in entries(&journal.folder) {
+            remove(&file);
+        }
+        journal.write(&of_a_container_that_is_gone(&journal));
+        beside.write(&claimed);
+        drop(journal);
+        assert_eq!(is_told_out_of_memory(base.path()), [true]);
+    }
+
+    #[test]
+    fn what_was_judged_once_is_not_judged_again() {
+        let base = tempfile::tempdir().expect("a folder");
+        let (journal, _) = Journal::open(base.path(), true).expect("opens");
+        journal.write(&of_a_container_that_is_gone(&journal));
+        journal.stopping();
+        drop(journal);
+        assert_eq!(is_told_out_of_memory(base.path()), [false]);
+        // That worker was killed before it could tell, and nothing says any more that the first was told to stop.
+        assert_eq!(is_told_out_of_memory(base.path()), [false]);
     }
 }

@@ -65,6 +65,8 @@ pub struct Worker<L> {
 pub enum Settled {
     /// Its end is stored, and made this of the probe.
     Stored(ProbeState),
+    /// Nothing was run, because of something about this worker, and the probe was handed back.
+    NotRun,
     /// The lease was lost, or nobody could be told: another attempt will be made.
     Lost,
 }
@@ -75,10 +77,26 @@ impl<L: Leases> Worker<L> {
     /// # Errors
     /// [`LeaseError::Refused`], when the worker is not admitted; everything else is tried again.
     pub async fn run(self, mut stop: watch::Receiver<bool>) -> Result<(), LeaseError> {
+        let mut troubles = 0;
         while let Some((lease, sent)) = self.next(&mut stop, None).await? {
-            self.run_lease(lease, sent, stop.clone()).await;
+            if self.run_lease(lease, sent, stop.clone()).await != Settled::NotRun {
+                troubles = 0;
+                continue;
+            }
+            troubles += 1;
+            // Others get the probe meanwhile; somebody has to mend this worker.
+            tokio::select! {
+                () = tokio::time::sleep(self.trouble_pause(troubles)) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
         }
         Ok(())
+    }
+
+    /// Pause before a worker claims again that could not run what it had claimed, so often in a row.
+    fn trouble_pause(&self, troubles: i32) -> Duration {
+        let secs = self.settings.retry_delay_secs * 2_f64.powi((troubles - 1).min(30));
+        Duration::from_secs_f64(secs.min(self.settings.max_retry_delay_secs))
     }
 
     /// Claims one probe, runs it and completes it. `None` when nothing came within `patience`, or when told
@@ -177,8 +195,25 @@ impl<L: Leases> Worker<L> {
         );
         let (told_to, told) = watch::channel(None);
         let mut keeper = LeaseKeeper::new(&self.leases, &self.settings, &lease, sent, told, stop);
-        let report = self.run_kept(&lease, &mut keeper, &told_to).await;
+        if let Some(journal) = &self.journal {
+            journal.note_claim(&lease);
+        }
+        let mut report = self.run_kept(&lease, &mut keeper, &told_to).await;
         let stored = keeper.stored;
+        // Its disk, its locks, its programs: nothing that the probe could be blamed for.
+        let mut is_in_trouble = false;
+        if let Outcome::Failed {
+            reason: FailureReason::NotStarted,
+            detail,
+        } = &report.outcome
+        {
+            tracing::error!(
+                probe = %lease.probe_id, worker = self.name, detail,
+                "this worker cannot run the probe and hands it back; mend what the detail names"
+            );
+            report.outcome = Outcome::HandedBack;
+            is_in_trouble = true;
+        }
         let outcome = outcome_name(&report.outcome);
         self.metrics
             .probe_duration_seconds
@@ -192,7 +227,11 @@ impl<L: Leases> Worker<L> {
         if let Some(journal) = &self.journal {
             journal.settle(&lease, matches!(settled, Settled::Stored(_)));
         }
-        settled
+        if is_in_trouble {
+            Settled::NotRun
+        } else {
+            settled
+        }
     }
 
     /// Runs a probe while its lease is kept.

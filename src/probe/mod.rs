@@ -30,5 +30,8 @@ pub use state::ProbeState;
 /// Version of the contract between service, worker and runner.
 pub const PROTOCOL: u32 = 1;
 
+/// The environment variable that marks a child and whatever it starts as belonging to one probe.
+pub const PROBE_VARIABLE: &str = "TRIALHEAD_PROBE";
+
 /// The environment variable that names the descriptor for events.
 pub const EVENTS_FD_VARIABLE: &str = "TRIALHEAD_EVENTS_FD";

@@ -94,6 +94,12 @@ impl InfeasibleReason {
         }
     }
 
+    /// Whether a runner may say so of itself. The time limit is the worker's to tell, and an upload is none of a
+    /// probe's.
+    pub fn may_be_told(self) -> bool {
+        !matches!(self, Self::TooSlow | Self::DataRefused)
+    }
+
     /// Reads [`as_str`](Self::as_str) back.
     pub fn parse(name: &str) -> Option<Self> {
         [

@@ -71,8 +71,8 @@ pub async fn register(
     Ok(DeviceId(row.id))
 }
 
-/// Says that the device of a running probe is still there, unless that was said within the last
-/// `fresh_secs` seconds.
+/// Says that the device of a running probe, with what its worker offers there, is still there, unless that was said
+/// within the last `fresh_secs` seconds.
 pub async fn touch_of_probe(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
@@ -82,6 +82,18 @@ pub async fn touch_of_probe(
         "UPDATE devices SET last_seen = now() \
          WHERE id = (SELECT device FROM probes WHERE id = $1) \
            AND last_seen < now() - make_interval(secs => $2)",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(probe.0)
+    .bind::<diesel::sql_types::Double, _>(fresh_secs)
+    .execute(conn)
+    .await?;
+    // What the worker offers was said within `fresh_secs` before it got the probe. What nobody had said then is somebody
+    // else's, who may be gone.
+    diesel::sql_query(
+        "UPDATE device_runners r SET last_seen = now() FROM probes p \
+         WHERE p.id = $1 AND r.device = p.device \
+           AND (r.runner = p.runner OR r.last_seen >= p.started_at - make_interval(secs => 2 * $2)) \
+           AND r.last_seen < now() - make_interval(secs => $2)",
     )
     .bind::<diesel::sql_types::Uuid, _>(probe.0)
     .bind::<diesel::sql_types::Double, _>(fresh_secs)

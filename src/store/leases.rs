@@ -16,6 +16,9 @@ use crate::study::{DeviceId, LeaseId, ProbeId, StudyId, StudyState};
 
 type SqlUuid = diesel::sql_types::Uuid;
 
+/// No attempt can have taken longer than since its claim; by so much a worker's clock may differ all the same.
+const CLOCK_SLACK_SECS: f64 = 60.0;
+
 /// What a worker asks for.
 #[derive(Debug, Clone)]
 pub struct Claim<'a> {
@@ -23,6 +26,14 @@ pub struct Claim<'a> {
     pub lease: LeaseId,
     pub worker: &'a str,
     pub device: DeviceId,
+    /// What this worker says that the device is. Another worker of the host may have said something else of the same
+    /// row since: what is handed out goes by this.
+    pub backend: &'a str,
+    pub model: &'a str,
+    /// Only probes whose memory budget it has.
+    pub memory_bytes: i64,
+    /// How many devices may train together on it.
+    pub count: i32,
     /// Only probes of this project.
     pub project: Option<&'a str>,
     /// The runners that the worker offers: it gets probes of these only.
@@ -82,14 +93,8 @@ struct Turn {
 
 #[derive(QueryableByName)]
 struct DeviceLoad {
-    #[diesel(sql_type = Text)]
-    backend: String,
-    #[diesel(sql_type = Text)]
-    model: String,
     #[diesel(sql_type = Integer)]
     slots: i32,
-    #[diesel(sql_type = Integer)]
-    count: i32,
     #[diesel(sql_type = BigInt)]
     exclusive: i64,
     #[diesel(sql_type = BigInt)]
@@ -112,16 +117,18 @@ struct ClaimedRow {
     project: String,
 }
 
-/// The first open probe of each active study that this device model and these runners can do, the study whose turn
-/// it is first: by priority, then by who has waited longest.
+/// The first open probe of each active study that this device model, with its memory, and these runners can do, the
+/// study whose turn it is first: by priority, then by who has waited longest. All probes of a study have one memory budget, so
+/// that of the first is looked at: a specification is long, and to read each that is queued would cost most of a claim.
 const CANDIDATES: &str = "\
     SELECT s.id AS study, q.exclusive FROM studies s \
     JOIN LATERAL (\
-        SELECT p.exclusive FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+        SELECT p.exclusive, (p.spec #>> '{limits,memory_bytes}')::numeric AS memory \
+        FROM study_probes sp JOIN probes p ON p.id = sp.probe \
         WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $5 AND p.runner = ANY($4) \
-        ORDER BY sp.position LIMIT 1) q ON true \
+          AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) \
+        ORDER BY sp.position LIMIT 1) q ON coalesce(q.memory, 0) <= $5 \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
 
@@ -138,9 +145,10 @@ const TAKE: &str = "\
         WHERE s.id = $5 AND s.state IN ('queued', 'running') \
           AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $10 \
+          AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $11 \
           AND (p.exclusive = $8) AND p.runner = ANY($9) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
+      AND coalesce((spec #>> '{limits,memory_bytes}')::numeric, 0) <= $10 \
     RETURNING id, attempt, exclusive, spec, project), \
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken) \
     SELECT id, attempt, exclusive, spec, project FROM taken";
@@ -149,6 +157,7 @@ const TAKE: &str = "\
 const HELD: &str = "\
     UPDATE probes p SET lease_expires_at = now() + make_interval(secs => $2) FROM leases l \
     WHERE l.id = $1 AND p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt AND p.state = 'running' \
+      AND ($3::text IS NULL OR p.project = $3) \
     RETURNING p.id, p.attempt, p.exclusive, p.spec, p.project, \
         (SELECT sp.study FROM study_probes sp WHERE sp.probe = p.id LIMIT 1) AS study";
 
@@ -162,25 +171,28 @@ pub async fn claim(
 ) -> Result<Claiming, StoreError> {
     let worker = claim.worker.to_owned();
     let runners = claim.runners.to_vec();
+    let (backend, model) = (claim.backend.to_owned(), claim.model.to_owned());
     let project = claim.project.map(ToOwned::to_owned);
     let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
+    let (memory_bytes, count) = (claim.memory_bytes, claim.count);
     let claimed = conn
         .transaction(async move |conn| {
             let Some(load) = lock_device(conn, device, lease).await? else {
                 return Ok(Claiming::Nothing);
             };
             if load.is_lease_used {
-                return held(conn, lease, lease_secs).await;
+                return held(conn, lease, lease_secs, project.as_deref()).await;
             }
             if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
                 return Ok(Claiming::Nothing);
             }
             let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
-                .bind::<Text, _>(&load.backend)
-                .bind::<Text, _>(&load.model)
+                .bind::<Text, _>(&backend)
+                .bind::<Text, _>(&model)
                 .bind::<Nullable<Text>, _>(project.as_deref())
                 .bind::<Array<Text>, _>(&runners)
-                .bind::<Integer, _>(load.count)
+                .bind::<BigInt, _>(memory_bytes)
+                .bind::<Integer, _>(count)
                 .load(conn)
                 .await?;
             for candidate in candidates {
@@ -211,11 +223,12 @@ pub async fn claim(
                     .bind::<Text, _>(&worker)
                     .bind::<SqlUuid, _>(device.0)
                     .bind::<SqlUuid, _>(candidate.study)
-                    .bind::<Text, _>(&load.backend)
-                    .bind::<Text, _>(&load.model)
+                    .bind::<Text, _>(&backend)
+                    .bind::<Text, _>(&model)
                     .bind::<Bool, _>(candidate.exclusive)
                     .bind::<Array<Text>, _>(&runners)
-                    .bind::<Integer, _>(load.count)
+                    .bind::<BigInt, _>(memory_bytes)
+                    .bind::<Integer, _>(count)
                     .get_result(conn)
                     .await
                     .optional()?;
@@ -235,7 +248,7 @@ pub async fn claim(
         Err(StoreError::Other(DieselError::DatabaseError(
             DatabaseErrorKind::UniqueViolation,
             _,
-        ))) => held(conn, lease, lease_secs).await,
+        ))) => held(conn, lease, lease_secs, claim.project).await,
         other => other,
     }
 }
@@ -275,6 +288,7 @@ async fn held(
     conn: &mut AsyncPgConnection,
     lease: LeaseId,
     lease_secs: f64,
+    project: Option<&str>,
 ) -> Result<Claiming, StoreError> {
     #[derive(QueryableByName)]
     struct Held {
@@ -286,6 +300,7 @@ async fn held(
     let held: Option<Held> = diesel::sql_query(HELD)
         .bind::<SqlUuid, _>(lease.0)
         .bind::<Double, _>(lease_secs)
+        .bind::<Nullable<Text>, _>(project)
         .get_result(conn)
         .await
         .optional()?;
@@ -309,7 +324,7 @@ async fn lock_device(
     }
     Ok(Some(
         diesel::sql_query(
-            "SELECT d.backend, d.model, d.slots, d.count, \
+            "SELECT d.slots, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND p.exclusive) AS exclusive, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared, \
                 EXISTS (SELECT 1 FROM leases WHERE id = $2) AS is_lease_used \
@@ -339,6 +354,45 @@ impl Claimed {
             attempt: self.attempt,
         }
     }
+}
+
+/// Whether a probe is of this project: a lease of another project's is none of this caller's.
+pub async fn is_of_project(
+    conn: &mut AsyncPgConnection,
+    probe: ProbeId,
+    project: &str,
+) -> Result<bool, StoreError> {
+    let rows = diesel::sql_query("SELECT 1 FROM probes WHERE id = $1 AND project = $2")
+        .bind::<SqlUuid, _>(probe.0)
+        .bind::<Text, _>(project)
+        .execute(conn)
+        .await?;
+    Ok(rows > 0)
+}
+
+/// What an attempt has told of its whole probe so far: the kind of the probe and the names of its figures.
+pub async fn told(
+    conn: &mut AsyncPgConnection,
+    fence: Fence,
+) -> Result<Option<(String, Vec<String>)>, StoreError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        kind: String,
+        #[diesel(sql_type = Array<Text>)]
+        metrics: Vec<String>,
+    }
+    let row: Option<Row> = diesel::sql_query(
+        "SELECT p.kind, ARRAY(SELECT DISTINCT m.metric FROM measurements m \
+            WHERE m.probe = p.id AND m.attempt = $2 AND m.step IS NULL) AS metrics \
+         FROM probes p WHERE p.id = $1",
+    )
+    .bind::<SqlUuid, _>(fence.probe.0)
+    .bind::<Integer, _>(fence.attempt)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(row.map(|row| (row.kind, row.metrics)))
 }
 
 /// What a heartbeat brings back.
@@ -533,12 +587,13 @@ async fn completed_before(
 }
 
 /// Gives a lease back at no cost, whatever it holds, and spends it: a claim of it that is still under way
-/// comes to nothing.
+/// comes to nothing. Whether it was the caller's to give: what another project's lease holds it goes on holding.
 pub async fn release(
     conn: &mut AsyncPgConnection,
     lease: LeaseId,
+    project: Option<&str>,
     policy: RetryPolicy,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Nullable<SqlUuid>)]
@@ -553,7 +608,7 @@ pub async fn release(
     .execute(conn)
     .await?;
     if spent > 0 {
-        return Ok(());
+        return Ok(true);
     }
     let row: Option<Row> = diesel::sql_query("SELECT probe, attempt FROM leases WHERE id = $1")
         .bind::<SqlUuid, _>(lease.0)
@@ -561,8 +616,13 @@ pub async fn release(
         .await
         .optional()?;
     let Some((probe, attempt)) = row.and_then(|row| Some((row.probe?, row.attempt))) else {
-        return Ok(());
+        return Ok(true);
     };
+    if let Some(project) = project
+        && !is_of_project(conn, ProbeId(probe), project).await?
+    {
+        return Ok(false);
+    }
     let completion = Completion {
         fence: Fence {
             probe: ProbeId(probe),
@@ -575,7 +635,7 @@ pub async fn release(
         device_secs: 0.0,
     };
     complete(conn, &completion, policy).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// Forgets leases that were given so many days ago. Gives how many.
@@ -793,7 +853,8 @@ async fn end_attempt(
     diesel::sql_query(
         "UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
             not_before = now() + make_interval(secs => $7), lease_expires_at = NULL, \
-            stderr_tail = coalesce($8, stderr_tail), device_secs = $9, \
+            stderr_tail = coalesce($8, stderr_tail), \
+            device_secs = least($9, device_count * (extract(epoch FROM now() - coalesce(started_at, now()))::float8 + $10)), \
             lease = CASE WHEN $2 = 'queued' THEN NULL ELSE lease END, \
             ended_at = CASE WHEN $2 = 'queued' THEN NULL ELSE now() END \
          WHERE id = $1",
@@ -807,6 +868,7 @@ async fn end_attempt(
     .bind::<Double, _>(end.delay_secs)
     .bind::<Nullable<Text>, _>(stderr_tail)
     .bind::<Double, _>(device_secs)
+    .bind::<Double, _>(CLOCK_SLACK_SECS)
     .execute(conn)
     .await?;
     if studies.is_empty() {

@@ -17,13 +17,15 @@ pub struct LabelledCount {
     pub count: i64,
 }
 
-/// Queue of one device model.
+/// Queue of one device model and one runner: only a worker that offers it shortens it.
 #[derive(Debug, Clone, QueryableByName)]
 pub struct QueueDepth {
     #[diesel(sql_type = Text)]
     pub backend: String,
     #[diesel(sql_type = Text)]
     pub device_model: String,
+    #[diesel(sql_type = Text)]
+    pub runner: String,
     #[diesel(sql_type = BigInt)]
     pub depth: i64,
     #[diesel(sql_type = Double)]
@@ -39,7 +41,7 @@ pub struct ServiceCounts {
     pub studies: Vec<LabelledCount>,
     /// (backend, device model): running probes
     pub device_busy: Vec<LabelledCount>,
-    /// (backend, ""): studies that no live worker can serve
+    /// (backend, runner): studies that no live worker can serve
     pub studies_waiting: Vec<LabelledCount>,
     /// (topic, grade)
     pub recommendations: Vec<LabelledCount>,
@@ -77,9 +79,10 @@ pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreEr
         .load(conn)
         .await?,
         studies_waiting: diesel::sql_query(
-            "SELECT coalesce(r.definition #>> '{device,backend}', 'cpu') AS first, '' AS second, count(*) AS count \
+            "SELECT coalesce(r.definition #>> '{device,backend}', 'cpu') AS first, \
+                coalesce(r.definition #>> '{runner,name}', 'burn') AS second, count(*) AS count \
              FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
-             WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL GROUP BY 1",
+             WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL GROUP BY 1, 2",
         )
         .load(conn)
         .await?,
@@ -90,9 +93,9 @@ pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreEr
         .load(conn)
         .await?,
         queue: diesel::sql_query(
-            "SELECT backend, device_model, count(*) AS depth, \
+            "SELECT backend, device_model, runner, count(*) AS depth, \
                 extract(epoch FROM now() - min(created_at))::float8 AS oldest_secs \
-             FROM probes WHERE state = 'queued' GROUP BY 1, 2",
+             FROM probes WHERE state = 'queued' GROUP BY 1, 2, 3",
         )
         .load(conn)
         .await?,

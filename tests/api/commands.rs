@@ -251,6 +251,74 @@ async fn serving_beyond_loopback_is_refused_without_a_live_token() {
 }
 
 #[tokio::test]
+async fn a_service_that_needs_tokens_says_how_the_first_is_made() {
+    let database = TestDatabase::create().await;
+    for (rule, listen) in [("required", "127.0.0.1:0"), ("auto", "0.0.0.0:0")] {
+        let serve = ["serve", "--listen", listen, "--workers", "0"];
+        let variables = [
+            ("DATABASE_URL", database.url()),
+            ("TRIALHEAD_API__TOKENS", rule),
+        ];
+        let refused = run(&serve, &variables);
+        assert_eq!(refused.status.code(), Some(1));
+        let log = stderr(&refused);
+        assert!(log.contains("trialhead token create --name"), "{log}");
+        assert_eq!(log.contains("listen on 127.0.0.1"), rule == "auto", "{log}");
+    }
+}
+
+#[test]
+fn a_worker_says_at_once_what_its_settings_lack() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data").display().to_string();
+    let file = folder.path().join("token");
+    let token = file.display().to_string();
+    let nowhere = "http://127.0.0.1:9";
+    // The runner that the flag brings is one.
+    let only = ["work", "--runner", "mine=true", "--data-dir", &data];
+    let alone = [("TRIALHEAD_POOL__OFFERS_BURN", "false")];
+    let log = stderr(&run(&only, &alone));
+    assert!(log.contains("no service is named"), "{log}");
+
+    let work = ["work", "--server", nowhere, "--data-dir", &data];
+    for (text, why) in [
+        ("one\ntwo\n", "several lines"),
+        ("", "is empty"),
+        ("a\u{1b}b", "characters that no access token has"),
+    ] {
+        std::fs::write(&file, text).expect("written");
+        let with_file = [&work[..], &["--token-file", &token]].concat();
+        let refused = run(&with_file, &[]);
+        assert_eq!(refused.status.code(), Some(1));
+        let log = stderr(&refused);
+        assert!(log.contains(&token) && log.contains(why), "{log}");
+    }
+    let log = stderr(&run(&work, &[("TRIALHEAD_TOKEN", "one\ntwo")]));
+    assert!(log.contains("TRIALHEAD_TOKEN holds several lines"), "{log}");
+
+    // Nobody watches: no colours.
+    let once = [&work[..], &["--once"]].concat();
+    let variables = [("NO_COLOR", ""), ("TRIALHEAD_WORK__ONCE_WAIT_SECS", "0.1")];
+    let log = stderr(&run(&once, &variables));
+    assert!(log.contains("INFO") && !log.contains('\u{1b}'), "{log:?}");
+}
+
+#[test]
+fn a_check_of_a_runner_says_what_is_wrong_in_words() {
+    let check = |command: &str| {
+        let output = run(&["runner", "check", command, "--kinds", "smoke"], &[]);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let told = check("no-such-program-anywhere --x");
+    assert!(told.contains("not found"), "{told}");
+    let told = check("sh -c 'printf \"\\033[31mred\\007\" >&2; exit 1'");
+    assert!(told.contains("red"), "{told}");
+    let is_strange = |it: char| it.is_control() && it != '\n';
+    assert!(!told.contains(is_strange), "{told:?}");
+}
+
+#[tokio::test]
 async fn no_log_line_shows_a_secret() {
     let database = TestDatabase::create().await;
     let folder = tempfile::tempdir().expect("a folder");

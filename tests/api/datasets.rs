@@ -446,6 +446,34 @@ async fn a_study_trains_on_what_was_uploaded_and_keeps_it_from_being_deleted() {
         .get_bytes(&format!("/v1/datasets/{id}/content"), Some("bytes=0-15"))
         .await;
     assert_eq!(part, b"TRIALHEAD DATA 1");
+    let sha256 = images["content_sha256"].as_str().expect("a hash");
+    let ask = async |range: &str, tag: &str| {
+        let url = format!("{}/v1/datasets/{id}/content", service.base);
+        let request = service.http.get(url).header("range", range);
+        let request = request.header("if-range", format!("\"{tag}\""));
+        let answer = request.send().await.expect("an answer");
+        let header = |name: &str| {
+            let value = answer.headers().get(name)?;
+            Some(value.to_str().expect("text").to_owned())
+        };
+        let told = (header("etag"), header("content-range"));
+        (answer.status().as_u16(), told, answer.bytes().await)
+    };
+    let length = content.len();
+    let (status, (etag, range), rest) = ask(&format!("bytes={}-", length - 5), sha256).await;
+    assert_eq!((status, etag), (206, Some(format!("\"{sha256}\""))));
+    let expected = format!("bytes {}-{}/{length}", length - 5, length - 1);
+    assert_eq!(range, Some(expected));
+    assert_eq!(rest.expect("a body"), content[length - 5..]);
+    // A range of what it no longer is.
+    let (status, (etag, range), whole) = ask("bytes=5-", &"0".repeat(64)).await;
+    assert_eq!((status, etag), (200, Some(format!("\"{sha256}\""))));
+    assert_eq!(range, None);
+    assert_eq!(whole.expect("a body"), content);
+    let (status, (_, range), problem) = ask(&format!("bytes={length}-"), sha256).await;
+    assert_eq!((status, range), (416, Some(format!("bytes */{length}"))));
+    let problem: Value = serde_json::from_slice(&problem.expect("a body")).expect("JSON");
+    assert_eq!(problem["code"], "range_not_satisfiable");
 
     assert_eq!(
         service.delete(&format!("/v1/datasets/{id}")).await.status,

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use trialhead::access::{Scope, TokenText};
 use trialhead::probe::Task;
+use trialhead::store::tokens;
 use uuid::Uuid;
 
 use crate::queue::{MODEL, study};
@@ -37,6 +39,11 @@ async fn claimed(service: &TestService) -> (String, Value) {
 
 fn measurement(seq: u32, value: f64) -> Value {
     json!({"seq": seq, "metric": "my_own", "value": value, "unit": "count", "elapsed_secs": 0.1})
+}
+
+/// Without it a memory probe has told nothing.
+fn peak(seq: u32, value: f64) -> Value {
+    json!({"seq": seq, "metric": "peak_memory", "value": value, "unit": "bytes", "elapsed_secs": 0.1})
 }
 
 fn completion(held: &Value, outcome: Value, measurements: Value) -> Value {
@@ -135,7 +142,7 @@ async fn measurements_come_in_any_order_and_are_stored_once() {
     let list = service.get(&measured).await.json();
     assert_eq!(list["items"], json!([]), "no evidence before its end");
 
-    let rest = json!([measurement(2, 99.0), measurement(3, 3.0)]);
+    let rest = json!([measurement(2, 99.0), peak(3, 3.0)]);
     let complete = format!("{path}/complete");
     let done = completion(&held, succeeded(), rest);
     for _ in 0..2 {
@@ -233,7 +240,7 @@ async fn what_comes_after_a_lease_was_lost_changes_nothing() {
     service.delete(lost.as_str()).await;
     assert_eq!(probe(&service, &second).await["state"], "running");
 
-    let done = completion(&second, succeeded(), json!([measurement(0, 1.0)]));
+    let done = completion(&second, succeeded(), json!([peak(0, 1.0)]));
     let answer = service
         .post(&format!("/v1/leases/{lease}/complete"), &done)
         .await;
@@ -314,11 +321,17 @@ async fn a_worker_of_another_version_and_reports_that_cannot_be_right_are_refuse
         .problem(409, "worker_version");
     let detail = problem["detail"].as_str().expect("a detail");
     assert!(detail.contains("99"), "{detail}");
+    // Whatever a newer version has added, it hears that it is newer.
+    other["device"]["colour"] = json!("red");
+    other["wishes"] = json!([]);
+    let answer = service.post("/v1/leases", &other).await;
+    answer.problem(409, "worker_version");
 
     let mut wrong = claim_body(Uuid::now_v7(), 0.0);
     wrong["worker"] = json!("");
     wrong["device"]["slots"] = json!(0);
     wrong["device"]["model"] = json!("a\u{0}b");
+    wrong["device"]["driver"] = json!("x".repeat(200_000));
     wrong["runners"] = json!([]);
     let problem = service
         .post("/v1/leases", &wrong)
@@ -332,8 +345,20 @@ async fn a_worker_of_another_version_and_reports_that_cannot_be_right_are_refuse
         .collect();
     assert_eq!(
         pointers,
-        ["/worker", "/device/model", "/device/slots", "/runners"]
+        [
+            "/worker",
+            "/device/model",
+            "/device/driver",
+            "/device/slots",
+            "/runners"
+        ]
     );
+    wrong = claim_body(Uuid::now_v7(), 0.0);
+    wrong["device"]["driver"] = json!("550\u{0}");
+    service
+        .post("/v1/leases", &wrong)
+        .await
+        .problem(422, "invalid_report");
     wrong = claim_body(Uuid::now_v7(), 0.0);
     wrong["colour"] = json!("red");
     service
@@ -385,4 +410,143 @@ async fn a_cancelled_probe_is_told_with_the_next_heartbeat() {
     let done = completion(&held, json!({"outcome": "cancelled"}), json!([]));
     let answer = service.post(&format!("{path}/complete"), &done).await;
     assert_eq!(answer.json(), json!({"state": "cancelled"}));
+}
+
+#[tokio::test]
+async fn an_end_without_the_figures_that_were_asked_for_is_no_success() {
+    let service = with_probes(1, memory).await;
+    let (path, held) = claimed(&service).await;
+    let empty = completion(&held, succeeded(), json!([measurement(0, 1.0)]));
+    for _ in 0..2 {
+        let answer = service.post(&format!("{path}/complete"), &empty).await;
+        assert_eq!(answer.json(), json!({"state": "queued"}));
+    }
+    let tried = probe(&service, &held).await;
+    assert_eq!(
+        (&tried["crashes"], &tried["reason"]),
+        (&json!(1), &json!("invalid_output"))
+    );
+    let detail = tried["detail"].as_str().expect("a detail");
+    assert!(detail.contains("peak_memory"), "{detail}");
+
+    // It may have come before, with a heartbeat; of this attempt.
+    let lease = Uuid::now_v7();
+    let again = service.post("/v1/leases", &claim_body(lease, 30.0)).await;
+    let held = again.json();
+    assert_eq!(held["attempt"], 2, "{}", again.text);
+    let path = format!("/v1/leases/{lease}");
+    let told = beat(&held, json!([peak(0, 1.0)]));
+    service.post(&format!("{path}/heartbeat"), &told).await;
+    let done = completion(&held, succeeded(), json!([]));
+    let answer = service.post(&format!("{path}/complete"), &done).await;
+    assert_eq!(answer.json(), json!({"state": "succeeded"}));
+}
+
+#[tokio::test]
+async fn no_attempt_costs_more_device_time_than_has_passed() {
+    let service = with_probes(1, memory).await;
+    let (path, held) = claimed(&service).await;
+    let mut done = completion(&held, succeeded(), json!([peak(0, 1.0)]));
+    done["device_secs"] = json!(1e300);
+    let answer = service.post(&format!("{path}/complete"), &done).await;
+    assert_eq!(answer.json(), json!({"state": "succeeded"}));
+    let counted = probe(&service, &held).await["device_secs"].as_f64();
+    assert!(counted < Some(120.0), "{counted:?}");
+}
+
+#[tokio::test]
+async fn a_worker_of_one_project_holds_nothing_of_another() {
+    let (service, _) = TestService::guarded(|_| {}).await;
+    // One slot of two: a second claim would be a matter of projects alone.
+    study(service.database.database(), MODEL, 0, 2, smoke).await;
+    let own = service.token("own", &[Scope::Work], Some("default")).await;
+    let other = service.token("other", &[Scope::Work], Some("other")).await;
+    let send = async |token: &str, method: reqwest::Method, path: &str, body: &Value| {
+        let url = format!("{}{path}", service.base);
+        let request = service.http.request(method, url).bearer_auth(token);
+        Answer::of(request.json(body)).await
+    };
+    let post = reqwest::Method::POST;
+    let lease = Uuid::now_v7();
+    let claim = claim_body(lease, 0.0);
+    let answer = send(&own, post.clone(), "/v1/leases", &claim).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let held = answer.json();
+
+    let path = format!("/v1/leases/{lease}");
+    let told = beat(&held, json!([]));
+    let failed = json!({"outcome": "failed", "reason": "crashed", "detail": "as told"});
+    let done = completion(&held, failed, json!([]));
+    for (method, path, body) in [
+        (post.clone(), "/v1/leases".to_owned(), &claim),
+        (post.clone(), format!("{path}/heartbeat"), &told),
+        (post.clone(), format!("{path}/complete"), &done),
+        (reqwest::Method::DELETE, path.clone(), &json!({})),
+    ] {
+        let answer = send(&other, method.clone(), &path, body).await;
+        let problem = answer.problem(409, "lease_lost");
+        assert!(!problem.to_string().contains("digits"), "{problem}");
+    }
+    let answer = send(&own, post.clone(), &format!("{path}/heartbeat"), &told).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(
+        send(&own, post.clone(), "/v1/leases", &claim).await.json(),
+        held
+    );
+    let answer = send(&own, post, &format!("{path}/complete"), &done).await;
+    assert_eq!(answer.json(), json!({"state": "queued"}));
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_while_a_claim_waits_gets_nothing() {
+    let (service, _) = TestService::guarded(|_| {}).await;
+    let token = service.token("gone", &[Scope::Work], None).await;
+    let url = format!("{}/v1/leases", service.base);
+    let body = claim_body(Uuid::now_v7(), 60.0);
+    let waiting = Answer::of(service.http.post(url).bearer_auth(&token).json(&body));
+    let (answer, ()) = tokio::join!(waiting, async {
+        let database = service.database.database();
+        // The claim waits as soon as its device is known.
+        loop {
+            let mut conn = database.connection().await.expect("a connection");
+            let live = trialhead::store::devices::live(&mut conn, 60.0).await;
+            if !live.expect("read").is_empty() {
+                break;
+            }
+        }
+        let mut conn = database.connection().await.expect("a connection");
+        let id = TokenText::parse(&token).expect("a token").id();
+        tokens::revoke(&mut conn, id).await.expect("revoked");
+    });
+    assert_eq!(answer.status, 401, "{}", answer.text);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_busy_for_long_still_offers_its_runners() {
+    let alive = Duration::from_secs(2);
+    let service = TestService::start(|settings| {
+        settings.workers = 0;
+        settings.pool.heartbeat_secs = 0.1;
+        settings.pool.lease_margin_secs = 0.1;
+        settings.pool.lease_secs = alive.as_secs_f64();
+    })
+    .await;
+    study(service.database.database(), MODEL, 0, 1, memory).await;
+    let lease = Uuid::now_v7();
+    let mut body = claim_body(lease, 0.0);
+    body["runners"] = json!(["burn", "pytorch"]);
+    let held = service.post("/v1/leases", &body).await.json();
+    let path = format!("/v1/leases/{lease}/heartbeat");
+    let since = std::time::Instant::now();
+    while since.elapsed() < 2 * alive {
+        let answer = service.post(&path, &beat(&held, json!([]))).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        tokio::time::sleep(alive / 10).await;
+    }
+    let devices = service.get("/v1/devices").await.json();
+    assert_eq!(
+        devices["items"][0]["runners"],
+        json!(["burn", "pytorch"]),
+        "{devices}"
+    );
 }

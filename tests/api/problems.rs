@@ -216,6 +216,20 @@ async fn a_foreign_host_name_is_refused() {
 }
 
 #[tokio::test]
+async fn health_is_told_whatever_host_is_asked_for() {
+    let service =
+        TestService::start(|settings| settings.api.allowed_hosts = vec!["trialhead".into()]).await;
+    let ask = async |path: &str| {
+        let request = service.http.get(format!("{}{path}", service.base));
+        Answer::of(request.header("host", "10.1.2.3:8080")).await
+    };
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(path).await.status, 200, "{path}");
+    }
+    ask("/v1/studies").await.problem(403, "host_not_allowed");
+}
+
+#[tokio::test]
 async fn a_page_of_another_site_may_not_write() {
     let service = TestService::without_workers().await;
     for (name, value) in [

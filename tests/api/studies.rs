@@ -41,7 +41,10 @@ async fn only_the_data_set_is_required_and_every_default_is_visible() {
     // Whoever scales workers from none must see it: it has no probes that could stand in the queue.
     let metrics = service.get("/metrics/service").await.text;
     for (line, stands) in [
-        ("trialhead_studies_waiting{backend=\"cpu\"} 1", true),
+        (
+            "trialhead_studies_waiting{backend=\"cpu\",runner=\"burn\"} 1",
+            true,
+        ),
         ("trialhead_queue_depth{", false),
     ] {
         assert_eq!(metrics.contains(line), stands, "{line} in\n{metrics}");

@@ -17,7 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 pub const TRAINING: &[&str] = &["probe"];
 
 /// The program, where every user can read it.
-fn trainer() -> String {
+pub fn trainer() -> String {
     static PROGRAM: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(|| {
         crate::fake::reachable(env!("CARGO_BIN_EXE_trialhead").as_ref(), "program")
     });

@@ -286,6 +286,188 @@ async fn a_data_set_comes_to_a_worker_by_its_content_and_is_kept() {
 }
 
 #[tokio::test]
+async fn a_transfer_that_breaks_off_goes_on_where_it_was() {
+    let database = TestDatabase::create().await;
+    let home = tempfile::tempdir().expect("a folder");
+    let server = ServerProcess::start_without_workers(database.url());
+    let mut table = String::from("a,b,c,d,e,f,g,h,label\n");
+    for row in 0..20_000_u32 {
+        for column in 1..=8_u32 {
+            table.push_str(&format!("{},", f64::from(row * column % 1009) / 7.0));
+        }
+        table.push_str(if row % 2 == 0 { "up\n" } else { "down\n" });
+    }
+    let url = format!("{}/v1/datasets?format=csv", server.base);
+    let uploaded = server.http.post(url).body(table).send().await;
+    let uploaded: Value = uploaded.expect("an answer").json().await.expect("JSON");
+    let bytes = uploaded["content_bytes"].as_u64().expect("a size");
+    let body = json!({
+        "workload": {"dataset": {"id": uploaded["id"]}, "model": {"family": "mlp", "hidden": [8]}},
+        "device": {"memory_budget_bytes": 1 << 30, "threads": 1},
+        "questions": ["feasible_batch_sizes"],
+    });
+    let network = Proxy::start().await;
+    network.lead_to(&server.base);
+    // No connection brings all of it.
+    network.break_off_after(bytes / 3);
+    let worker = WorkProcess::start(&network.base, "host", &SIMULATED, home.path());
+    let study = server.post("/v1/studies", &body).await;
+    assert!(study["id"].is_string(), "{study}");
+    let sha256 = uploaded["content_sha256"].as_str().expect("a hash");
+    let place = home.path().join("host/work/datasets").join(sha256);
+    let since = Instant::now();
+    while !place.exists() {
+        assert!(
+            since.elapsed() < Duration::from_secs(60),
+            "{}",
+            worker.log()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(std::fs::metadata(&place).expect("there").len(), bytes);
+    assert!(worker.log().contains("going on"), "{}", worker.log());
+}
+
+/// A worker of a user that is not root: its runner is of the same user.
+#[tokio::test]
+async fn a_runner_of_the_same_user_reads_nothing_of_its_worker() {
+    let database = TestDatabase::create().await;
+    let home = tempfile::tempdir().expect("a folder");
+    let server = ServerProcess::start_without_workers(database.url());
+    let path = create(&server).await;
+    if nix::unistd::geteuid().is_root() {
+        let nobody = trialhead::pool::child::unprivileged_user();
+        let host = home.path().join("host");
+        std::fs::create_dir(&host).expect("a folder");
+        for folder in [home.path(), host.as_path()] {
+            std::os::unix::fs::chown(folder, Some(nobody.uid), Some(nobody.gid)).expect("given");
+        }
+    }
+    let token = trialhead::access::NewToken {
+        name: "worker".into(),
+        scopes: vec![trialhead::access::Scope::Work],
+        project: None,
+        expires_in_days: None,
+    };
+    let (token, _) = trialhead::access::create(database.database(), &token)
+        .await
+        .expect("a token");
+    let _worker = WorkProcess::start_unprivileged(
+        &server.base,
+        "host",
+        &["spy"],
+        home.path(),
+        &[("TRIALHEAD_TOKEN", &token.reveal())],
+    );
+    let list = server
+        .until(&format!("{path}/probes"), |list| {
+            first(list)["stderr_tail"].is_string()
+        })
+        .await;
+    let told = first(&list)["stderr_tail"].to_string();
+    assert!(!told.contains(&token.reveal()), "{told}");
+    for name in ["environ", "mem", "maps"] {
+        assert!(told.contains(&format!("{name} is closed")), "{told}");
+    }
+    assert!(!told.contains("uid 0"), "{told}");
+    // What a worker that is closed to others does for its children all the same.
+    assert!(told.contains("oom_score_adj 800"), "{told}");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_run_probes_fails_no_study() {
+    let database = TestDatabase::create().await;
+    let home = tempfile::tempdir().expect("a folder");
+    let server = ServerProcess::start_without_workers(database.url());
+    let path = create(&server).await;
+    let missing = [
+        (
+            "TRIALHEAD_POOL__CHILD_COMMAND",
+            "/nonexistent/program,with,arguments",
+        ),
+        ("TRIALHEAD_POOL__RETRY_DELAY_SECS", "0.1"),
+        ("TRIALHEAD_POOL__MAX_RETRY_DELAY_SECS", "0.4"),
+    ];
+    let worker =
+        WorkProcess::start_with(&server.base, "bad", &["sleep"], home.path(), &[], &missing);
+    let probes = format!("{path}/probes");
+    let list = server
+        .until(&probes, |list| first(list)["attempt"].as_i64() >= Some(5))
+        .await;
+    let probe = first(&list);
+    assert_eq!(
+        (&probe["crashes"], &probe["losses"]),
+        (&json!(0), &json!(0)),
+        "{probe}"
+    );
+    let log = worker.log();
+    assert!(
+        log.contains("ERROR") && log.contains("/nonexistent/program"),
+        "{log}"
+    );
+    // And leaves the rest to one that can.
+    let _good = WorkProcess::start(&server.base, "good", &SIMULATED, home.path());
+    let study = server.ended(&path).await;
+    assert_eq!(study["ended_because"], "answered", "{study}");
+}
+
+/// The token file is gone for a while: a claim is refused, and so ends the worker, but not what runs beside it.
+#[tokio::test]
+async fn a_worker_that_is_refused_hands_back_what_the_others_of_its_process_run() {
+    let database = TestDatabase::create().await;
+    let home = tempfile::tempdir().expect("a folder");
+    let server = ServerProcess::start_with_lease(database.url(), 600.0);
+    let path = create(&server).await;
+    let new = trialhead::access::NewToken {
+        name: "worker".into(),
+        scopes: vec![trialhead::access::Scope::Work],
+        project: None,
+        expires_in_days: None,
+    };
+    let (token, _) = trialhead::access::create(database.database(), &new)
+        .await
+        .expect("a token");
+    let file = home.path().join("token");
+    std::fs::write(&file, token.reveal()).expect("written");
+    let file_name = file.display().to_string();
+    let worker = WorkProcess::start_with(
+        &server.base,
+        "host",
+        &["sleep"],
+        home.path(),
+        &["--workers", "2", "--token-file", &file_name],
+        &[("TRIALHEAD_WORK__WAIT_SECS", "1")],
+    );
+    let child = worker.with_child().await;
+    std::fs::remove_file(&file).expect("removed");
+    let since = Instant::now();
+    while !worker.log().contains("what the others run is handed back") {
+        assert!(
+            since.elapsed() < Duration::from_secs(60),
+            "{}",
+            worker.log()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(
+        home.path().join("host/work/journal/0/stopping").exists(),
+        "its end is no want of memory"
+    );
+    std::fs::write(&file, token.reveal()).expect("written");
+    let (code, log) = worker.ended().await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("cannot be read"), "{log}");
+    assert!(!is_running(child));
+    let list = server.until(&format!("{path}/probes"), |_| true).await;
+    let probe = first(&list);
+    assert_eq!(
+        (&probe["state"], &probe["losses"], &probe["crashes"]),
+        (&json!("queued"), &json!(0), &json!(0)),
+        "{probe}"
+    );
+}
+
+#[tokio::test]
 async fn once_is_one_probe_and_the_exit_code_tells() {
     let database = TestDatabase::create().await;
     let home = tempfile::tempdir().expect("a folder");

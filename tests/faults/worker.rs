@@ -32,8 +32,9 @@ impl WorkProcess {
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
-        let program = Command::new(env!("CARGO_BIN_EXE_trialhead"));
-        Self::spawn(program, server, host, runner, home, arguments, variables)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trialhead"));
+        command.args(["work", "--server", server]).args(arguments);
+        Self::run(command, host, runner, home, variables)
     }
 
     /// The same in a control group, if one is named, from its beginning.
@@ -48,27 +49,44 @@ impl WorkProcess {
         let Some(group) = group else {
             return Self::start_with(server, host, runner, home, &[], variables);
         };
-        let mut program = Command::new("/bin/sh");
-        program
+        let mut command = Command::new("/bin/sh");
+        command
             .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
             .arg(group.join("cgroup.procs"))
-            .arg(env!("CARGO_BIN_EXE_trialhead"));
-        Self::spawn(program, server, host, runner, home, &[], variables)
+            .arg(env!("CARGO_BIN_EXE_trialhead"))
+            .args(["work", "--server", server]);
+        Self::run(command, host, runner, home, variables)
     }
 
-    fn spawn(
-        mut program: Command,
+    /// The same, not as root.
+    pub fn start_unprivileged(
         server: &str,
         host: &str,
         runner: &[&str],
         home: &Path,
-        arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
-        let mut child = program
-            .args(["work", "--server", server, "--data-dir"])
+        use std::os::unix::process::CommandExt as _;
+
+        let mut command = Command::new(crate::server::trainer());
+        command.args(["work", "--server", server]);
+        if nix::unistd::geteuid().is_root() {
+            let nobody = trialhead::pool::child::unprivileged_user();
+            command.uid(nobody.uid).gid(nobody.gid).current_dir("/");
+        }
+        Self::run(command, host, runner, home, variables)
+    }
+
+    fn run(
+        mut work: Command,
+        host: &str,
+        runner: &[&str],
+        home: &Path,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut child = work
+            .arg("--data-dir")
             .arg(home.join(host))
-            .args(arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("TRIALHEAD_POOL__HOST", host)

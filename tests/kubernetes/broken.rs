@@ -65,6 +65,7 @@ spec:
           env:
             - { name: DATABASE_HOST, valueFrom: { secretKeyRef: { name: trialhead-database, key: host } } }
             - { name: DATABASE_URL, value: "postgres://$(DATABASE_HOST)/x" }
+            - { name: TRIALHEAD_POOL__DEVICES, value: cpu }
             - { name: TRIALHEAD_POOL__DRAIN_SECS, value: "30" }
             - { name: TRIALHEAD_WORK__LISTEN, value: "0.0.0.0:8080" }
             - { name: TRIALHEAD_WORK__ONCE_EMPTY_EXIT_CODE, value: "0" }
@@ -120,7 +121,7 @@ spec:
   maxReplicaCount: 8
   triggers:
     - type: prometheus
-      metadata: { serverAddress: "http://prometheus:9090", query: sum(trialhead_queue_depth), threshold: "1" }
+      metadata: { serverAddress: "http://prometheus:9090", query: sum(trialhead_queue_depth) or 0 * max(trialhead_studies), threshold: "1" }
 "#;
 
 /// Everything that is wrong with a manifest, by every check.
@@ -268,6 +269,11 @@ fn whatever_is_broken_is_found() {
             "name: trialhead-worker-cpu, namespace",
             "name: trialhead-worker-gpu, namespace",
             "the one GPU",
+        ),
+        (
+            "TRIALHEAD_POOL__DEVICES, value: cpu",
+            "TRIALHEAD_POOL__DEVICES, value: gpu",
+            "other devices than its name says",
         ),
         ("trialhead:0.1.0", "trialhead", "whatever image is newest"),
         (
@@ -428,6 +434,11 @@ fn whatever_is_broken_is_found() {
             "sum(trialhead_queue_depth)",
             "sum(trialhead_queued)",
             "trialhead_queued is not a metric",
+        ),
+        (
+            " or 0 * max(trialhead_studies)",
+            " or vector(0)",
+            "takes a lost API for an empty queue",
         ),
         ("{backend!=", "{backnd!=", "backnd is not a metric or label"),
         (

@@ -70,9 +70,11 @@ pub fn problems(document: &Document) -> Vec<String> {
                 found.push("nothing triggers it".into());
             }
             for trigger in triggers {
-                found.extend(unknown(
-                    trigger["metadata"]["query"].as_str().unwrap_or_default(),
-                ));
+                let query = trigger["metadata"]["query"].as_str().unwrap_or_default();
+                found.extend(unknown(query));
+                if query.contains("vector(") {
+                    found.push(format!("takes a lost API for an empty queue: {query:?}"));
+                }
             }
         }
         _ => {}

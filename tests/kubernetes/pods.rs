@@ -219,6 +219,14 @@ fn of_container(document: &Document, container: &Value, volumes: &BTreeSet<&str>
         );
         let gpus = &container["resources"]["limits"]["nvidia.com/gpu"];
         let wanted = document.name.ends_with("-gpu");
+        let devices = items(container, "/env")
+            .iter()
+            .find(|variable| variable["name"] == "TRIALHEAD_POOL__DEVICES")
+            .and_then(|variable| variable["value"].as_str());
+        rule(
+            devices == Some(if wanted { "gpu" } else { "cpu" }),
+            "offers other devices than its name says (TRIALHEAD_POOL__DEVICES)",
+        );
         rule(
             if wanted { gpus == "1" } else { gpus.is_null() },
             "does not have the one GPU that its name says",

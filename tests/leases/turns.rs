@@ -3,11 +3,12 @@
 use diesel_async::RunQueryDsl;
 use trialhead::probe::{Outcome, Task};
 use trialhead::store::connection::Database;
-use trialhead::store::leases::{self, Claimed, Completion};
-use trialhead::study::StudyId;
+use trialhead::store::leases::{self, Claim, Claimed, Completion};
+use trialhead::study::{LeaseId, StudyId};
+use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, database, device, study};
+use crate::queue::{MODEL, POLICY, claim, claim_as, database, device, study};
 
 async fn finish(database: &Database, claimed: &Claimed) {
     let mut conn = database.connection().await.expect("a connection");
@@ -104,8 +105,31 @@ async fn a_device_gets_only_probes_of_its_model() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
     study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
-    let other = device(&database, "host", "another processor").await;
-    assert!(claim(&database, other, 30.0).await.is_none());
+    const OTHER: &str = "another processor";
+    let memory = 1 << 33;
+    let other = device(&database, "host", OTHER).await;
+    let claimed = claim_as(&database, other, OTHER, memory, 30.0).await;
+    assert!(claimed.is_none());
+    // Two workers of one host that see different devices share one row, which says what the last of them has said.
+    let shared = device(&database, "host", MODEL).await;
+    assert_eq!(shared, other);
+    let claimed = claim_as(&database, shared, OTHER, memory, 30.0).await;
+    assert!(claimed.is_none(), "a probe for another model");
+    let shared = device(&database, "host", OTHER).await;
+    let claimed = claim_as(&database, shared, MODEL, memory, 30.0).await;
+    assert!(claimed.is_some(), "its own model's");
+}
+
+#[tokio::test]
+async fn a_device_gets_no_probe_whose_budget_is_above_its_memory() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let claimed = claim_as(&database, device, MODEL, (1 << 30) - 1, 30.0).await;
+    assert!(claimed.is_none());
+    let claimed = claim_as(&database, device, MODEL, 1 << 30, 30.0).await;
+    assert!(claimed.is_some());
 }
 
 #[tokio::test]
@@ -138,16 +162,31 @@ async fn a_probe_of_several_devices_waits_for_a_device_that_is_so_many() {
     let database = database(test.url());
     study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
     let device = device(&database, "host", MODEL).await;
-    let say = async |text: &str| {
+    let claim = async |count: i32| {
         let mut conn = database.connection().await.expect("a connection");
-        let changed = diesel::sql_query(text).execute(&mut conn).await;
-        assert_eq!(changed.expect("SQL"), 1);
+        let claim = Claim {
+            lease: LeaseId(Uuid::now_v7()),
+            worker: "a worker",
+            device,
+            backend: "cpu",
+            model: MODEL,
+            memory_bytes: 1 << 33,
+            count,
+            project: None,
+            runners: &["burn".to_owned()],
+            lease_secs: 30.0,
+        };
+        let claiming = leases::claim(&mut conn, &claim).await.expect("claims");
+        claiming.claimed()
     };
-    say("UPDATE probes SET spec = jsonb_set(spec, '{device,count}', '4')").await;
-    assert!(claim(&database, device, 30.0).await.is_none());
-    say("UPDATE devices SET count = 2").await;
-    assert!(claim(&database, device, 30.0).await.is_none());
-    say("UPDATE devices SET count = 4").await;
-    let claimed = claim(&database, device, 30.0).await.expect("four are here");
+    let mut conn = database.connection().await.expect("a connection");
+    let changed =
+        diesel::sql_query("UPDATE probes SET spec = jsonb_set(spec, '{device,count}', '4')")
+            .execute(&mut conn)
+            .await;
+    assert_eq!(changed.expect("SQL"), 1);
+    assert!(claim(1).await.is_none());
+    assert!(claim(2).await.is_none());
+    let claimed = claim(4).await.expect("four are here");
     assert_eq!(claimed.spec.device.count, 4);
 }

@@ -50,6 +50,16 @@ async fn what_a_child_finds_out_is_knowledge() {
     assert_eq!(infeasible(&report), (InfeasibleReason::Diverged, "as told"));
     let report = run_as(&["infeasible", "device_unsupported"]).await;
     assert_eq!(infeasible(&report).0, InfeasibleReason::DeviceUnsupported);
+    // The time limit is kept from outside, and an upload is none of a probe's.
+    for reason in ["too_slow", "data_refused"] {
+        let report = run_as(&["infeasible", reason]).await;
+        let (failure, detail) = failed(&report);
+        assert_eq!(failure, FailureReason::InvalidOutput);
+        assert!(
+            detail.contains("line 2") && detail.contains(reason),
+            "{detail}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -243,11 +253,46 @@ async fn grandchildren_go_with_the_child() {
 }
 
 #[tokio::test]
+async fn what_has_left_the_group_is_killed_with_the_child() {
+    for how in ["group", "session"] {
+        let lifelines = Lifelines::new();
+        let config = config(&["--socket", &lifelines.path, "escape", how]);
+        // Another probe of the same worker, whose processes are none of this one's.
+        let others = Lifelines::new();
+        let beside = config_of_another(&others.path);
+        let (stop, stopped) = watch::channel(None);
+        let (progress, _) = watch::channel(None::<Told>);
+        let spawner = Spawner::new().expect("starts a thread");
+        let spec = spec();
+        let test = async {
+            let other = others.next().await;
+            let report = run_to_end(&config, &spec).await;
+            assert_eq!(report.outcome, Outcome::Succeeded, "{}", report.stderr_tail);
+            let (_child, escaped) = (lifelines.next().await, lifelines.next().await);
+            escaped.end().await;
+            assert!(
+                std::path::Path::new(&format!("/proc/{}/fd", other.pid)).exists(),
+                "the other one's child"
+            );
+            stop.send_replace(Some(KilledFor::Drain));
+            other.end().await;
+        };
+        let beside = run(&spawner, &beside, &spec, None, stopped, &progress);
+        let (report, ()) = tokio::join!(beside, test);
+        assert_eq!(report.outcome, Outcome::HandedBack);
+    }
+}
+
+fn config_of_another(lifeline: &str) -> ChildConfig {
+    config(&["--socket", lifeline, "sleep"])
+}
+
+#[tokio::test]
 async fn pipes_that_an_escaped_process_holds_open_are_given_up() {
     let lifelines = Lifelines::new();
     let config = ChildConfig {
         drain_grace: Duration::from_millis(200),
-        ..config(&["--socket", &lifelines.path, "escape"])
+        ..config(&["--socket", &lifelines.path, "escape", "unmarked"])
     };
     let started = Instant::now();
     let report = run_to_end(&config, &spec()).await;

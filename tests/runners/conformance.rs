@@ -146,6 +146,11 @@ async fn every_breach_is_found_and_named() {
             ProbeKind::Training,
             "the seed must decide everything random",
         ),
+        (
+            "fixed",
+            ProbeKind::Training,
+            "gave the very same best_evaluation",
+        ),
     ];
     for (fault, kind, expected) in cases {
         let Some(finding) = found(fault, kind, Bytes(256 * Bytes::MIB)).await else {
@@ -153,6 +158,14 @@ async fn every_breach_is_found_and_named() {
         };
         assert_eq!(finding.verdict, Verdict::Problem, "{fault}: {finding:?}");
         assert!(finding.detail.contains(expected), "{fault}: {finding:?}");
+    }
+}
+
+#[tokio::test]
+async fn seeds_that_happen_to_give_the_same_are_no_breach() {
+    let memory = Bytes(256 * Bytes::MIB);
+    if let Some(finding) = found("tied", ProbeKind::Training, memory).await {
+        assert_eq!(finding.verdict, Verdict::Ok, "{finding:?}");
     }
 }
 

@@ -46,6 +46,9 @@ fn main() -> io::Result<()> {
     };
     if behaviour == "grandchild" {
         // Started by `fork` or `escape`; it knows no contract.
+        if arguments.first().map(String::as_str) == Some("session") {
+            nix::unistd::setsid()?;
+        }
         let _lifeline = connect()?;
         if let Some(path) = &path {
             fs::write(format!("{path}.grandchild"), "")?;
@@ -66,7 +69,7 @@ fn main() -> io::Result<()> {
     }
     let lifeline = connect()?;
     match behaviour.as_str() {
-        "noop" => runner.finish()?,
+        "noop" => runner.simulate(1.0, 0.0, 1e-3, 0.0)?,
         "simulate" => {
             // Memory a + b·B bytes, time per step α + β·B seconds.
             runner.simulate(number(0), number(1), number(2), number(3))?;
@@ -79,6 +82,23 @@ fn main() -> io::Result<()> {
             runner.finish()?;
         }
         "sleep" => sleep_forever(),
+        "spy" => {
+            // What it can learn of its parent, for the test to judge.
+            let mut log = io::stderr();
+            let of_parent = format!("/proc/{}", nix::unistd::getppid());
+            for name in ["environ", "mem", "maps"] {
+                let read = fs::File::open(format!("{of_parent}/{name}"))
+                    .and_then(|file| io::read_to_string(file.take(1 << 20)));
+                match read {
+                    Ok(text) => writeln!(log, "{name}: {text}")?,
+                    Err(error) => writeln!(log, "{name} is closed: {error}")?,
+                }
+            }
+            writeln!(log, "uid {}", nix::unistd::getuid())?;
+            let score = fs::read_to_string("/proc/self/oom_score_adj")?;
+            writeln!(log, "oom_score_adj {}", score.trim())?;
+            process::exit(3);
+        }
         "ignore-sigterm" => {
             // SAFETY: ignoring runs no code in a signal handler.
             unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }?;
@@ -152,13 +172,19 @@ fn main() -> io::Result<()> {
             runner.finish()?;
         }
         "escape" => {
-            // A grandchild that has left the group and holds the pipes.
+            // A grandchild that has left the group, or takes pains to belong to nobody, and holds the pipes.
             use std::os::unix::process::CommandExt;
             let mut command = Command::new(env::current_exe()?);
             if let Some(path) = &path {
                 command.args(["--socket", path]);
             }
-            command.arg("grandchild").process_group(0).spawn()?;
+            command.arg("grandchild");
+            match arguments.first().map(String::as_str) {
+                Some("session") => command.arg("session"),
+                Some("unmarked") => command.process_group(0).env_remove("TRIALHEAD_PROBE"),
+                _ => command.process_group(0),
+            };
+            command.spawn()?;
             await_grandchild(path.as_deref());
             runner.finish()?;
         }
@@ -305,6 +331,23 @@ impl Runner {
             }
             Some("learning_rate_range") => {
                 self.measurement("divergent_learning_rate", None, DIVERGENT, "ratio")?;
+            }
+            Some("input_pipeline") => {
+                // Parts that add up, all of them alike for every size.
+                for (part, share) in [
+                    ("unprefetched", 1.0),
+                    ("load", 0.2),
+                    ("transfer", 0.1),
+                    ("synthetic", 0.7),
+                    ("readback", 1.0),
+                ] {
+                    let name = format!("{part}_time_per_step");
+                    self.measurement(&name, None, share * time, "s")?;
+                }
+            }
+            Some("gradient_accumulation") => {
+                let batches = self.spec["task"]["micro_batches"].as_f64().unwrap_or(1.0);
+                self.measurement("accumulated_time_per_step", None, batches * time, "s")?;
             }
             Some("noise_scale") => self.measurement("noise_scale", None, 40.0, "count")?,
             Some("training") => {

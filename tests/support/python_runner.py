@@ -154,6 +154,13 @@ class Wandering:
 if FAULT == "seedless":
     TASKS["training"] = lambda spec, events: training(spec, Wandering(events))
     contract.run("seedless", TASKS)
+elif FAULT == "fixed":
+    TASKS["training"] = lambda spec, events: training({**spec, "seed": 0}, events)
+    contract.run("fixed", TASKS)
+elif FAULT == "tied":
+    # No fault: of a few seeds that follow each other, some happen to give the same.
+    TASKS["training"] = lambda spec, events: training({**spec, "seed": spec["seed"] // 3}, events)
+    contract.run("tied", TASKS)
 elif FAULT == "no-training":
     del TASKS["training"], TASKS["learning_rate_range"]
     contract.run("untrained", TASKS)

@@ -162,13 +162,29 @@ pub async fn device(database: &Database, host: &str, model: &str) -> DeviceId {
 
 #[allow(dead_code, reason = "not every test binary needs it")]
 pub async fn claim(database: &Database, device: DeviceId, lease_secs: f64) -> Option<Claimed> {
+    claim_as(database, device, MODEL, 1 << 33, lease_secs).await
+}
+
+/// A claim of a worker whose device is this one as it sees it, whatever the row says.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn claim_as(
+    database: &Database,
+    device: DeviceId,
+    model: &str,
+    memory_bytes: i64,
+    lease_secs: f64,
+) -> Option<Claimed> {
     let mut conn = database.connection().await.expect("a connection");
     let claim = Claim {
         lease: LeaseId(Uuid::now_v7()),
         worker: "a worker",
         device,
+        backend: "cpu",
+        model,
+        memory_bytes,
         project: None,
         runners: &["burn".to_owned()],
+        count: 1,
         lease_secs,
     };
     let claiming = leases::claim(&mut conn, &claim).await.expect("claims");

@@ -41,10 +41,17 @@ class Alone:
 class Together(Alone):
     """One of several devices."""
 
-    def __init__(self, rank, count, pipes):
+    def __init__(self, rank, count, pipes, first):
         self.rank = rank
         self.count = count
         self._pipes = pipes
+        self._first = first
+
+    def end_first(self):
+        """Ends the first process, which would wait for this one in vain; one that has ended already left its children to
+        somebody else."""
+        if os.getppid() == self._first:
+            os.kill(self._first, signal.SIGKILL)
 
     def share(self, indices):
         return indices[self.rank :: self.count]
@@ -98,6 +105,7 @@ def start(spec):
     # Before anything else starts a thread: a copy of a process with threads would have them half.
     pipes = []
     rank = 0
+    first = os.getpid()
     for other in range(1, count):
         reader, writer = os.pipe()
         if os.fork() == 0:
@@ -115,7 +123,7 @@ def start(spec):
         rank=rank,
         world_size=count,
     )
-    return Together(rank, count, pipes)
+    return Together(rank, count, pipes, first)
 
 
 def follow(devices, open_session):
@@ -131,6 +139,5 @@ def follow(devices, open_session):
             session.step_on(staged) if step == STAGED else session.step()
     except BaseException as error:  # told to the worker, whatever it is
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        # The first process would wait for this one in vain.
-        os.kill(os.getppid(), signal.SIGKILL)
+        devices.end_first()
         os._exit(1)

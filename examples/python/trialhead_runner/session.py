@@ -230,7 +230,11 @@ def device_of(spec):
     if backend == "cpu":
         return torch.device("cpu")
     if backend in ("cuda", "rocm") and torch.cuda.is_available():
-        return torch.device("cuda")
+        device = torch.device("cuda")
+        # Nobody limits a GPU's memory from outside: what is over the budget must fail here.
+        share = spec["limits"]["memory_bytes"] / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        return device
     if backend == "metal" and torch.backends.mps.is_available():
         return torch.device("mps")
     raise Unsupported(f"PyTorch finds no {backend} device here")

@@ -4,7 +4,7 @@
 //! lines on the descriptor that `TRIALHEAD_EVENTS_FD` names, stdout and stderr as logs. The child is
 //! not trusted with anything: it runs without the service's secrets, as another user if the service
 //! is root, with limits on memory, time and output, tied to its parent's life, and when it ends,
-//! however it does, everything it started is killed.
+//! however it does, everything it started is killed that still bears the probe's mark or is of its group.
 
 mod output;
 mod spawn;
@@ -34,7 +34,7 @@ use crate::study::{Backend, Bytes};
 
 pub(super) use self::output::{DETAIL_CHARS, PHASE_CHARS, check_measurement, clean, is_name};
 pub use self::output::{Progress, Told};
-pub use self::spawn::{ServiceUser, Spawner};
+pub use self::spawn::{ServiceUser, Spawner, close_to_others};
 
 /// What a child sees of the service's environment. Everything else stays here: it may hold secrets.
 const PASSED_ON: [&str; 17] = [
@@ -183,6 +183,7 @@ pub async fn run(
             } else {
                 required_figures(spec.kind())
             },
+            is_inspection: false,
         })
     });
     run_job(spawner, config, job, control, told).await
@@ -212,6 +213,7 @@ pub async fn inspect(
         input: inspection.to_vec(),
         wall_secs,
         must_tell: &[],
+        is_inspection: true,
     });
     let (_keep, control) = watch::channel(None);
     let (told, _heard) = watch::channel(None);
@@ -234,6 +236,7 @@ pub async fn inventory(spawner: &Spawner, config: &ChildConfig, patience: Durati
         input: Vec::new(),
         wall_secs: patience.as_secs_f64(),
         must_tell: &[],
+        is_inspection: false,
     });
     let (_keep, control) = watch::channel(None);
     let (progress, _told) = watch::channel(None);
@@ -249,6 +252,8 @@ struct Job {
     wall_secs: f64,
     /// Figures without which it has not done what it was asked.
     must_tell: &'static [Metric],
+    /// Whether it looks at an upload, and may find it wanting.
+    is_inspection: bool,
 }
 
 async fn run_job(
@@ -286,6 +291,7 @@ async fn run_job(
         input,
         wall_secs,
         must_tell,
+        is_inspection,
     } = match job {
         Ok(job) => job,
         Err(error) => return not_started(error.to_string()),
@@ -303,6 +309,7 @@ async fn run_job(
     let mut events = EventLog::new(EventLimits {
         line_bytes: config.max_event_line_bytes,
         events: config.max_events,
+        is_inspection,
     });
     let wall = Duration::try_from_secs_f64(wall_secs)
         .unwrap_or(LONGEST_WAIT)
@@ -539,13 +546,20 @@ fn this_executable() -> io::Result<OsString> {
     }
 }
 
-/// A path in a command is relative to the service's directory, a bare name is searched for.
+/// A path in a command is relative to the service's directory, a bare name is searched for. One that is nowhere is
+/// told here: the child may be let into fewer folders of the search path, and could say only that.
 fn absolute(program: &str) -> io::Result<OsString> {
     if program.contains('/') {
-        Ok(path::absolute(Path::new(program))?.into())
-    } else {
-        Ok(program.into())
+        return Ok(path::absolute(Path::new(program))?.into());
     }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&folders).any(|folder| folder.join(program).is_file()) {
+        return Ok(program.into());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("cannot start {program}: it is not found in the folders of PATH"),
+    ))
 }
 
 fn environment(threads: u32) -> Vec<(OsString, OsString)> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use utoipa::ToSchema;
 
-use crate::probe::{Event, Measurement, Metric, PROTOCOL, names_an_error};
+use crate::probe::{Event, InfeasibleReason, Measurement, Metric, PROTOCOL, names_an_error};
 
 /// Of a log line, what is looked at for an error.
 const LOG_LINE_BYTES: usize = 4096;
@@ -114,6 +114,8 @@ const NOT_A_NUMBER: [&str; 3] = ["NaN", "Infinity", "nan"];
 pub(super) struct EventLimits {
     pub(super) line_bytes: usize,
     pub(super) events: usize,
+    /// Only an inspection finds data wanting.
+    pub(super) is_inspection: bool,
 }
 
 /// The events of a child so far.
@@ -291,6 +293,15 @@ impl EventLog {
                 fraction: fraction.clamp(0.0, 1.0),
             })),
             Event::Finished {} => self.last = Some(event),
+            Event::Infeasible { reason, .. }
+                if !(reason.may_be_told()
+                    || (self.limits.is_inspection && reason == InfeasibleReason::DataRefused)) =>
+            {
+                return Err(format!(
+                    "`infeasible` with the reason {:?}, which is not a runner's to give; docs/runners.md lists those that are",
+                    reason.as_str()
+                ));
+            }
             Event::Infeasible { reason, detail } => {
                 let detail = clean(&detail, DETAIL_CHARS);
                 self.last = Some(Event::Infeasible { reason, detail });
@@ -400,6 +411,7 @@ mod tests {
         EventLog::new(EventLimits {
             line_bytes: 300,
             events: 5,
+            is_inspection: false,
         })
     }
 

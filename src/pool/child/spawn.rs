@@ -6,7 +6,8 @@
 //!
 //! Everything a child starts stays in its process group, which is killed as a whole. The group's
 //! leader is first awaited without being reaped: as long as it is a zombie its process id, which is
-//! the group's, cannot belong to anybody else.
+//! the group's, cannot belong to anybody else. What has left the group (`setsid`) is known by a mark in its
+//! environment, which is inherited, and killed too; only a program that takes pains to lose it gets away.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,8 +21,9 @@ use std::thread;
 
 use nix::libc;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
-use crate::probe::{EVENTS_FD_VARIABLE, Exit};
+use crate::probe::{EVENTS_FD_VARIABLE, Exit, PROBE_VARIABLE};
 
 /// The descriptor a child finds its events on: small, so that a shell can write to it.
 const EVENTS_FD: RawFd = 3;
@@ -162,6 +164,7 @@ fn lock(leader: &Mutex<Leader>) -> MutexGuard<'_, Leader> {
 /// Runs on the spawner's thread.
 fn start(launch: &Launch) -> io::Result<Launched> {
     let (mut events, events_writer) = io::pipe()?;
+    let mark = Uuid::now_v7().to_string();
     let mut command = Command::new(&launch.program);
     command
         .arg0(&launch.name)
@@ -169,6 +172,7 @@ fn start(launch: &Launch) -> io::Result<Launched> {
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
         .env(EVENTS_FD_VARIABLE, EVENTS_FD.to_string())
+        .env(PROBE_VARIABLE, &mark)
         .current_dir(&launch.folder)
         .process_group(0)
         .stdin(Stdio::piped())
@@ -196,6 +200,10 @@ fn start(launch: &Launch) -> io::Result<Launched> {
         data_bytes: launch.data_bytes,
     };
     let groups = preparation.user.map(groups_of).unwrap_or_default();
+    #[cfg(target_os = "linux")]
+    let owner = preparation
+        .user
+        .map_or_else(|| nix::unistd::geteuid().as_raw(), |user| user.uid);
     // SAFETY: `prepare` only makes system calls on values it owns; it neither allocates nor locks.
     unsafe { command.pre_exec(move || preparation.prepare(&groups)) };
 
@@ -224,6 +232,13 @@ fn start(launch: &Launch) -> io::Result<Launched> {
         }
     })?;
 
+    #[cfg(target_os = "linux")]
+    {
+        // Again, from here: between fork and exec the child is as closed to itself as this process is
+        // (`close_to_others`), unless that is root. Best effort.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), OOM_SCORE);
+    }
+
     let leader = Arc::new(Mutex::new(Leader {
         pid: child.id() as libc::pid_t,
         reaped: false,
@@ -239,7 +254,10 @@ fn start(launch: &Launch) -> io::Result<Launched> {
     thread::Builder::new()
         .name("probe-wait".into())
         .spawn(move || {
-            let _ = report.send(wait(child, &leader));
+            let exit = wait(child, &leader);
+            #[cfg(target_os = "linux")]
+            kill_marked(&mark, owner);
+            let _ = report.send(exit);
         })?;
     Ok(Launched {
         stdin: stdin.into(),
@@ -276,6 +294,58 @@ fn wait(mut child: Child, leader: &Mutex<Leader>) -> Exit {
         Ok((None, Some(signal))) => Exit::Signal(signal),
         // Somebody else reaped it: it has ended, and nobody can say how.
         Ok((None, None)) | Err(_) => Exit::Signal(libc::SIGKILL),
+    }
+}
+
+/// Most looks for marked processes: each kill may come after a fork.
+#[cfg(target_os = "linux")]
+const MOST_LOOKS: usize = 20;
+
+/// Kills what a child of this user has started and what has left its group. Only root and the same user may read another
+/// process's environment: one that cannot be read is none of ours.
+#[cfg(target_os = "linux")]
+fn kill_marked(mark: &str, owner: libc::uid_t) {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let wanted = format!("{PROBE_VARIABLE}={mark}");
+    let is_marked = |pid: libc::pid_t| {
+        let place = format!("/proc/{pid}");
+        // A look at the owner costs less than one at the environment, and a host has many processes.
+        if std::fs::metadata(&place).map(|it| it.uid()).ok() != Some(owner) {
+            return false;
+        }
+        std::fs::read(format!("{place}/environ")).is_ok_and(|environment| {
+            environment
+                .split(|byte| *byte == 0)
+                .any(|entry| entry == wanted.as_bytes())
+        })
+    };
+    for _ in 0..MOST_LOOKS {
+        let Ok(listing) = std::fs::read_dir("/proc") else {
+            return;
+        };
+        // A zombie's environment is empty, so each process is found once.
+        let marked: Vec<libc::pid_t> = listing
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|pid| is_marked(*pid))
+            .collect();
+        if marked.is_empty() {
+            return;
+        }
+        for pid in marked {
+            // SAFETY: no memory is involved. An error means that it is gone already.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+}
+
+/// Keeps other processes of the same user out of this one's memory and environment, where tokens and passwords are: a
+/// runner is such a process when the service is not root. An exec ends it, so children are as open as ever.
+pub fn close_to_others() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: a system call on integers; it cannot fail with these.
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
     }
 }
 

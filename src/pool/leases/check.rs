@@ -4,7 +4,7 @@
 use super::{ClaimRequest, CompletionRequest, HeartbeatRequest, LeaseError};
 use crate::pool::child::{DETAIL_CHARS, PHASE_CHARS, check_measurement, clean, is_name};
 use crate::pool::inventory::DeviceFacts;
-use crate::probe::{Measurement, Outcome};
+use crate::probe::{Measurement, Outcome, ProbeKind, required_figures};
 use crate::settings::PoolSettings;
 
 /// Longest name of a worker, a host, a device.
@@ -70,6 +70,9 @@ fn device(device: &DeviceFacts, wrong: &mut Wrong) {
             format!("must be at most {HARDWARE_BYTES} bytes"),
         ));
     }
+    if let Some(driver) = &device.driver {
+        name("/device/driver", driver, wrong);
+    }
     for (place, number) in [
         ("/device/threads", device.threads),
         ("/device/slots", device.slots),
@@ -122,6 +125,27 @@ pub(super) fn completion(
         request.stderr_tail = clean(&tail, usize::MAX);
     }
     refused(wrong)
+}
+
+/// What a probe of this kind that succeeded would have told and did not: `stored` are the figures that came before,
+/// `last` come with its end.
+pub(super) fn missing(kind: &str, stored: &[String], last: &[Measurement]) -> Option<String> {
+    let missing: Vec<&str> = required_figures(ProbeKind::parse(kind)?)
+        .iter()
+        .map(|metric| metric.as_str())
+        .filter(|metric| !stored.iter().any(|it| it == metric))
+        .filter(|metric| {
+            !last
+                .iter()
+                .any(|it| it.step.is_none() && it.metric == **metric)
+        })
+        .collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "its worker says that it succeeded, without a measurement, with no step, of {}",
+            missing.join(", ")
+        )
+    })
 }
 
 fn measurements(measurements: &[Measurement], settings: &PoolSettings, wrong: &mut Wrong) {

@@ -23,7 +23,7 @@ use super::inventory::DeviceFacts;
 use crate::probe::{Measurement, Outcome, ProbeSpec, ProbeState};
 use crate::study::{LeaseId, ProbeId, StudyId, UploadedDataset};
 
-pub use self::stored::{StoredLeases, retry_policy};
+pub use self::stored::{StoredLeases, check_protocol, retry_policy};
 
 /// What a worker says when it asks for a probe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -108,7 +108,7 @@ pub struct CompletionRequest {
     /// The end of the runner's standard error.
     #[serde(default)]
     pub stderr_tail: String,
-    /// Device time of the attempt, seconds.
+    /// Device time of the attempt, seconds. At most the time since its claim is counted.
     #[schema(minimum = 0)]
     pub device_secs: f64,
 }

@@ -15,13 +15,13 @@ use crate::library::Library;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::pool::housekeeping;
-use crate::probe::PROTOCOL;
+use crate::probe::{FailureReason, Outcome, PROTOCOL};
 use crate::settings::PoolSettings;
 use crate::store::leases::{
     self, Beat, Claim, Claimed, Claiming, Completed, Completion, Fence, Heartbeat, RetryPolicy,
 };
 use crate::store::{StoreError, devices};
-use crate::study::{DeviceId, LeaseId, UploadedDataset};
+use crate::study::{DeviceId, LeaseId, ProbeId, UploadedDataset};
 
 /// Time between two looks of one claim that waits: wake-ups come faster when many probes end.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
@@ -34,6 +34,19 @@ pub fn retry_policy(settings: &PoolSettings) -> RetryPolicy {
         delay_secs: settings.retry_delay_secs,
         max_delay_secs: settings.max_retry_delay_secs,
     }
+}
+
+/// Refuses a worker of another version.
+///
+/// # Errors
+/// [`LeaseError::Refused`], which says what would mend it.
+pub fn check_protocol(protocol: u32) -> Result<(), LeaseError> {
+    if protocol == PROTOCOL {
+        return Ok(());
+    }
+    Err(LeaseError::Refused(format!(
+        "the worker speaks protocol {protocol} and the service {PROTOCOL}: run the same version of Trialhead on both"
+    )))
 }
 
 /// Leases on the probes of a database.
@@ -82,6 +95,10 @@ impl StoredLeases {
             lease: request.lease_id,
             worker: &request.worker,
             device,
+            backend: request.device.backend.as_str(),
+            model: &request.device.model,
+            memory_bytes: i64::try_from(request.device.memory_bytes.0).unwrap_or(i64::MAX),
+            count: i32::try_from(request.device.count).unwrap_or(i32::MAX),
             project,
             runners: &request.runners,
             lease_secs: self.settings.lease_secs,
@@ -112,12 +129,7 @@ impl StoredLeases {
         request: &ClaimRequest,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Option<Lease>, LeaseError> {
-        if request.protocol != PROTOCOL {
-            return Err(LeaseError::Refused(format!(
-                "the worker speaks protocol {} and the service {PROTOCOL}: run the same version of Trialhead on both",
-                request.protocol
-            )));
-        }
+        check_protocol(request.protocol)?;
         check::claim(request)?;
         let until = Instant::now() + Duration::from_secs_f64(request.wait_secs.min(86_400.0));
         let tick = Duration::from_secs_f64(self.settings.tick_secs);
@@ -172,6 +184,40 @@ impl Leases for StoredLeases {
         lease: LeaseId,
         request: &HeartbeatRequest,
     ) -> Result<HeartbeatAnswer, LeaseError> {
+        self.heartbeat_of(None, lease, request).await
+    }
+
+    async fn complete(
+        &self,
+        lease: LeaseId,
+        request: &CompletionRequest,
+    ) -> Result<CompletionAnswer, LeaseError> {
+        self.complete_of(None, lease, request).await
+    }
+
+    async fn release(&self, lease: LeaseId) -> Result<(), LeaseError> {
+        self.release_of(None, lease).await
+    }
+
+    async fn content(&self, _: &Lease, dataset: &UploadedDataset) -> Result<File, LeaseError> {
+        self.contents
+            .open(&dataset.content)
+            .await
+            .map_err(|error| LeaseError::Failed(error.to_string()))
+    }
+}
+
+impl StoredLeases {
+    /// As [`Leases::heartbeat`], for a worker that may see one project only.
+    ///
+    /// # Errors
+    /// As [`Leases::heartbeat`].
+    pub async fn heartbeat_of(
+        &self,
+        project: Option<&str>,
+        lease: LeaseId,
+        request: &HeartbeatRequest,
+    ) -> Result<HeartbeatAnswer, LeaseError> {
         let mut request = request.clone();
         check::heartbeat(&mut request, &self.settings)?;
         let beat = Beat {
@@ -187,6 +233,7 @@ impl Leases for StoredLeases {
                 .map(|progress| (progress.phase.as_str(), progress.fraction)),
             measurements: &request.measurements,
         };
+        self.must_be_of(request.probe_id, project).await?;
         let mut conn = self.context.database.connection().await?;
         let Heartbeat::Held { cancel_requested } = leases::heartbeat(&mut conn, beat).await? else {
             return Err(LeaseError::Lost);
@@ -203,26 +250,45 @@ impl Leases for StoredLeases {
         })
     }
 
-    async fn complete(
+    /// As [`Leases::complete`], for a worker that may see one project only.
+    ///
+    /// # Errors
+    /// As [`Leases::complete`].
+    pub async fn complete_of(
         &self,
+        project: Option<&str>,
         lease: LeaseId,
         request: &CompletionRequest,
     ) -> Result<CompletionAnswer, LeaseError> {
         let mut request = request.clone();
         check::completion(&mut request, &self.settings)?;
         let measured = request.measurements.len();
+        let fence = Fence {
+            probe: request.probe_id,
+            lease,
+            attempt: request.attempt,
+        };
+        self.must_be_of(request.probe_id, project).await?;
+        let mut conn = self.context.database.connection().await?;
+        if request.outcome == Outcome::Succeeded {
+            // What was told before came with heartbeats.
+            let told = leases::told(&mut conn, fence).await?;
+            if let Some((kind, metrics)) = told
+                && let Some(detail) = check::missing(&kind, &metrics, &request.measurements)
+            {
+                request.outcome = Outcome::Failed {
+                    reason: FailureReason::InvalidOutput,
+                    detail,
+                };
+            }
+        }
         let completion = Completion {
-            fence: Fence {
-                probe: request.probe_id,
-                lease,
-                attempt: request.attempt,
-            },
+            fence,
             outcome: request.outcome,
             measurements: request.measurements,
             stderr_tail: request.stderr_tail,
             device_secs: request.device_secs,
         };
-        let mut conn = self.context.database.connection().await?;
         let completed =
             leases::complete(&mut conn, &completion, retry_policy(&self.settings)).await?;
         drop(conn);
@@ -239,17 +305,34 @@ impl Leases for StoredLeases {
         }
     }
 
-    async fn release(&self, lease: LeaseId) -> Result<(), LeaseError> {
+    /// As [`Leases::release`], for a worker that may see one project only.
+    ///
+    /// # Errors
+    /// As [`Leases::release`]; [`LeaseError::Lost`] when it is another project's.
+    pub async fn release_of(
+        &self,
+        project: Option<&str>,
+        lease: LeaseId,
+    ) -> Result<(), LeaseError> {
         let mut conn = self.context.database.connection().await?;
-        leases::release(&mut conn, lease, retry_policy(&self.settings)).await?;
+        let policy = retry_policy(&self.settings);
+        if !leases::release(&mut conn, lease, project, policy).await? {
+            return Err(LeaseError::Lost);
+        }
         self.context.waker.wake();
         Ok(())
     }
 
-    async fn content(&self, _: &Lease, dataset: &UploadedDataset) -> Result<File, LeaseError> {
-        self.contents
-            .open(&dataset.content)
-            .await
-            .map_err(|error| LeaseError::Failed(error.to_string()))
+    /// Whoever may see one project only holds nothing of another, whatever lease it names.
+    async fn must_be_of(&self, probe: ProbeId, project: Option<&str>) -> Result<(), LeaseError> {
+        let Some(project) = project else {
+            return Ok(());
+        };
+        let mut conn = self.context.database.connection().await?;
+        if leases::is_of_project(&mut conn, probe, project).await? {
+            Ok(())
+        } else {
+            Err(LeaseError::Lost)
+        }
     }
 }
