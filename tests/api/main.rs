@@ -15,6 +15,7 @@ mod access;
 mod answers;
 mod cli;
 mod commands;
+mod compatibility;
 mod conditional;
 mod contract;
 mod datasets;

@@ -30,6 +30,15 @@ fn the_pytorch_example_keeps_the_contract() {
     }
 }
 
+/// The advice on a topic.
+fn about(answers: &Value, topic: &str) -> Value {
+    let mut items = answers["items"].as_array().expect("a list").iter();
+    let found = items.find(|it| it["topic"] == topic);
+    found
+        .unwrap_or_else(|| panic!("no {topic} in {answers}"))
+        .clone()
+}
+
 #[tokio::test]
 async fn a_study_with_pytorch_is_answered() {
     let Some(command) = python::digits("a_study_with_pytorch_is_answered") else {
@@ -60,13 +69,7 @@ async fn a_study_with_pytorch_is_answered() {
     assert_eq!(study["state"], "succeeded", "{study}");
     assert_eq!(study["ended_because"], "answered", "{study}");
     let answers = service.get(&format!("{path}/recommendations")).await.json();
-    let topic = |name: &str| -> Value {
-        let mut items = answers["items"].as_array().expect("a list").iter();
-        let found = items.find(|it| it["topic"] == name);
-        found
-            .unwrap_or_else(|| panic!("no {name} in {answers}"))
-            .clone()
-    };
+    let topic = |name: &str| about(&answers, name);
     let feasible = topic("feasible_batch_sizes");
     assert_eq!(feasible["value"]["largest_feasible_batch_size"], 128);
     assert_eq!(feasible["value"]["confirmed"], true, "{feasible}");
@@ -161,13 +164,7 @@ async fn a_study_of_two_devices_with_pytorch_is_answered() {
     let detail = study["ended_detail"].as_str().expect("why");
     assert!(detail.contains("input_pipeline"), "{detail}");
     let answers = service.get(&format!("{path}/recommendations")).await.json();
-    let topic = |name: &str| -> Value {
-        let mut items = answers["items"].as_array().expect("a list").iter();
-        let found = items.find(|it| it["topic"] == name);
-        found
-            .unwrap_or_else(|| panic!("no {name} in {answers}"))
-            .clone()
-    };
+    let topic = |name: &str| about(&answers, name);
     let bottleneck = topic("bottleneck");
     let communication = bottleneck["value"]["communication"]
         .as_array()
