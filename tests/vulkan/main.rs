@@ -108,6 +108,7 @@ fn infeasible(report: &ChildReport) -> (InfeasibleReason, &str) {
 fn spec(task: Task, backend: Backend) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
+        runner: Default::default(),
         task,
         workload: Workload::new(Dataset::digits(), Model::mlp(vec![64])),
         optimizer: Optimizer::nesterov(0.05, 0.9),
