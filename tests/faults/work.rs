@@ -314,7 +314,12 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_was() {
     let study = server.post("/v1/studies", &body).await;
     assert!(study["id"].is_string(), "{study}");
     let sha256 = uploaded["content_sha256"].as_str().expect("a hash");
-    let place = home.path().join("host/work/datasets").join(sha256);
+    let place = home
+        .path()
+        .join("host")
+        .join("work")
+        .join("datasets")
+        .join(sha256);
     let since = Instant::now();
     while !place.exists() {
         assert!(
@@ -450,7 +455,11 @@ async fn a_worker_that_is_refused_hands_back_what_the_others_of_its_process_run(
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(
-        home.path().join("host/work/journal/0/stopping").exists(),
+        home.path()
+            .join("host")
+            .join("work")
+            .join("journal/0/stopping")
+            .exists(),
         "its end is no want of memory"
     );
     std::fs::write(&file, token.reveal()).expect("written");
