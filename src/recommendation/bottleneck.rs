@@ -151,23 +151,21 @@ pub fn first_to_fix<'a>(
 
 /// What other advice about a batch size has to say of its bottlenecks.
 pub fn remarks(analysis: &Analysis) -> Vec<Caveat> {
-    let communication = devices::remark(analysis);
-    let (Some(bottleneck), Some(start)) = (&analysis.bottleneck, &analysis.start) else {
-        return communication.into_iter().collect();
-    };
-    let Some(point) = bottleneck.nearest(start.batch_size) else {
-        return communication.into_iter().collect();
-    };
+    let point = analysis
+        .bottleneck
+        .as_ref()
+        .zip(analysis.start.as_ref())
+        .and_then(|(bottleneck, start)| bottleneck.nearest(start.batch_size));
     point
-        .findings
-        .iter()
-        .filter_map(|finding| {
+        .into_iter()
+        .flat_map(|point| point.findings.iter().map(move |finding| (finding, point)))
+        .filter_map(|(finding, point)| {
             Some(Caveat {
                 code: finding.label.caveat_code()?.to_owned(),
                 detail: format!("{}: {}", said(finding, point), finding.fix),
             })
         })
-        .chain(communication)
+        .chain(devices::remark(analysis))
         .collect()
 }
 

@@ -30,6 +30,14 @@ fn the_pytorch_example_keeps_the_contract() {
     }
 }
 
+/// A service whose worker offers PyTorch.
+async fn offering(command: String) -> TestService {
+    TestService::start(|settings| {
+        settings.pool.runners.insert("pytorch".into(), command);
+    })
+    .await
+}
+
 /// The advice on a topic.
 fn about(answers: &Value, topic: &str) -> Value {
     let mut items = answers["items"].as_array().expect("a list").iter();
@@ -44,10 +52,7 @@ async fn a_study_with_pytorch_is_answered() {
     let Some(command) = python::digits("a_study_with_pytorch_is_answered") else {
         return;
     };
-    let service = TestService::start(|settings| {
-        settings.pool.runners.insert("pytorch".into(), command);
-    })
-    .await;
+    let service = offering(command).await;
     let path = service
         .create(&json!({
             "workload": {
@@ -140,10 +145,7 @@ async fn a_study_of_two_devices_with_pytorch_is_answered() {
     let Some(command) = python::digits("a_study_of_two_devices_with_pytorch_is_answered") else {
         return;
     };
-    let service = TestService::start(|settings| {
-        settings.pool.runners.insert("pytorch".into(), command);
-    })
-    .await;
+    let service = offering(command).await;
     let path = service
         .create(&json!({
             "workload": {
