@@ -248,6 +248,11 @@ pub(super) fn metrics() -> Vec<MetricEntry> {
             "loss",
             "Absolute difference between two evaluations of the same parameters.",
         ),
+        entry(
+            "gradient_difference",
+            "ratio",
+            "Largest difference between a parameter's gradient on a GPU and on the processor, over its norm there.",
+        ),
         entry("steps", "count", "Optimizer steps made, warm-up included."),
         entry(
             "training_loss",

@@ -97,6 +97,8 @@ metrics! {
     ValidationLoss = "validation_loss", "loss";
     /// Absolute difference between two evaluations of the same parameters.
     EvaluationDifference = "evaluation_difference", "loss";
+    /// Largest difference between a parameter's gradient on a GPU and on the processor, over its norm there.
+    GradientDifference = "gradient_difference", "ratio";
     /// Optimizer steps made, warm-up included.
     Steps = "steps", "count";
     /// Mean training loss since the evaluation before; `step` is that of the evaluation.

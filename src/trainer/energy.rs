@@ -40,13 +40,13 @@ mod card {
     /// The counter of a card.
     #[derive(Debug)]
     pub(in crate::trainer) struct Card {
-        meter: Meter,
+        meter: Box<Meter>,
         first: u64,
     }
 
     impl Card {
         pub(super) fn start() -> Option<Self> {
-            let meter = Meter::of(&gpu::hardware()?)?;
+            let meter = Box::new(Meter::of(&gpu::hardware()?)?);
             let first = meter.energy_millijoules()?;
             Some(Self { meter, first })
         }

@@ -1,5 +1,7 @@
 //! Training of one workload: the model, its optimizer, the examples and their order.
 
+pub(super) mod agreement;
+
 use std::sync::Arc;
 
 use burn::module::Module;

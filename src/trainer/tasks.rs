@@ -13,7 +13,7 @@ use super::memory;
 use super::noise_scale;
 use super::parts;
 use super::range_test;
-use super::session::{Session, SessionError};
+use super::session::{Session, SessionError, agreement};
 use super::step_time;
 use super::training;
 use crate::probe::{InfeasibleReason, Metric, ProbeSpec, Task};
@@ -97,13 +97,16 @@ pub(super) fn run(
 }
 
 /// A few steps, and the evaluation twice: a pipeline that trains must give a finite loss, and the
-/// same loss for the same parameters.
+/// same loss for the same parameters. A GPU must compute what the processor computes.
 fn smoke(
     spec: &ProbeSpec,
     steps: u64,
     faults: Faults,
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
+    if spec.device.backend.is_gpu() {
+        log.measurement(Metric::GradientDifference, agreement::check(spec)?)?;
+    }
     let mut session = Session::new(spec, faults)?;
     if let Some(diverged) = train(&mut session, steps, log)? {
         return Ok(diverged);

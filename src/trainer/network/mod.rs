@@ -131,6 +131,12 @@ impl Net {
         }
     }
 
+    /// The same network, of which no unit is dropped in training.
+    pub(super) fn without_dropout(mut self) -> Self {
+        self.layers.iter_mut().for_each(Node::drop_nothing);
+        self
+    }
+
     /// The shape in which the network takes its examples. One that begins by flattening them takes them
     /// flat: the numbers are the same, and a small step saves an operation and its gradient.
     pub(super) fn input(network: &Network) -> Shape {
@@ -250,6 +256,17 @@ impl Node {
             }
             (Self::Plain(plain), value) => plain.operation.apply(value, tied),
             (node, value) => misplaced(node.name(), &value),
+        }
+    }
+
+    fn drop_nothing(&mut self) {
+        match self {
+            Self::Dropout(layer) => layer.prob = 0.0,
+            Self::Residual(block) => {
+                let inside = block.layers.iter_mut().chain(&mut block.shortcut);
+                inside.for_each(Self::drop_nothing);
+            }
+            _ => {}
         }
     }
 

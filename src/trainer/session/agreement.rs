@@ -1,0 +1,191 @@
+//! Whether a GPU computes what a processor computes.
+//!
+//! Nobody else looks: of the kernels for a shape the quickest is taken, and one that a driver translates wrongly, or
+//! leaves out, is quick. Such a device trains, and is fast, and every figure of it is worthless.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::{Session, SessionError, StagedBatch, to_device};
+use crate::datasets::BatchOrder;
+use crate::probe::ProbeSpec;
+use crate::study::{DType, Network, Workload};
+use crate::trainer::faults::Faults;
+use crate::trainer::network::Net;
+use crate::trainer::objective::Objective;
+
+/// Another batch size is another shape, for which other kernels are chosen: so several are looked at.
+const GROWTH: usize = 4;
+const MOST_EXAMPLES: usize = 256;
+
+/// Numbers that the processor may hold for the comparison (four bytes each), the smallest batch aside.
+const MOST_NUMBERS: u64 = 1 << 27;
+
+/// For the comparison to last, after which no larger batch is begun.
+const ENOUGH: Duration = Duration::from_secs(10);
+
+/// Of the norm of a parameter's gradient. Tensor cores round factors to ten bits and bfloat16 to eight, which
+/// moves a gradient by up to a few hundredths; a wrong kernel moves it by its own size.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::Float32 => 0.1,
+        DType::Bfloat16 => 0.3,
+    }
+}
+
+/// A parameter's gradient below this share of the whole one is compared as if it were as large: that of a bias before
+/// a normalisation is nothing but rounding.
+const LEAST_SHARE: f64 = 0.01;
+
+/// The largest difference between gradients on the device and on the processor, at the spec's batch size and some
+/// larger ones, as a share of the gradient's norm.
+///
+/// # Errors
+/// [`SessionError::Unsupported`] when they differ by more than rounding.
+pub(in crate::trainer) fn check(spec: &ProbeSpec) -> Result<f64, SessionError> {
+    let mut session = Session::new(spec, Faults::default())?;
+    session.model = session.model.take().map(Net::without_dropout);
+    let network = spec.workload.network()?;
+    let reference = Reference::of(&session, &network, &spec.workload);
+    let began = Instant::now();
+    let mut largest: f64 = 0.0;
+    let mut examples = session.batch_size.min(session.training.len());
+    loop {
+        let difference = session.gradient_difference(&reference, examples);
+        if difference.is_nan() || difference > tolerance(spec.workload.dtype) {
+            return Err(SessionError::Unsupported(format!(
+                "gradients of {examples} examples on this device differ from those on the processor by {difference:.2} of their norm: its driver or the kernels for it compute wrongly, and nothing measured here would hold; try another driver, or another backend"
+            )));
+        }
+        largest = largest.max(difference);
+        examples = examples.saturating_mul(GROWTH);
+        let fits = numbers(&network, examples) <= MOST_NUMBERS;
+        if examples > MOST_EXAMPLES.min(session.training.len()) || !fits || began.elapsed() > ENOUGH
+        {
+            return Ok(largest);
+        }
+    }
+}
+
+/// Numbers that training holds for so many examples, at most.
+fn numbers(network: &Network, examples: usize) -> u64 {
+    let of_one = network.largest_activation().saturating_mul(network.depth());
+    of_one.saturating_mul(u64::try_from(examples).unwrap_or(u64::MAX))
+}
+
+/// The same network with the same parameters on the processor, in single precision.
+struct Reference {
+    device: Device,
+    model: Net,
+    objective: Objective,
+}
+
+impl Reference {
+    fn of(session: &Session, network: &Network, workload: &Workload) -> Self {
+        let device = Device::flex().autodiff();
+        let workload = Workload {
+            dtype: DType::Float32,
+            ..workload.clone()
+        };
+        let mut parameters = Parameters(VecDeque::new());
+        session.model().visit(&mut parameters);
+        Self {
+            // Not a clone that is moved: clones share their running statistics.
+            model: Net::new(network, &device)
+                .without_dropout()
+                .map(&mut parameters),
+            objective: Objective::new(&workload, &device),
+            device,
+        }
+    }
+
+    fn gradients(&self, batch: StagedBatch) -> GradientsParams {
+        let prediction = self.model.forward(batch.input);
+        let loss = self.objective.training(prediction, batch.targets);
+        GradientsParams::from_grads(loss.backward(), &self.model)
+    }
+}
+
+/// Read from one network, given to another one of the same layers.
+struct Parameters(VecDeque<TensorData>);
+
+impl ModuleVisitor for Parameters {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0.push_back(param.val().into_data().convert::<f32>());
+    }
+}
+
+impl ModuleMapper for Parameters {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_trained = param.is_require_grad();
+        let data = self.0.pop_front().expect(SAME_LAYERS);
+        param.map(|tensor| Tensor::from_data(data, &tensor.device()).set_require_grad(is_trained))
+    }
+}
+
+const SAME_LAYERS: &str = "both networks were built from one description";
+
+impl Session {
+    /// The largest over the parameters.
+    fn gradient_difference(&self, reference: &Reference, examples: usize) -> f64 {
+        let mut order = BatchOrder::new(self.training.len(), examples, self.seed);
+        let examples = order.next_batch();
+        let batch = |device: &Device| {
+            let (input, targets) = to_device(self.training.gather(examples), self.input, device);
+            StagedBatch { input, targets }
+        };
+        let model = self.model();
+        let loss = self.loss(model, batch(&self.device));
+        let found = numbers_of(model, &self.backward(model, &loss));
+        let expected = reference.gradients(batch(&reference.device));
+        let expected = numbers_of(&reference.model, &expected);
+        let whole = norm(expected.iter().flatten().copied());
+        found
+            .iter()
+            .zip(&expected)
+            .map(|(found, expected)| {
+                let difference = norm(found.iter().zip(expected).map(|(a, b)| a - b));
+                let size = norm(expected.iter().copied()).max(LEAST_SHARE * whole);
+                if difference == 0.0 {
+                    0.0
+                } else {
+                    difference / size
+                }
+            })
+            // Not f64::max, which would leave out what is not a number.
+            .fold(
+                0.0,
+                |largest, one| if one <= largest { largest } else { one },
+            )
+    }
+}
+
+/// The gradient of every parameter, in the order of the network.
+fn numbers_of(model: &Net, gradients: &GradientsParams) -> Vec<Vec<f64>> {
+    struct Numbers<'a> {
+        gradients: &'a GradientsParams,
+        read: Vec<Vec<f64>>,
+    }
+    impl ModuleVisitor for Numbers<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if let Some(gradient) = self.gradients.get::<D>(param.id) {
+                self.read
+                    .push(gradient.into_data().convert::<f64>().iter().collect());
+            }
+        }
+    }
+    let mut numbers = Numbers {
+        gradients,
+        read: Vec::new(),
+    };
+    model.visit(&mut numbers);
+    numbers.read
+}
+
+fn norm(numbers: impl Iterator<Item = f64>) -> f64 {
+    numbers.map(|number| number * number).sum::<f64>().sqrt()
+}
