@@ -190,7 +190,7 @@ pub fn confounded(definition: &StudyDefinition, sizes: &[BatchSize]) -> Option<C
         NormalisedOver::GhostBatch => {
             let uneven: Vec<String> = sizes
                 .iter()
-                .filter(|size| found.iter().any(|it| !is_even(it, **size)))
+                .filter(|size| found.iter().any(|it| !is_even(it, share(definition, **size))))
                 .map(BatchSize::to_string)
                 .collect();
             if uneven.is_empty() {
@@ -208,6 +208,15 @@ pub fn confounded(definition: &StudyDefinition, sizes: &[BatchSize]) -> Option<C
     })
 }
 
+/// What one device sees of a batch: that is what it normalises over.
+pub fn share(definition: &StudyDefinition, size: BatchSize) -> BatchSize {
+    BatchSize(size.0 / u64::from(definition.device.count.max(1)))
+}
+
+fn shares(definition: &StudyDefinition, sizes: &[BatchSize]) -> Vec<BatchSize> {
+    sizes.iter().map(|size| share(definition, *size)).collect()
+}
+
 fn is_even(normalization: &Normalization, size: BatchSize) -> bool {
     match normalization {
         Normalization::GhostBatch { batch_size, .. } => size.0.is_multiple_of(*batch_size),
@@ -215,7 +224,7 @@ fn is_even(normalization: &Normalization, size: BatchSize) -> bool {
     }
 }
 
-/// The ghost batch by the rule: the largest up to 64, and up to the smallest batch size, that divides every one.
+/// The ghost batch by the rule: the largest up to 64, and up to the smallest batch (share of a device), that divides every one.
 pub fn by_rule(sizes: &[BatchSize]) -> Option<u64> {
     let smallest = sizes.iter().min()?.0;
     (LEAST_GHOST_BATCH..=smallest.min(LARGEST_BY_RULE))
@@ -269,21 +278,21 @@ pub fn analyze(known: Known<'_, '_>) -> Option<BatchNormAnalysis> {
         return Some(analysis);
     }
     let sizes = analysis.batch_sizes.clone();
-    analysis.by_rule = by_rule(&sizes);
+    analysis.by_rule = by_rule(&shares(definition, &sizes));
     analysis.ghost_batch_size = analysis.by_rule;
     if analysis.by_rule.is_none() {
         // Of those that have room for a ghost batch, at least.
         let roomy: Vec<BatchSize> = sizes
             .iter()
             .copied()
-            .filter(|size| size.0 >= LEAST_GHOST_BATCH)
+            .filter(|size| share(definition, *size).0 >= LEAST_GHOST_BATCH)
             .collect();
-        analysis.ghost_batch_size = by_rule(&roomy);
+        analysis.ghost_batch_size = by_rule(&shares(definition, &roomy));
         let uneven: Vec<String> = sizes
             .iter()
             .filter(|size| {
                 let ghost = analysis.ghost_batch_size;
-                ghost.is_none_or(|ghost| !size.0.is_multiple_of(ghost))
+                ghost.is_none_or(|ghost| !share(definition, **size).0.is_multiple_of(ghost))
             })
             .map(BatchSize::to_string)
             .collect();
@@ -386,8 +395,9 @@ pub fn standing(known: Known<'_, '_>) -> Option<Standing> {
         .or_else(|| named.filter(|size| largest_feasible.is_none_or(|most| *size <= most)))
         .or_else(|| decision.and_then(|decision| decision.measured_batch_size))
         .or_else(|| Some(training?.base))?;
-    let sizes = tried(batch_size);
-    if batch_size.0 < LEAST_GHOST_BATCH {
+    let seen = share(definition, batch_size);
+    let sizes = tried(seen);
+    if seen.0 < LEAST_GHOST_BATCH {
         return None;
     }
     let mut view = definition.clone();

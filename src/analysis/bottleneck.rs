@@ -300,7 +300,9 @@ pub fn analyze(
     });
     let arithmetic = multiplications.filter(|_| has_rate).map(|count| {
         table.estimates(|probe| {
-            let operations = count * OPERATIONS * PASSES * probe.batch_size().as_f64();
+            // Of one device, as the rate is.
+            let share = probe.batch_size().as_f64() / f64::from(probe.spec.device.count.max(1));
+            let operations = count * OPERATIONS * PASSES * share;
             operations
                 / figure(Metric::ForwardBackwardTimePerStep)(probe)
                 / figure(Metric::MatmulRate)(probe)

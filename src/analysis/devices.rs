@@ -427,6 +427,19 @@ impl DevicesModel {
     }
 }
 
+/// The largest share of a batch that one device was seen to hold.
+fn largest_share_held(devices: &DevicesAnalysis, largest_feasible: Option<BatchSize>) -> u64 {
+    let all = u64::from(devices.devices.max(1));
+    let timed = devices
+        .points
+        .iter()
+        .map(|it| it.batch_size.0 / u64::from(it.devices.max(1)));
+    timed
+        .chain(largest_feasible.map(|size| size.0 / all))
+        .max()
+        .unwrap_or(0)
+}
+
 /// Training to the target on each number of devices that was timed: times of all devices as they were measured, scaled
 /// to fewer by the fitted curve.
 pub fn by_count(
@@ -441,6 +454,10 @@ pub fn by_count(
         return Vec::new();
     };
     let timed: BTreeSet<u32> = devices.points.iter().map(|it| it.devices).collect();
+    let largest_share = largest_share_held(devices, feasibility.largest_feasible);
+    let holds = |size: BatchSize, count: u32| {
+        fits(definition, feasibility, (size, count)) && size.0 / u64::from(count) <= largest_share
+    };
     let ln_error = BlockedDesign::fit(&throughput.ln_time_per_step)
         .and_then(|design| design.half_width(CONFIDENCE))
         .map_or(0.0, |half| half / STANDARD_ERRORS);
@@ -448,10 +465,10 @@ pub fn by_count(
     let mut points: Vec<DeviceCountPoint> = timed
         .into_iter()
         .filter_map(|count| {
-            let candidates = throughput.points.iter().filter(|it| {
-                sizes.contains(&it.batch_size)
-                    && fits(definition, feasibility, (it.batch_size, count))
-            });
+            let candidates = throughput
+                .points
+                .iter()
+                .filter(|it| sizes.contains(&it.batch_size) && holds(it.batch_size, count));
             candidates
                 .filter_map(|it| {
                     let size = it.batch_size.as_f64();
@@ -556,6 +573,25 @@ mod tests {
             .retain(|it| it.spec.replicate != 2 || it.batch_size() != BatchSize(32));
         let table = Table::read(&evidence).expect("a table");
         assert_eq!(table.cells, [(BatchSize(64), 1), (BatchSize(64), 2)]);
+    }
+
+    #[test]
+    fn one_device_is_given_no_batch_beyond_what_one_was_seen_to_hold() {
+        let point = |size: u64, devices: u32| DevicesPoint {
+            batch_size: BatchSize(size),
+            devices,
+            time_per_step_secs: Estimate::of_ln(0.0, None),
+            speed_up: None,
+            probe_ids: Vec::new(),
+        };
+        let analysis = DevicesAnalysis {
+            devices: 8,
+            points: vec![point(512, 8), point(512, 4), point(64, 1)],
+            ..DevicesAnalysis::default()
+        };
+        assert_eq!(largest_share_held(&analysis, None), 128);
+        let largest = Some(BatchSize(60_000));
+        assert_eq!(largest_share_held(&analysis, largest), 7_500);
     }
 
     #[test]

@@ -18,7 +18,9 @@ pub fn micro_batch(definition: &StudyDefinition, analysis: &Analysis) -> Option<
         return None;
     }
     let start = analysis.start.as_ref()?.batch_size;
-    Some(if start.0.is_multiple_of(MICRO_BATCHES) {
+    // Every device takes an equal share of a micro-batch.
+    let shared_out = MICRO_BATCHES.saturating_mul(u64::from(definition.device.count));
+    Some(if start.0.is_multiple_of(shared_out) {
         (BatchSize(start.0 / MICRO_BATCHES), true)
     } else {
         (start, false)

@@ -23,7 +23,9 @@ pub fn usual_probes(definition: &StudyDefinition) -> u64 {
     let sizes = definition
         .batch_norm
         .batch_size
-        .map_or(USUAL_SIZES, |size| batch_norm::tried(size).len() as u64);
+        .map_or(USUAL_SIZES, |size| {
+            batch_norm::tried(batch_norm::share(definition, size)).len() as u64
+        });
     u64::from(sweep) + sizes * u64::from(RUNS)
 }
 

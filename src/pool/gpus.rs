@@ -224,11 +224,12 @@ pub fn kernel_cache(
     Ok(Some(folder))
 }
 
-/// Names a worker of this process: host, process, the GPU if it is one's, number.
+/// Names a worker of this process: host, process, the GPU if it is one's (of several together the first), number.
 pub fn worker_name(facts: &DeviceFacts, number: usize) -> String {
     let (host, process) = (&facts.host, std::process::id());
     if facts.backend.is_gpu() {
-        format!("{host}/{process}/{}/{number}", facts.hardware)
+        let first = facts.hardware.split(',').next().unwrap_or_default();
+        format!("{host}/{process}/{first}/{number}")
     } else {
         format!("{host}/{process}/{number}")
     }
@@ -239,6 +240,18 @@ mod tests {
     use super::*;
 
     const UUID: &str = "GPU-8f1c1c52-37a4-43d5-2cda-0fbb0a01a4f0";
+
+    #[test]
+    fn a_worker_of_many_cards_has_a_name_that_the_service_takes() {
+        let cards: Vec<String> = (0..16).map(|card| format!("{UUID}{card}")).collect();
+        let facts = DeviceFacts {
+            backend: Backend::Cuda,
+            hardware: cards.join(","),
+            ..inventory::cpu("863ff0913e06d2d435472014e113b5b2", Some(2))
+        };
+        let name = worker_name(&facts, 0);
+        assert!(name.len() <= 200 && name.contains(UUID), "{name}");
+    }
 
     fn processor() -> DeviceFacts {
         DeviceFacts {

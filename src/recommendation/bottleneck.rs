@@ -9,7 +9,7 @@ use crate::analysis::{
     Analysis, Bottleneck, BottleneckAnalysis, BottleneckPoint, Caveat, CommunicationPoint,
     Estimate, Evidence, Finding,
 };
-use crate::probe::ProbeKind;
+use crate::probe::{InfeasibleReason, ProbeKind};
 use crate::study::StudyDefinition;
 
 const PLAYBOOK: &str = "determining-the-feasible-batch-sizes-and-estimating-training-throughput";
@@ -34,7 +34,7 @@ pub fn advise(
         }
     }
     let point = &point;
-    let (grade, because) = grade(bottleneck, point);
+    let (grade, because) = grade(bottleneck, point, analysis);
     Some(Advice {
         topic: Topic::Bottleneck,
         value: json!({
@@ -63,7 +63,7 @@ pub fn advise(
         evidence: references(evidence, |probe| {
             matches!(probe.kind(), ProbeKind::InputPipeline | ProbeKind::StepTime)
         }),
-        caveats: bottleneck.caveats.clone(),
+        caveats: [&bottleneck.caveats[..], devices::caveats(analysis)].concat(),
         playbook: PLAYBOOK.into(),
     })
 }
@@ -97,10 +97,15 @@ fn of_communication(
             "Whether communication holds training up is not told apart from noise: at batch size {size}, {known}."
         ),
     };
-    summary.push_str(&format!(
-        " The parts of a step are timed on one device only: ask the same of device.count 1 and batch size {}.",
-        size.0 / u64::from(devices.devices)
-    ));
+    if evidence
+        .of_kind(ProbeKind::InputPipeline)
+        .any(|probe| probe.infeasible == Some(InfeasibleReason::RunnerUnsupported))
+    {
+        summary.push_str(&format!(
+            " The runner times the parts of a step on one device only: ask the same of device.count 1 and batch size {}.",
+            size.0 / u64::from(devices.devices)
+        ));
+    }
     let (grade, because) = if is_contended(&devices.caveats) {
         (Grade::Low, "the host was not steady while times were taken")
     } else {
@@ -184,8 +189,12 @@ fn parts(point: &BottleneckPoint) -> Value {
     })
 }
 
-fn grade(bottleneck: &BottleneckAnalysis, point: &BottleneckPoint) -> (Grade, String) {
-    if is_contended(&bottleneck.caveats) {
+fn grade(
+    bottleneck: &BottleneckAnalysis,
+    point: &BottleneckPoint,
+    analysis: &Analysis,
+) -> (Grade, String) {
+    if is_contended(&bottleneck.caveats) || is_contended(devices::caveats(analysis)) {
         (
             Grade::Low,
             "the host was not steady while times were taken".into(),

@@ -7,6 +7,7 @@ use crate::analysis::devices::COMMUNICATION_BOUND;
 use crate::analysis::{
     Analysis, Bottleneck, Caveat, CommunicationPoint, DevicesAnalysis, Estimate, Finding,
 };
+use crate::study::StudyDefinition;
 
 /// Communication at the batch size to start with, or else the nearest that was timed.
 pub fn communication(analysis: &Analysis) -> Option<&CommunicationPoint> {
@@ -48,6 +49,27 @@ pub fn remark(analysis: &Analysis) -> Option<Caveat> {
             "{}: {}",
             said(&finding.ratio, analysis.devices.as_ref()?.devices),
             finding.fix
+        ),
+    })
+}
+
+/// Remarks on how times on several devices were taken, for every advice that rests on them.
+pub fn caveats(analysis: &Analysis) -> &[Caveat] {
+    analysis.devices.as_ref().map_or(&[], |it| &it.caveats)
+}
+
+/// What the figures for fewer devices take for granted, where that is not known to hold.
+pub fn steps_remark(definition: &StudyDefinition, analysis: &Analysis) -> Option<Caveat> {
+    let devices = analysis.devices.as_ref()?;
+    let tells = devices
+        .by_count
+        .iter()
+        .any(|it| it.devices < devices.devices);
+    (tells && definition.workload.may_look_across_examples()).then(|| Caveat {
+        code: "W_STEPS_BY_SHARE".into(),
+        detail: format!(
+            "the steps were counted on {} devices; if the model normalises over a device's share of the batch, fewer devices with larger shares train otherwise",
+            devices.devices
         ),
     })
 }

@@ -31,6 +31,15 @@ pub fn advise(
     }
 }
 
+/// Memory is that of one device, and a batch is that of all.
+pub fn on_each_device(definition: &StudyDefinition) -> &'static str {
+    if definition.device.count > 1 {
+        " on each device"
+    } else {
+        ""
+    }
+}
+
 fn what_fits(
     definition: &StudyDefinition,
     evidence: &Evidence,
@@ -65,9 +74,10 @@ fn what_fits(
         summary.push_str(&format!(" At {largest}, training peaks at {peak}"));
         match memory.and_then(|memory| memory.fit.as_ref()) {
             Some(fit) => summary.push_str(&format!(
-                "; each example adds {} to {}.",
+                "; each example adds {} to {}{}.",
                 Bytes(fit.bytes_per_example.max(0.0) as u64),
-                Bytes(fit.fixed_bytes.max(0.0) as u64)
+                Bytes(fit.fixed_bytes.max(0.0) as u64),
+                on_each_device(definition)
             )),
             None => summary.push('.'),
         }

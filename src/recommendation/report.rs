@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::throughput::{rate, time};
 use super::training_time::count;
-use super::{Advice, Basis, Topic, optimizer_text};
+use super::{Advice, Basis, Topic, feasible, optimizer_text};
 use crate::analysis::steps::Regime;
 use crate::analysis::{Analysis, Estimate};
 use crate::study::{Bytes, StudyDefinition};
@@ -61,7 +61,7 @@ fn write_report(
             writeln!(out)?;
         }
     }
-    write_memory(out, analysis)?;
+    write_memory(out, definition, analysis)?;
     write_throughput(out, analysis)?;
     write_parts(out, analysis)?;
     write_steps(out, analysis)?;
@@ -111,7 +111,11 @@ fn heading(topic: Topic) -> &'static str {
     }
 }
 
-fn write_memory(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
+fn write_memory(
+    out: &mut String,
+    definition: &StudyDefinition,
+    analysis: &Analysis,
+) -> std::fmt::Result {
     let Some(memory) = &analysis.memory else {
         return Ok(());
     };
@@ -137,9 +141,10 @@ fn write_memory(out: &mut String, analysis: &Analysis) -> std::fmt::Result {
     if let Some(fit) = &memory.fit {
         writeln!(
             out,
-            "\nFit: {} + {} for each example, within {:.1}%.",
+            "\nFit: {} + {} for each example{}, within {:.1}%.",
             Bytes(fit.fixed_bytes.max(0.0) as u64),
             Bytes(fit.bytes_per_example.max(0.0) as u64),
+            feasible::on_each_device(definition),
             fit.max_relative_residual * 100.0
         )?;
     }

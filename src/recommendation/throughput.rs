@@ -37,21 +37,22 @@ pub fn advise(
             .iter()
             .any(|gain| gain.region == GainRegion::Undetermined)
     });
-    let (grade, because) = if is_contended(&throughput.caveats) {
-        (Grade::Low, "the host was not steady while times were taken")
-    } else if throughput.between_child_sd.is_none() {
-        (Grade::Low, "one round has no interval")
-    } else if undetermined {
-        (
-            Grade::Moderate,
-            "some doublings' gains are not told apart from the thresholds",
-        )
-    } else {
-        (
-            Grade::High,
-            "every doubling's gain is told apart from the thresholds",
-        )
-    };
+    let (grade, because) =
+        if is_contended(&throughput.caveats) || is_contended(devices::caveats(analysis)) {
+            (Grade::Low, "the host was not steady while times were taken")
+        } else if throughput.between_child_sd.is_none() {
+            (Grade::Low, "one round has no interval")
+        } else if undetermined {
+            (
+                Grade::Moderate,
+                "some doublings' gains are not told apart from the thresholds",
+            )
+        } else {
+            (
+                Grade::High,
+                "every doubling's gain is told apart from the thresholds",
+            )
+        };
     Some(Advice {
         topic: Topic::TrainingThroughput,
         value: json!({
@@ -73,7 +74,7 @@ pub fn advise(
             near_ties: Vec::new(),
         },
         evidence: references(evidence, |probe| probe.kind() == ProbeKind::StepTime),
-        caveats: throughput.caveats.clone(),
+        caveats: [&throughput.caveats[..], devices::caveats(analysis)].concat(),
         playbook: PLAYBOOK.into(),
     })
 }

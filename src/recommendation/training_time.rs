@@ -377,7 +377,15 @@ pub fn resource_consumption(
                 .collect(),
         },
         evidence: references(evidence, |probe| is_behind(probe, least.batch_size)),
-        caveats: [&it.steps.caveats[..], &throughput.caveats[..]].concat(),
+        caveats: it
+            .steps
+            .caveats
+            .iter()
+            .chain(&throughput.caveats)
+            .chain(super::devices::caveats(analysis))
+            .cloned()
+            .chain(super::devices::steps_remark(definition, analysis))
+            .collect(),
         playbook: RESOURCES.into(),
     })
 }

@@ -541,6 +541,9 @@ fn kind(pointer: &str, old: &StudyDefinition, new: &StudyDefinition) -> Change {
                 .any(|it| it.workload.may_look_across_examples())
             {
                 Change::SharesOfBatches
+            } else if old.first_batch_size() != new.first_batch_size() {
+                // Batch sizes are multiples of the number of devices.
+                Change::FirstBatchSize
             } else {
                 Change::DeviceCount
             }
@@ -674,6 +677,17 @@ mod tests {
             kinds(|body| body["workload"]["dataset"]["features"] = json!(20)),
             [Change::DataSetShape]
         );
+        // Batch sizes are multiples of the number of devices: training begins at 64 on two and at 48 on six.
+        let from_12 = |count: u64| {
+            definition(|body| {
+                body["batch_sizes"] = json!({"min": 12, "max": 768, "grid": "powers_of_two"});
+                body["device"]["count"] = json!(count);
+            })
+        };
+        let (two, four, six) = (from_12(2), from_12(4), from_12(6));
+        let kind_of = |old, new| between(old, new).first().map(|it| it.change);
+        assert_eq!(kind_of(&two, &four), Some(Change::DeviceCount));
+        assert_eq!(kind_of(&two, &six), Some(Change::FirstBatchSize));
         // 64 is where training begins, unless it is left out.
         assert_eq!(
             kinds(|body| body["batch_sizes"] = json!({"max": 32})),

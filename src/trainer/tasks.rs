@@ -104,9 +104,6 @@ fn smoke(
     faults: Faults,
     log: &mut EventLog,
 ) -> Result<TaskEnd, TaskError> {
-    if spec.device.backend.is_gpu() {
-        log.measurement(Metric::GradientDifference, agreement::check(spec)?)?;
-    }
     let mut session = Session::new(spec, faults)?;
     if let Some(diverged) = train(&mut session, steps, log)? {
         return Ok(diverged);
@@ -132,6 +129,10 @@ fn smoke(
         });
     }
     log.measurement(Metric::EvaluationDifference, difference)?;
+    drop(session);
+    if spec.device.backend.is_gpu() {
+        log.measurement(Metric::GradientDifference, agreement::check(spec)?)?;
+    }
     Ok(TaskEnd::Finished)
 }
 

@@ -260,6 +260,7 @@ async fn a_batch_must_be_shared_out_and_a_study_waits_for_so_many_devices() {
 
     let mut uneven = study();
     uneven["device"]["count"] = json!(3);
+    uneven["batch_norm"] = json!({"probe": true, "batch_size": 64});
     let answer = service.post("/v1/studies", &uneven).await;
     let problem = answer.problem(422, "invalid_study");
     let told = problem["errors"].to_string();
@@ -267,6 +268,7 @@ async fn a_batch_must_be_shared_out_and_a_study_waits_for_so_many_devices() {
         "/batch_sizes/min",
         "/batch_sizes/max",
         "/batch_sizes/grid/values/0",
+        "/batch_norm/batch_size",
     ] {
         assert!(told.contains(pointer), "{told}");
     }

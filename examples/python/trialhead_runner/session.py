@@ -109,6 +109,9 @@ class Session:
             )
         torch.manual_seed(spec["seed"])
         self.model = runner.build_model(spec).to(device=self.device, dtype=self.dtype)
+        if devices.rank > 0:
+            # Parameters begin alike; what is drawn from here on, dropout's masks, is each device's own.
+            torch.manual_seed(spec["seed"] + devices.rank)
         self.model.train()
         self.parameters = [it for it in self.model.parameters() if it.requires_grad]
         self.optimizer = optimizers.build(spec["optimizer"], self.parameters)
@@ -220,7 +223,7 @@ class Session:
         return found
 
     def validation_chunks(self):
-        for chunk in self.validated.split(self.batch_size):
+        for chunk in self.validated.split(self.batch_size // self.spec["device"].get("count", 1)):
             yield self.to_device(self.runner.batches("validation", chunk))
 
 

@@ -166,6 +166,9 @@ fn shares_out(request: &StudyRequest, check: &mut Check<'_>) {
                 .map(|(index, size)| (format!("{pointer}/{index}"), *size)),
         );
     };
+    if let Some(size) = &request.batch_norm.batch_size {
+        list("/batch_norm/batch_size", std::slice::from_ref(size));
+    }
     if let Grid::Values(values) = &asked.grid {
         list("/batch_sizes/grid/values", values);
     }

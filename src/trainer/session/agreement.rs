@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::{Session, SessionError, StagedBatch, to_device};
 use crate::datasets::BatchOrder;
 use crate::probe::ProbeSpec;
-use crate::study::{DType, Network, Workload};
+use crate::study::{Bytes, DType, Network, Workload};
 use crate::trainer::faults::Faults;
 use crate::trainer::network::Net;
 use crate::trainer::objective::Objective;
@@ -22,8 +22,11 @@ use crate::trainer::objective::Objective;
 const GROWTH: usize = 4;
 const MOST_EXAMPLES: usize = 256;
 
-/// Numbers that the processor may hold for the comparison (four bytes each), the smallest batch aside.
-const MOST_NUMBERS: u64 = 1 << 27;
+/// Numbers that the comparison may hold, of four bytes each, on the device and on the processor: 128 MiB.
+const MOST_NUMBERS: u64 = 1 << 25;
+
+/// The share of the study's memory that it may hold: it must never be what runs out.
+const SHARE_OF_BUDGET: u64 = 8;
 
 /// For the comparison to last, after which no larger batch is begun.
 const ENOUGH: Duration = Duration::from_secs(10);
@@ -53,7 +56,8 @@ pub(in crate::trainer) fn check(spec: &ProbeSpec) -> Result<f64, SessionError> {
     let reference = Reference::of(&session, &network, &spec.workload);
     let began = Instant::now();
     let mut largest: f64 = 0.0;
-    let mut examples = session.batch_size.min(session.training.len());
+    let most = most_examples(&network, spec.limits.memory_bytes).min(session.training.len());
+    let mut examples = session.batch_size.min(most);
     loop {
         let difference = session.gradient_difference(&reference, examples);
         if difference.is_nan() || difference > tolerance(spec.workload.dtype) {
@@ -63,18 +67,18 @@ pub(in crate::trainer) fn check(spec: &ProbeSpec) -> Result<f64, SessionError> {
         }
         largest = largest.max(difference);
         examples = examples.saturating_mul(GROWTH);
-        let fits = numbers(&network, examples) <= MOST_NUMBERS;
-        if examples > MOST_EXAMPLES.min(session.training.len()) || !fits || began.elapsed() > ENOUGH
-        {
+        if examples > most || began.elapsed() > ENOUGH {
             return Ok(largest);
         }
     }
 }
 
-/// Numbers that training holds for so many examples, at most.
-fn numbers(network: &Network, examples: usize) -> u64 {
+/// Examples of the largest batch that is compared.
+fn most_examples(network: &Network, memory: Bytes) -> usize {
+    let numbers = MOST_NUMBERS.min(memory.0 / SHARE_OF_BUDGET / 4);
     let of_one = network.largest_activation().saturating_mul(network.depth());
-    of_one.saturating_mul(u64::try_from(examples).unwrap_or(u64::MAX))
+    let fitting = usize::try_from(numbers / of_one.max(1)).unwrap_or(usize::MAX);
+    fitting.clamp(1, MOST_EXAMPLES)
 }
 
 /// The same network with the same parameters on the processor, in single precision.
@@ -143,25 +147,37 @@ impl Session {
         let found = numbers_of(model, &self.backward(model, &loss));
         let expected = reference.gradients(batch(&reference.device));
         let expected = numbers_of(&reference.model, &expected);
-        let whole = norm(expected.iter().flatten().copied());
-        found
-            .iter()
-            .zip(&expected)
-            .map(|(found, expected)| {
-                let difference = norm(found.iter().zip(expected).map(|(a, b)| a - b));
-                let size = norm(expected.iter().copied()).max(LEAST_SHARE * whole);
-                if difference == 0.0 {
-                    0.0
-                } else {
-                    difference / size
-                }
-            })
-            // Not f64::max, which would leave out what is not a number.
-            .fold(
-                0.0,
-                |largest, one| if one <= largest { largest } else { one },
-            )
+        relative_difference(&found, &expected)
     }
+}
+
+/// The largest over the parameters; not a number where one of them is not, or where there is nothing to compare.
+fn relative_difference(found: &[Vec<f64>], expected: &[Vec<f64>]) -> f64 {
+    let lengths = |of: &[Vec<f64>]| of.iter().map(Vec::len).collect::<Vec<_>>();
+    if expected.is_empty() || lengths(found) != lengths(expected) {
+        return f64::NAN;
+    }
+    let whole = norm(expected.iter().flatten().copied());
+    found
+        .iter()
+        .zip(expected)
+        .map(|(found, expected)| {
+            let difference = norm(found.iter().zip(expected).map(|(a, b)| a - b));
+            let size = norm(expected.iter().copied()).max(LEAST_SHARE * whole);
+            if difference == 0.0 {
+                0.0
+            } else {
+                difference / size
+            }
+        })
+        // Not f64::max, which leaves out what is not a number.
+        .fold(0.0, |largest: f64, one| {
+            if largest.is_nan() || one <= largest {
+                largest
+            } else {
+                one
+            }
+        })
 }
 
 /// The gradient of every parameter, in the order of the network.
@@ -188,4 +204,32 @@ fn numbers_of(model: &Net, gradients: &GradientsParams) -> Vec<Vec<f64>> {
 
 fn norm(numbers: impl Iterator<Item = f64>) -> f64 {
     numbers.map(|number| number * number).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_parameter_that_is_wrong_or_not_a_number_is_enough_wherever_it_stands() {
+        let expected = [vec![3.0, 4.0], vec![0.5], vec![1e-9]];
+        assert_eq!(relative_difference(&expected, &expected), 0.0);
+        for place in 0..3 {
+            let mut found = expected.clone();
+            found[place][0] = f64::NAN;
+            assert!(relative_difference(&found, &expected).is_nan());
+        }
+        let zeros = [vec![0.0, 0.0], vec![0.5], vec![1e-9]];
+        assert_eq!(relative_difference(&zeros, &expected), 1.0);
+        // What is as good as nothing beside the whole is compared with a hundredth of the whole.
+        let noise = [vec![3.0, 4.0], vec![0.5], vec![3e-9]];
+        assert!(relative_difference(&noise, &expected) < 1e-6);
+    }
+
+    #[test]
+    fn gradients_that_are_missing_agree_with_nothing() {
+        assert!(relative_difference(&[], &[]).is_nan());
+        assert!(relative_difference(&[vec![1.0]], &[vec![1.0], vec![2.0]]).is_nan());
+        assert!(relative_difference(&[vec![1.0]], &[vec![1.0, 2.0]]).is_nan());
+    }
 }
