@@ -1,6 +1,6 @@
 //! Whose turn it is, and who has a device alone.
 
-use diesel_async::RunQueryDsl;
+use diesel_async::{AsyncConnection, RunQueryDsl};
 use trialhead::probe::{Outcome, Task};
 use trialhead::store::connection::Database;
 use trialhead::store::leases::{self, Claim, Claimed, Completion};
@@ -8,7 +8,7 @@ use trialhead::study::{LeaseId, StudyId};
 use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, claim_as, database, device, study};
+use crate::queue::{MODEL, POLICY, claim, claim_as, claim_in, database, device, study};
 
 async fn finish(database: &Database, claimed: &Claimed) {
     let mut conn = database.connection().await.expect("a connection");
@@ -39,6 +39,39 @@ async fn studies_of_one_priority_take_turns_and_a_higher_one_goes_first() {
         finish(&database, &claimed).await;
     }
     assert_eq!(turns, [urgent, urgent, a, b, a, b, a, b]);
+}
+
+/// Before Postgres has looked at a new queue it knows nothing of its size, and must not need to.
+#[tokio::test]
+async fn a_claim_on_a_new_queue_reads_no_more_than_the_queue() {
+    #[derive(diesel::QueryableByName)]
+    struct Read {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        probes: i64,
+    }
+    const OPEN: u32 = 400;
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    for _ in 0..2 {
+        study(&database, MODEL, 0, OPEN, |_| Task::Smoke { steps: 1 }).await;
+    }
+    let device = device(&database, "host", MODEL).await;
+    let mut conn = database.connection().await.expect("a connection");
+    let claimed = conn
+        .transaction::<_, diesel::result::Error, _>(async |conn| {
+            let claimed = claim_in(conn, device, MODEL, 1 << 33, 30.0).await;
+            let read: Read = diesel::sql_query(
+                "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) AS probes \
+                 FROM pg_stat_xact_user_tables WHERE relname = 'probes'",
+            )
+            .get_result(conn)
+            .await?;
+            assert!(read.probes <= 4 * i64::from(OPEN), "{} rows", read.probes);
+            Ok(claimed)
+        })
+        .await
+        .expect("a transaction");
+    assert!(claimed.is_some());
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Studies with made-up probes, put into the queue past the planner, so that a test chooses what is
 //! queued.
 
+use diesel_async::AsyncPgConnection;
 use trialhead::probe::{Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs};
 use trialhead::store;
 use trialhead::store::connection::{Database, DatabaseConfig, MigrateMode, migrate};
@@ -175,6 +176,18 @@ pub async fn claim_as(
     lease_secs: f64,
 ) -> Option<Claimed> {
     let mut conn = database.connection().await.expect("a connection");
+    claim_in(&mut conn, device, model, memory_bytes, lease_secs).await
+}
+
+/// The same on a connection, in whatever transaction it is in.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn claim_in(
+    conn: &mut AsyncPgConnection,
+    device: DeviceId,
+    model: &str,
+    memory_bytes: i64,
+    lease_secs: f64,
+) -> Option<Claimed> {
     let claim = Claim {
         lease: LeaseId(Uuid::now_v7()),
         worker: "a worker",
@@ -187,6 +200,6 @@ pub async fn claim_as(
         count: 1,
         lease_secs,
     };
-    let claiming = leases::claim(&mut conn, &claim).await.expect("claims");
+    let claiming = leases::claim(conn, &claim).await.expect("claims");
     claiming.claimed()
 }
