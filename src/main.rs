@@ -409,13 +409,15 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     trialhead::telemetry::start(&settings.log)?;
     let mut signals = Signals::new()?;
+    let is_tls = settings.api.is_tls();
     let starting = Service::start(settings);
     let mut service = tokio::select! {
         started = starting => started?,
         () = signals.next() => anyhow::bail!("stopped before it had started"),
     };
+    let scheme = if is_tls { "https" } else { "http" };
     tracing::info!(
-        "serving on http://{address}; API docs at http://{address}/docs",
+        "serving on {scheme}://{address}; API docs at {scheme}://{address}/docs",
         address = service.address
     );
     if let Some(address) = service.metrics_address {

@@ -295,6 +295,20 @@ pub struct ApiSettings {
     pub failed_tokens_per_minute: u32,
     /// Peers whose wrong tokens are counted apart; more share one count.
     pub max_failing_peers: usize,
+    /// Certificate chain in PEM; with it and its key the service speaks TLS, and nothing else. Read again when it changes.
+    pub tls_certificate_file: Option<PathBuf>,
+    /// Its private key in PEM.
+    pub tls_key_file: Option<PathBuf>,
+    /// Origins (`https://host`) whose pages a browser may let read and write here. None: no other site's.
+    pub cors_origins: Vec<String>,
+    /// Requests of one caller (a token, else an address) in a second, on average; more are refused with 429. 0: any
+    /// number. What workers send for their probes is not counted.
+    pub requests_per_sec: f64,
+    /// Requests of one caller that may come faster, after a pause.
+    pub request_burst: u32,
+    /// Requests of one caller under way at once, those of workers and those that wait on purpose aside; more are refused
+    /// with 429. 0: any number.
+    pub max_requests_at_once: usize,
     /// Address and port of a listener that serves only the metrics, without tokens. Default: they are at `listen`.
     pub metrics_listen: Option<SocketAddr>,
     /// How long a worker's claim may wait for a probe.
@@ -309,6 +323,20 @@ pub struct ApiSettings {
     pub max_event_stream_secs: f64,
     /// How long a listener may take nothing of what is there for it.
     pub slow_listener_secs: f64,
+}
+
+impl ApiSettings {
+    /// Whether the service speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls_certificate_file.is_some() && self.tls_key_file.is_some()
+    }
+}
+
+/// Whether a text is an origin as a browser sends it.
+fn is_origin(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == text
+    })
 }
 
 /// Who needs an access token.
@@ -336,6 +364,12 @@ impl Default for ApiSettings {
             token_cache_secs: 5.0,
             failed_tokens_per_minute: 60,
             max_failing_peers: 10_000,
+            tls_certificate_file: None,
+            tls_key_file: None,
+            cors_origins: Vec::new(),
+            requests_per_sec: 200.0,
+            request_burst: 400,
+            max_requests_at_once: 64,
             metrics_listen: None,
             max_claim_wait_secs: 60.0,
             max_study_wait_secs: 60.0,
@@ -554,6 +588,7 @@ impl Settings {
             .try_parsing(true)
             .list_separator(",")
             .with_list_parse_key("api.allowed_hosts")
+            .with_list_parse_key("api.cors_origins")
             .with_list_parse_key("pool.child_command")
             .with_list_parse_key("pool.devices")
             .with_list_parse_key("pool.exclude_devices")
@@ -659,6 +694,28 @@ impl Settings {
         }
         if self.api.max_body_bytes < 1024 {
             risks.push("api.max_body_bytes must be at least 1024: no study fits".into());
+        }
+        if !(self.api.requests_per_sec.is_finite() && self.api.requests_per_sec >= 0.0) {
+            risks.push(format!(
+                "api.requests_per_sec must be at least 0, is {}",
+                self.api.requests_per_sec
+            ));
+        }
+        if self.api.tls_certificate_file.is_some() != self.api.tls_key_file.is_some() {
+            risks.push(
+                "api.tls_certificate_file and api.tls_key_file belong together: set both or none"
+                    .into(),
+            );
+        }
+        for origin in &self.api.cors_origins {
+            if !is_origin(origin) {
+                risks.push(format!(
+                    "api.cors_origins: {origin:?} is no origin; write scheme and host as a browser does, without a path: https://dashboard.example"
+                ));
+            }
+        }
+        if self.api.request_burst == 0 {
+            risks.push("api.request_burst must be at least 1: no request would be answered".into());
         }
         if self.api.max_listeners >= self.api.max_connections {
             risks.push(format!(

@@ -1,47 +1,26 @@
-//! A limit on failed authentication for each peer, in bounded memory.
-//!
-//! One bucket for each peer: it holds so many failures as a minute may have, and fills up again evenly. An attempt takes
-//! one before it is looked at and gives it back if it was let in, so that many attempts at once are no way around it.
-//! `governor` was looked at first: its keyed limiter can neither give back nor look without taking, and keeps every key
-//! it has seen until somebody sweeps.
+//! A limit on failed authentication for each peer. An attempt takes one from its bucket before it is looked at and gives
+//! it back if it was let in, so that many attempts at once are no way around it.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use super::buckets::{Buckets, Party};
 
 /// Limits failed attempts.
 #[derive(Debug)]
 pub struct FailureLimiter {
-    per_minute: f64,
-    max_peers: usize,
-    buckets: Mutex<HashMap<Peer, Bucket>>,
+    buckets: Buckets,
 }
 
-/// Who attempts. Whoever has one address of IPv6 has a whole /64 of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Peer {
-    Address(IpAddr),
-    /// All that no longer fit.
-    Others,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    left: f64,
-    at: Instant,
-}
-
-/// A minute, in the unit of the buckets.
+/// Seconds of the unit of the setting.
 const MINUTE: f64 = 60.0;
 
 impl FailureLimiter {
     /// Allows each peer so many failures a minute, and remembers so many peers.
     pub fn new(per_minute: u32, max_peers: usize) -> Self {
+        let per_minute = f64::from(per_minute.max(1));
         Self {
-            per_minute: f64::from(per_minute.max(1)),
-            max_peers: max_peers.max(1),
-            buckets: Mutex::default(),
+            buckets: Buckets::new(per_minute / MINUTE, per_minute, max_peers),
         }
     }
 
@@ -50,78 +29,19 @@ impl FailureLimiter {
     /// # Errors
     /// How long to wait, when the peer has none left.
     pub fn take(&self, peer: Option<IpAddr>, now: Instant) -> Result<Attempt, Duration> {
-        let mut buckets = self.lock();
-        let key = self.place(&mut buckets, peer, now);
-        let bucket = buckets.entry(key).or_insert(Bucket {
-            left: self.per_minute,
-            at: now,
-        });
-        self.fill(bucket, now);
-        if bucket.left < 1.0 {
-            let secs = (1.0 - bucket.left) * MINUTE / self.per_minute;
-            return Err(Duration::from_secs_f64(secs));
-        }
-        bucket.left -= 1.0;
-        Ok(Attempt(key))
+        self.buckets.take(Party::at(peer), now).map(Attempt)
     }
 
     /// Gives an attempt back that did not fail.
     pub fn give_back(&self, attempt: Attempt) {
-        if let Some(bucket) = self.lock().get_mut(&attempt.0) {
-            bucket.left = (bucket.left + 1.0).min(self.per_minute);
-        }
-    }
-
-    fn fill(&self, bucket: &mut Bucket, now: Instant) {
-        let secs = now.saturating_duration_since(bucket.at).as_secs_f64();
-        bucket.left = (bucket.left + secs * self.per_minute / MINUTE).min(self.per_minute);
-        bucket.at = bucket.at.max(now);
-    }
-
-    /// The bucket of a peer. When there are too many, those that are full again are forgotten; if that is not enough, new
-    /// peers share one.
-    fn place(
-        &self,
-        buckets: &mut HashMap<Peer, Bucket>,
-        peer: Option<IpAddr>,
-        now: Instant,
-    ) -> Peer {
-        let Some(address) = peer else {
-            return Peer::Others;
-        };
-        let key = Peer::Address(network(address));
-        if buckets.contains_key(&key) || buckets.len() < self.max_peers {
-            return key;
-        }
-        buckets.retain(|_, bucket| {
-            self.fill(bucket, now);
-            bucket.left < self.per_minute
-        });
-        if buckets.len() < self.max_peers {
-            key
-        } else {
-            Peer::Others
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Peer, Bucket>> {
-        // Whatever panicked while it held the lock, a bucket is a bucket.
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buckets.give_back(attempt.0);
     }
 }
 
 /// An attempt that was taken, and failed unless it is given back.
 #[derive(Debug)]
 #[must_use]
-pub struct Attempt(Peer);
-
-/// An address of IPv4 itself, the /64 of one of IPv6.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (!0_u128 << 64))),
-        address => address,
-    }
-}
+pub struct Attempt(Party);
 
 #[cfg(test)]
 mod tests {
@@ -172,13 +92,13 @@ mod tests {
         for number in 0..100_u8 {
             let _ = limiter.take(Some([10, 0, 0, number].into()), now);
         }
-        assert!(limiter.lock().len() <= 11, "{}", limiter.lock().len());
+        assert!(limiter.buckets.len() <= 11, "{}", limiter.buckets.len());
         // The newest share what is left, and it is used up.
         limiter.take(ip("10.9.9.9"), now).expect_err("shared");
         // Once the old ones are full again, they are forgotten and a new one has its own.
         let later = now + Duration::from_secs(61);
         let _own = limiter.take(ip("10.9.9.9"), later).expect("its own");
-        assert!(limiter.lock().len() <= 2, "{}", limiter.lock().len());
+        assert!(limiter.buckets.len() <= 2, "{}", limiter.buckets.len());
     }
 
     #[test]

@@ -1,14 +1,18 @@
-//! Who may do what: access tokens, their scopes, and a limit on guesses.
+//! Who may do what: access tokens, their scopes, and limits on guesses and on requests.
 //!
 //! A token is `trialhead_<id>_<secret>`. The id finds its row, and the secret (32 random bytes) is compared by its
 //! SHA-256 in constant time. It knows nothing of HTTP; `api` turns a [`Refused`] into an answer.
 
+mod buckets;
 pub mod limiter;
 pub mod listing;
+pub mod requests;
 pub mod tokens;
 pub mod verifier;
 
+pub use buckets::Party;
 pub use limiter::{Attempt, FailureLimiter};
+pub use requests::{RequestLimiter, TooMany, UnderWay};
 pub use tokens::{NewToken, TokenText, create};
 pub use verifier::{Identity, Refused, Verifier};
 

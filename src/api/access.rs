@@ -12,9 +12,12 @@ use prometheus::IntCounterVec;
 use super::hosts::Hosts;
 use super::operations::{Asked, Operation, Operations, Requirement};
 use super::problem::{Problem, ProblemCode};
-use crate::access::{Attempt, FailureLimiter, Identity, Refused, Scope, Verifier, is_project_name};
+use crate::access::{
+    Attempt, FailureLimiter, Identity, Party, Refused, RequestLimiter, Scope, TooMany, UnderWay,
+    Verifier, is_project_name,
+};
 use crate::lifecycle::Caller;
-use crate::settings::Settings;
+use crate::settings::{ApiSettings, Settings};
 use crate::store::connection::Database;
 
 /// Names the project of a request, for callers that are bound to none.
@@ -38,6 +41,7 @@ pub struct Access {
     /// How long a token that was let in is taken as read.
     trusts: Duration,
     limiter: FailureLimiter,
+    requests: RequestLimiter,
     failures: IntCounterVec,
 }
 
@@ -52,12 +56,13 @@ impl Access {
         let api = &settings.api;
         let trusts = Duration::from_secs_f64(api.token_cache_secs);
         Self {
-            hosts: Hosts::new(settings.listen, &api.allowed_hosts),
+            hosts: Hosts::new(settings.listen, &api.allowed_hosts).with_origins(&api.cors_origins),
             operations,
             needs_token: settings.needs_token(),
             verifier: Some(Verifier::new(database, trusts)),
             trusts,
             limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
+            requests: requests(api),
             failures,
         }
     }
@@ -77,6 +82,7 @@ impl Access {
             verifier: None,
             trusts: Duration::from_secs_f64(api.token_cache_secs),
             limiter: FailureLimiter::new(api.failed_tokens_per_minute, api.max_failing_peers),
+            requests: requests(api),
             failures,
         }
     }
@@ -97,11 +103,11 @@ impl Access {
         }
     }
 
-    /// Lets a request in, with its [`Caller`], or says why not.
+    /// Lets a request in, with its [`Caller`], or says why not. What is given counts it among those under way.
     ///
     /// # Errors
     /// The problem to answer with.
-    pub async fn admit(&self, request: &ServiceRequest) -> Result<(), Problem> {
+    pub async fn admit(&self, request: &ServiceRequest) -> Result<Option<UnderWay>, Problem> {
         let (method, headers) = (request.method(), request.headers());
         // A kubelet and a load balancer ask a pod by its address, and learn nothing here that anybody may not know.
         if !HEALTH.contains(&request.path()) {
@@ -109,7 +115,7 @@ impl Access {
         }
         let operation = match self.operations.find(method.as_str(), request.path()) {
             Asked::Operation(operation) => operation,
-            Asked::Documentation => return Ok(()),
+            Asked::Documentation => return Ok(None),
             Asked::OtherMethods(methods) => {
                 let detail = format!("{method} is not one of this route's methods: {methods}");
                 return Err(Problem {
@@ -119,6 +125,7 @@ impl Access {
             }
             Asked::Nothing => return Err(Problem::not_found("route; /docs lists them all")),
         };
+        let mut under_way = None;
         if let Requirement::Scope(scope) = operation.requirement {
             let peer = request.peer_addr();
             let identity = self.authenticate(headers, peer).await.inspect_err(|it| {
@@ -127,9 +134,18 @@ impl Access {
             self.authorize(identity.as_ref(), scope)?;
             let caller = caller(identity, headers)?;
             tracing::Span::current().record("caller", caller.name.as_str());
+            // A worker that has to wait loses its leases; what it claims is limited by what there is to do.
+            if scope != Scope::Work {
+                let party = caller
+                    .token
+                    .map_or_else(|| Party::at(peer.map(|peer| peer.ip())), Party::Token);
+                let entered = self.requests.enter(party, waits(request), Instant::now());
+                under_way = Some(entered.map_err(too_many)?);
+            }
             request.extensions_mut().insert(caller);
         }
-        must_be_json(operation, headers)
+        must_be_json(operation, headers)?;
+        Ok(under_way)
     }
 
     /// For how long an answer may wait before it is asked again whether its token is still good, seconds.
@@ -220,6 +236,40 @@ impl Access {
             Some(identity) if scope.is_in(&identity.scopes) => Ok(()),
             Some(_) => Err(Problem::insufficient_scope(scope)),
         }
+    }
+}
+
+fn requests(api: &ApiSettings) -> RequestLimiter {
+    RequestLimiter::new(
+        api.requests_per_sec,
+        api.request_burst,
+        api.max_requests_at_once,
+    )
+}
+
+/// Whether the request may be answered late on purpose: `api.max_listeners` limits those.
+fn waits(request: &ServiceRequest) -> bool {
+    request.query_string().contains("wait_secs=")
+}
+
+fn too_many(refused: TooMany) -> Problem {
+    match refused {
+        TooMany::Rate(wait) => Problem {
+            retry_after_secs: Some(wait.as_secs() + 1),
+            ..Problem::new(
+                ProblemCode::TooManyRequests,
+                "you send requests faster than api.requests_per_sec allows; go on after Retry-After, and more slowly",
+            )
+        },
+        TooMany::AtOnce(count) => Problem {
+            retry_after_secs: Some(1),
+            ..Problem::new(
+                ProblemCode::TooManyAtOnce,
+                format!(
+                    "{count} requests of yours are being answered, and no more may be at once (api.max_requests_at_once); wait for one to end"
+                ),
+            )
+        },
     }
 }
 

@@ -13,6 +13,8 @@ use super::problem::{Problem, ProblemCode};
 pub struct Hosts {
     loopback_only: bool,
     allowed_hosts: Vec<String>,
+    /// Other sites whose pages may write.
+    origins: Vec<String>,
 }
 
 impl Hosts {
@@ -24,6 +26,15 @@ impl Hosts {
                 .iter()
                 .map(|host| host.to_ascii_lowercase())
                 .collect(),
+            origins: Vec::new(),
+        }
+    }
+
+    /// The same, and pages of these origins may write.
+    pub fn with_origins(self, origins: &[String]) -> Self {
+        Self {
+            origins: origins.to_vec(),
+            ..self
         }
     }
 
@@ -51,6 +62,13 @@ impl Hosts {
     /// Whether a browser says that a page of another site sent the request. Browsers that do not say so plainly name the
     /// page's origin; a program says neither.
     fn is_foreign(&self, headers: &HeaderMap) -> bool {
+        let is_named = |origin: &[u8]| self.origins.iter().any(|it| it.as_bytes() == origin);
+        if headers
+            .get(ORIGIN)
+            .is_some_and(|it| is_named(it.as_bytes()))
+        {
+            return false;
+        }
         if let Some(site) = headers.get("sec-fetch-site") {
             return !matches!(site.as_bytes(), b"same-origin" | b"none");
         }

@@ -26,6 +26,7 @@ pub mod revisions;
 pub mod server;
 pub mod state;
 pub mod studies;
+mod tls;
 pub mod worker;
 
 pub use server::Server;

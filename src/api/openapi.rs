@@ -16,6 +16,7 @@ use super::{
     answers, catalog, conditional, datasets, devices, events, health, leases, measurements,
     metrics, probes, responses, revisions, studies,
 };
+use crate::access::Scope;
 use crate::study::validation::Violation;
 
 #[derive(OpenApi)]
@@ -151,8 +152,11 @@ fn document_access(path: &str, operation: &mut Operation) {
             "The access token lacks the scope `{scope}`, or the Host header is not one that this service answers to"
         )),
     );
-    let too_many =
-        "Too many wrong access tokens came from the caller's address; try again after Retry-After";
+    let too_many = if scope == Scope::Work.as_str() {
+        "Too many wrong access tokens came from the caller's address; go on after Retry-After"
+    } else {
+        "Too many requests of the caller come in a second or are under way at once, or too many wrong access tokens came from its address; go on after Retry-After"
+    };
     let too_many = match responses.get("429") {
         Some(RefOr::T(own)) => format!("{}; or: {too_many}", own.description),
         _ => too_many.to_owned(),

@@ -122,6 +122,10 @@ codes! {
     TooManyUploads = "too_many_uploads", TOO_MANY_REQUESTS, "Too many uploads at once";
     /// Too many wrong access tokens came from the same peer.
     TooManyFailures = "too_many_failures", TOO_MANY_REQUESTS, "Too many wrong access tokens";
+    /// The caller sends requests too fast.
+    TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, "Too many requests";
+    /// The caller has too many requests under way.
+    TooManyAtOnce = "too_many_at_once", TOO_MANY_REQUESTS, "Too many requests at once";
     /// As many requests wait for news of studies as may.
     TooManyListeners = "too_many_listeners", SERVICE_UNAVAILABLE, "Too many listeners";
     /// A defect of the service.

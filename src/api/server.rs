@@ -3,28 +3,32 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use actix_cors::Cors;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServerHandle, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
-use actix_web::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use actix_web::middleware::{Next, from_fn};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{
+    CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY,
+};
+use actix_web::middleware::{Condition, Next, from_fn};
 use actix_web::web::{Data, PathConfig, PayloadConfig, QueryConfig, Redirect};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use actix_web_prom::PrometheusMetricsBuilder;
 use futures::FutureExt;
 use tokio::sync::{Mutex, watch};
-use tracing::Instrument;
+use tracing::{Instrument, field};
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
-use super::access::Access;
+use super::access::{Access, PROJECT_HEADER};
 use super::operations::Operations;
 use super::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use super::state::Api;
-use super::{metrics, openapi};
+use super::{metrics, openapi, tls};
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::pool::leases::StoredLeases;
@@ -35,6 +39,9 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Swagger UI needs inline styles and data images; everything comes from the service itself.
 const CONTENT_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'";
+
+/// Once it was reached by TLS, a browser shall use nothing else for a year.
+const TRANSPORT_SECURITY: &str = "max-age=31536000";
 
 const SECURITY_HEADERS: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
@@ -114,6 +121,7 @@ impl Server {
         };
         let access = Data::new(Access::new(settings, operations, database, failures));
         let max_body = settings.api.max_body_bytes;
+        let origins = settings.api.cors_origins.clone();
         let mut server = HttpServer::new(move || {
             App::new()
                 .into_utoipa_app()
@@ -137,6 +145,7 @@ impl Server {
                 .default_service(web::to(no_such_route))
                 .wrap(http_metrics.clone())
                 .wrap(from_fn(pass))
+                .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
         })
         .max_connections(settings.api.max_connections)
         .client_request_timeout(Duration::from_secs(settings.api.request_timeout_secs))
@@ -147,7 +156,13 @@ impl Server {
         if let Some(threads) = settings.api.threads {
             server = server.workers(threads.max(1));
         }
-        let server = server.bind(settings.listen)?;
+        let api = &settings.api;
+        let server = match (&api.tls_certificate_file, &api.tls_key_file) {
+            (Some(certificate), Some(key)) => {
+                server.bind_rustls_0_23(settings.listen, tls::config(certificate, key)?)?
+            }
+            _ => server.bind(settings.listen)?,
+        };
         let addresses = server.addrs();
         Ok(Self {
             main: Listener::of(&addresses, server.run())?,
@@ -231,6 +246,28 @@ fn serve_metrics(
     Listener::of(&addresses, server.run())
 }
 
+/// What pages of these origins may do: all that a program may, with a token that they have.
+fn cors(origins: &[String]) -> Cors {
+    let allowed = origins
+        .iter()
+        .fold(Cors::default(), |cors, origin| cors.allowed_origin(origin));
+    allowed
+        .allowed_methods(["GET", "HEAD", "POST", "PUT", "DELETE"])
+        .allowed_headers([
+            "authorization",
+            "content-type",
+            "idempotency-key",
+            "if-match",
+            "if-none-match",
+            "last-event-id",
+            "repr-digest",
+            PROJECT_HEADER,
+            "x-request-id",
+        ])
+        .expose_headers(["etag", "location", "retry-after", "x-request-id"])
+        .max_age(600)
+}
+
 /// Whatever is not in the document was answered before it came here.
 pub(super) async fn no_such_route(request: HttpRequest) -> HttpResponse {
     Problem::not_found("route; /docs lists them all").response(Some(request.path()))
@@ -243,28 +280,76 @@ pub(super) async fn pass(
 ) -> Result<ServiceResponse<BoxBody>, actix_web::Error> {
     let id = request_id(&request);
     let path = request.path().to_owned();
-    let span = tracing::info_span!("request", method = %request.method(), path, request_id = %id.to_str().unwrap_or_default(), caller = tracing::field::Empty);
+    let is_tls = request.app_config().secure();
+    let began = Instant::now();
+    let span = span(&request, &path, &id);
+    let end = |headers: &mut HeaderMap, status: StatusCode| {
+        span.in_scope(|| log(&path, status, began.elapsed()));
+        add_headers(headers, id, is_tls);
+    };
     match answer(request, next, &path).instrument(span.clone()).await {
         Ok(mut response) => {
-            span.in_scope(|| tracing::debug!(status = response.status().as_u16(), "answered"));
-            add_headers(response.headers_mut(), id);
+            let status = response.status();
+            end(response.headers_mut(), status);
             Ok(response)
         }
         // The request is gone with the handler, so the answer travels as the error's own.
         Err(problem) => {
             let mut response = problem.response(Some(&path));
-            add_headers(response.headers_mut(), id);
+            let status = response.status();
+            end(response.headers_mut(), status);
             Err(InternalError::from_response(problem, response).into())
         }
     }
 }
 
-fn add_headers(headers: &mut HeaderMap, id: HeaderValue) {
+/// Everything that is logged while a request is answered stands in it. No header and no query: they may hold secrets.
+fn span(request: &ServiceRequest, path: &str, id: &HeaderValue) -> tracing::Span {
+    let span = tracing::info_span!(
+        "request",
+        method = %request.method(),
+        path,
+        request_id = %id.to_str().unwrap_or_default(),
+        caller = field::Empty,
+        study = field::Empty,
+        probe = field::Empty,
+        lease = field::Empty,
+        dataset = field::Empty,
+    );
+    let mut segments = path.strip_prefix("/v1/").unwrap_or_default().split('/');
+    if let (Some(kind), Some(thing)) = (segments.next(), segments.next())
+        && let Ok(thing) = thing.parse::<Uuid>()
+        && let Some(name) = kind.strip_suffix('s')
+    {
+        span.record(name, field::display(thing));
+    }
+    span
+}
+
+/// One line for each request. What is asked all the time, by machines, is logged on demand only.
+fn log(path: &str, status: StatusCode, took: Duration) {
+    let (status, secs) = (status.as_u16(), took.as_secs_f64());
+    let is_routine =
+        path.starts_with("/v1/leases") || !(path.starts_with("/v1/") || path == "/openapi.json");
+    if is_routine {
+        tracing::debug!(status, secs, "answered");
+    } else {
+        tracing::info!(status, secs, "answered");
+    }
+}
+
+fn add_headers(headers: &mut HeaderMap, id: HeaderValue, is_tls: bool) {
     headers.insert(REQUEST_ID.clone(), id);
     for (name, value) in SECURITY_HEADERS {
         headers.insert(
             HeaderName::from_static(name),
             HeaderValue::from_static(value),
+        );
+    }
+    if is_tls {
+        headers.insert(
+            STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static(TRANSPORT_SECURITY),
         );
     }
 }
@@ -274,13 +359,14 @@ async fn answer(
     next: Next<impl MessageBody + 'static>,
     path: &str,
 ) -> Result<ServiceResponse<BoxBody>, Problem> {
-    let refused = match request.app_data::<Data<Access>>() {
-        Some(access) => access.admit(&request).await.err(),
-        None => Some(Problem::internal()),
+    let admitted = match request.app_data::<Data<Access>>() {
+        Some(access) => access.admit(&request).await,
+        None => Err(Problem::internal()),
     };
-    if let Some(problem) = refused {
-        return Ok(request.into_response(problem.response(Some(path))));
-    }
+    let _under_way = match admitted {
+        Ok(under_way) => under_way,
+        Err(problem) => return Ok(request.into_response(problem.response(Some(path)))),
+    };
     let response = match AssertUnwindSafe(next.call(request)).catch_unwind().await {
         Ok(Ok(response)) => response.map_into_boxed_body(),
         Ok(Err(error)) => {

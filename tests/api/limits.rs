@@ -1,0 +1,117 @@
+//! Limits on what one caller may ask of the service, and what it is told then.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde_json::json;
+use trialhead::access::Scope;
+
+use crate::service::{Answer, TestService, digits};
+
+fn wait_of(answer: &Answer) -> u64 {
+    answer
+        .header("retry-after")
+        .and_then(|secs| secs.parse().ok())
+        .unwrap_or_else(|| panic!("no Retry-After: {answer:?}"))
+}
+
+#[tokio::test]
+async fn who_sends_too_fast_is_told_when_to_go_on_and_nobody_else_is() {
+    let (service, _) = TestService::guarded(|settings| {
+        settings.api.requests_per_sec = 1.0;
+        settings.api.request_burst = 5;
+    })
+    .await;
+    let eager = service
+        .token("eager", &[Scope::Write, Scope::Read], None)
+        .await;
+    let calm = service
+        .token("calm", &[Scope::Read, Scope::Work], None)
+        .await;
+    let get = async |path: &str, token: &str| {
+        Answer::of(
+            service
+                .http
+                .get(format!("{}{path}", service.base))
+                .bearer_auth(token),
+        )
+        .await
+    };
+    let mut answers = Vec::new();
+    for _ in 0..10 {
+        answers.push(get("/v1/studies", &eager).await);
+    }
+    let refused: Vec<&Answer> = answers.iter().filter(|it| it.status != 200).collect();
+    assert!((3..=5).contains(&refused.len()), "{answers:?}");
+    for answer in &refused {
+        let problem = answer.problem(429, "too_many_requests");
+        assert!(problem["detail"].to_string().contains("Retry-After"));
+    }
+    // A write that was refused so has changed nothing, and goes through after what it was told to wait.
+    let post = async || {
+        let body = service.http.post(format!("{}/v1/studies", service.base));
+        Answer::of(body.bearer_auth(&eager).json(&digits())).await
+    };
+    let first = post().await;
+    first.problem(429, "too_many_requests");
+    tokio::time::sleep(Duration::from_secs(wait_of(&first))).await;
+    assert_eq!(post().await.status, 202);
+
+    let of_another = get("/v1/studies", &calm).await;
+    assert_eq!(of_another.status, 200);
+    assert_eq!(of_another.json()["items"].as_array().map(Vec::len), Some(1));
+    // Health is asked by machines, and leases are not to be lost.
+    for _ in 0..10 {
+        assert_eq!(service.get("/healthz").await.status, 200);
+        let heartbeat = service
+            .http
+            .post(format!(
+                "{}/v1/leases/{}/heartbeat",
+                service.base,
+                uuid::Uuid::now_v7()
+            ))
+            .bearer_auth(&calm)
+            .json(&json!({"probe_id": uuid::Uuid::now_v7(), "attempt": 1, "measurements": []}));
+        assert_ne!(Answer::of(heartbeat).await.status, 429);
+    }
+}
+
+#[tokio::test]
+async fn who_has_too_much_under_way_waits_for_it_to_end() {
+    let service = TestService::start(|settings| {
+        settings.workers = 0;
+        settings.api.max_requests_at_once = 2;
+    })
+    .await;
+    // Uploads whose bodies do not come.
+    let (senders, uploads): (Vec<_>, Vec<_>) = (0..2)
+        .map(|_| {
+            let (sender, body) =
+                futures::channel::mpsc::unbounded::<Result<Vec<u8>, std::io::Error>>();
+            let upload = service
+                .http
+                .post(format!("{}/v1/datasets?name=slow&format=csv", service.base))
+                .header("content-type", "text/csv")
+                .body(reqwest::Body::wrap_stream(body.map(|part| part)));
+            sender.unbounded_send(Ok(b"a,b\n".to_vec())).expect("sent");
+            (sender, tokio::spawn(Answer::of(upload)))
+        })
+        .unzip();
+    let refused = loop {
+        let answer = service.get("/v1/studies").await;
+        if answer.status != 200 {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    refused.problem(429, "too_many_at_once");
+    assert_eq!(wait_of(&refused), 1);
+    // Requests that wait on purpose have a limit of their own.
+    let none = format!("/v1/studies/{}?wait_secs=0.1", uuid::Uuid::now_v7());
+    assert_eq!(service.get(&none).await.status, 404);
+    drop(senders);
+    for upload in uploads {
+        let _ended = upload.await.expect("an answer");
+    }
+    assert_eq!(service.get("/v1/studies").await.status, 200);
+}
