@@ -6,6 +6,7 @@ use prometheus::{
     core::Collector,
 };
 
+use crate::store::connection::Timings;
 use crate::store::service_metrics::ServiceCounts;
 
 /// What an instance is for.
@@ -167,6 +168,17 @@ impl InstanceMetrics {
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
         Ok(metrics)
+    }
+
+    /// Adds those of the database that this instance uses.
+    ///
+    /// # Errors
+    /// When a name is registered twice: a defect.
+    pub fn watch_database(&self, timings: &Timings) -> Result<(), prometheus::Error> {
+        self.registry
+            .register(Box::new(timings.statements.clone()))?;
+        self.registry.register(Box::new(timings.waits.clone()))?;
+        self.registry.register(Box::new(timings.slow.clone()))
     }
 }
 

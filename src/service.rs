@@ -94,6 +94,7 @@ fn database_at(settings: &Settings, url: &str) -> anyhow::Result<Database> {
         pool_size: settings.database.pool_size,
         acquire_timeout: Duration::from_secs_f64(settings.database.connect_timeout_secs),
         statement_timeout: Duration::from_secs_f64(settings.database.statement_timeout_secs),
+        slow_statement: Duration::from_secs_f64(settings.database.slow_statement_secs),
         ..DatabaseConfig::new(url)
     })?)
 }
@@ -253,6 +254,7 @@ impl Service {
             alive_secs: pool.lease_secs * ALIVE_LEASES,
         };
         let metrics = InstanceMetrics::new(Role::Serve)?;
+        metrics.watch_database(context.database.timings())?;
         let (stop_intake, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let library = Library::open_at(settings.datasets.url.as_deref(), &settings.data_dir()?)?;

@@ -77,6 +77,8 @@ pub struct DatabaseSettings {
     pub connect_timeout_secs: f64,
     /// How long a statement may run.
     pub statement_timeout_secs: f64,
+    /// A statement that takes longer is logged, and counted.
+    pub slow_statement_secs: f64,
     /// Whether `serve` runs missing migrations or refuses to start.
     pub migrate: Migrate,
     /// Folder of `initdb` and `postgres` for the managed server. Default: searched for.
@@ -92,6 +94,7 @@ impl Default for DatabaseSettings {
             pool_size: 16,
             connect_timeout_secs: 5.0,
             statement_timeout_secs: 30.0,
+            slow_statement_secs: 1.0,
             migrate: Migrate::Auto,
             bin_dir: None,
             user: None,
@@ -479,6 +482,8 @@ impl Default for WorkSettings {
 pub struct RetentionSettings {
     /// Days that events of studies are kept.
     pub event_days: u32,
+    /// Days that a study is kept after it has ended. None: for ever.
+    pub study_days: Option<u32>,
     /// Days that probes of no study are kept for reuse.
     pub unlinked_probe_days: u32,
 }
@@ -487,6 +492,7 @@ impl Default for RetentionSettings {
     fn default() -> Self {
         Self {
             event_days: 7,
+            study_days: None,
             unlinked_probe_days: 90,
         }
     }
@@ -635,6 +641,10 @@ impl Settings {
             (
                 "database.statement_timeout_secs",
                 self.database.statement_timeout_secs,
+            ),
+            (
+                "database.slow_statement_secs",
+                self.database.slow_statement_secs,
             ),
         ] {
             if !(value.is_finite() && value > 0.0 && value <= 86_400.0) {

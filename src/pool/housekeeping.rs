@@ -61,7 +61,9 @@ pub async fn run(
         }
         if Instant::now() >= next_retention {
             match forget(&context, &retention).await {
-                Ok(()) => next_retention = Instant::now() + RETENTION_PERIOD,
+                Ok(true) => next_retention = Instant::now() + RETENTION_PERIOD,
+                // The rest with the next tick.
+                Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "old rows could not be removed; trying again"),
             }
         }
@@ -103,20 +105,35 @@ pub async fn tidy(
     Ok(())
 }
 
-async fn forget(context: &Context, retention: &RetentionSettings) -> Result<(), StoreError> {
+/// Rows that one statement removes: so it holds few locks, and not for long.
+const AT_ONCE: i64 = 1000;
+
+/// Removes what was kept long enough, of each kind so much at once that other housekeeping does not wait for it. Says
+/// whether that was all.
+///
+/// # Errors
+/// Those of the database.
+pub async fn forget(context: &Context, retention: &RetentionSettings) -> Result<bool, StoreError> {
     let mut conn = context.database.connection().await?;
     let events = probes::remove_old_events(&mut conn, retention.event_days).await?;
     leases::remove_old(&mut conn, retention.event_days).await?;
     kept_answers::remove_old(&mut conn, context.idempotency_hours).await?;
-    let unlinked = probes::remove_unlinked(&mut conn, retention.unlinked_probe_days).await?;
-    if events + unlinked > 0 {
+    let ended = match retention.study_days {
+        Some(days) => studies::remove_ended(&mut conn, days, AT_ONCE).await?,
+        None => 0,
+    };
+    let days = retention.unlinked_probe_days;
+    let unlinked = probes::remove_unlinked(&mut conn, days, AT_ONCE).await?;
+    if events + ended + unlinked > 0 {
         tracing::info!(
             events,
+            studies = ended,
             probes = unlinked,
             "removed what was kept long enough"
         );
     }
-    Ok(())
+    let most = usize::try_from(AT_ONCE).unwrap_or(usize::MAX);
+    Ok(ended < most && unlinked < most)
 }
 
 /// Passes this instance's wake-ups to the others, many within 20 ms as one.

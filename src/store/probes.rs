@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Text};
+use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
@@ -555,13 +555,15 @@ pub async fn list_measurements(
 pub async fn remove_unlinked(
     conn: &mut AsyncPgConnection,
     older_than_days: u32,
+    at_once: i64,
 ) -> Result<usize, StoreError> {
     Ok(diesel::sql_query(
         "DELETE FROM probes WHERE id IN (\
             SELECT p.id FROM probes p WHERE p.ended_at < now() - make_interval(days => $1) \
-              AND NOT EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = p.id) LIMIT 1000)",
+              AND NOT EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = p.id) LIMIT $2)",
     )
     .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+    .bind::<BigInt, _>(at_once)
     .execute(conn)
     .await?)
 }

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
@@ -484,6 +485,23 @@ pub async fn delete(conn: &mut AsyncPgConnection, id: StudyId) -> Result<(), Sto
         .execute(conn)
         .await?;
     Ok(())
+}
+
+/// Removes studies that ended long ago, some at a time; their probes stay for others. Gives how many.
+pub async fn remove_ended(
+    conn: &mut AsyncPgConnection,
+    older_than_days: u32,
+    at_once: i64,
+) -> Result<usize, StoreError> {
+    Ok(diesel::sql_query(
+        "DELETE FROM studies WHERE id IN (\
+            SELECT id FROM studies WHERE ended_at < now() - make_interval(days => $1) \
+              AND state NOT IN ('queued', 'running') ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+    .bind::<BigInt, _>(at_once)
+    .execute(conn)
+    .await?)
 }
 
 /// Active studies whose evidence is ahead of their plan and whose wave is complete, and those that

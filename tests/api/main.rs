@@ -26,6 +26,7 @@ mod leases;
 mod limits;
 mod prescriptions;
 mod problems;
+mod retention;
 mod revisions;
 mod studies;
 mod transport;

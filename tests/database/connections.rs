@@ -125,6 +125,33 @@ async fn a_server_that_never_answers_is_unavailable_in_time() {
 }
 
 #[tokio::test]
+async fn a_slow_statement_is_counted_and_others_are_timed() {
+    let test = TestDatabase::create().await;
+    let database = Database::open(&DatabaseConfig {
+        slow_statement: Duration::from_millis(200),
+        ..DatabaseConfig::new(test.url())
+    })
+    .expect("a good address");
+    let mut conn = database.connection().await.expect("a connection");
+    let timings = database.timings();
+    for (statement, slow) in [
+        ("SELECT 1", 0),
+        ("SELECT pg_sleep(0.3)", 1),
+        ("SELECT 2", 1),
+    ] {
+        let before = timings.statements.get_sample_count();
+        diesel::sql_query(statement)
+            .execute(&mut conn)
+            .await
+            .expect("runs");
+        assert_eq!(timings.statements.get_sample_count(), before + 1);
+        assert_eq!(timings.slow.get(), slow, "{statement}");
+    }
+    assert!(timings.statements.get_sample_sum() >= 0.3);
+    assert_eq!(timings.waits.get_sample_count(), 1);
+}
+
+#[tokio::test]
 async fn a_pool_in_full_use_is_unavailable_until_one_comes_back() {
     let test = TestDatabase::create().await;
     let database = Database::open(&DatabaseConfig {

@@ -212,7 +212,7 @@ impl TestDatabase {
             &Shared::get().base,
             &format!(
                 "ALTER DATABASE {0} ALLOW_CONNECTIONS false; \
-                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{0}'",
+                 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{0}'",
                 self.name
             ),
         )

@@ -6,6 +6,7 @@
 mod address;
 mod listener;
 mod migrations;
+mod timings;
 mod tls;
 
 use std::error::Error;
@@ -18,7 +19,7 @@ use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::pooled_connection::{
     AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
 };
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use futures::FutureExt;
 use tokio::time::timeout;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -31,6 +32,7 @@ pub use listener::{ListenEvent, Listener};
 pub use migrations::{
     MIGRATIONS, MigrateError, MigrateMode, MigrationStatus, migrate, migrations_ready,
 };
+pub use timings::Timings;
 pub use tls::{RootCertificates, SslMode, TlsError};
 
 type TlsStream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
@@ -53,6 +55,8 @@ pub struct DatabaseConfig {
     pub statement_timeout: Duration,
     /// After which a transaction that does nothing is ended; zero for no limit.
     pub idle_in_transaction_timeout: Duration,
+    /// A statement that takes longer is logged.
+    pub slow_statement: Duration,
     /// What `pg_stat_activity` shows.
     pub application_name: String,
 }
@@ -67,6 +71,7 @@ impl DatabaseConfig {
             acquire_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(30),
             idle_in_transaction_timeout: Duration::from_secs(60),
+            slow_statement: Duration::from_secs(1),
             application_name: "trialhead".to_owned(),
         }
     }
@@ -85,6 +90,7 @@ impl fmt::Debug for DatabaseConfig {
                 "idle_in_transaction_timeout",
                 &self.idle_in_transaction_timeout,
             )
+            .field("slow_statement", &self.slow_statement)
             .field("application_name", &self.application_name)
             .finish()
     }
@@ -167,6 +173,7 @@ pub struct Database {
     pool: Pool<AsyncPgConnection>,
     target: Arc<Target>,
     acquire_timeout: Duration,
+    timings: Timings,
 }
 
 impl fmt::Debug for Database {
@@ -199,10 +206,13 @@ impl Database {
         let mut manager = ManagerConfig::default();
         // The driver notices a connection that has closed, so a query just to ask costs more than it tells.
         manager.recycling_method = RecyclingMethod::Fast;
+        let timings = Timings::new().map_err(|error| OpenError::Pool(error.to_string()))?;
+        let (watched, slow) = (timings.clone(), config.slow_statement);
         let reached = Arc::clone(&target);
         manager.custom_setup = Box::new(move |_| {
             let target = Arc::clone(&reached);
             let session = session.clone();
+            let watch = watched.watch(slow);
             async move {
                 let mut connection = target.establish().await?;
                 // Not as start-up options, which poolers such as pgbouncer refuse.
@@ -210,6 +220,7 @@ impl Database {
                     .batch_execute(&session)
                     .await
                     .map_err(|error| ConnectionError::BadConnection(error.to_string()))?;
+                connection.set_instrumentation(watch);
                 Ok(connection)
             }
             .boxed()
@@ -224,12 +235,16 @@ impl Database {
             pool,
             target,
             acquire_timeout: config.acquire_timeout,
+            timings,
         })
     }
 
     /// Lends a connection; [`StoreError::Unavailable`] if none can be had in time.
     pub async fn connection(&self) -> Result<PooledConnection, StoreError> {
-        match timeout(self.acquire_timeout, self.pool.get()).await {
+        let waited = self.timings.waits.start_timer();
+        let lent = timeout(self.acquire_timeout, self.pool.get()).await;
+        waited.observe_duration();
+        match lent {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
             Err(_) => Err(StoreError::Unavailable(format!(
@@ -249,6 +264,11 @@ impl Database {
     /// runtime.
     pub fn listen(&self, channels: &[&str]) -> Listener {
         Listener::start(Arc::clone(&self.target), channels)
+    }
+
+    /// How long its statements take, and its connections are waited for.
+    pub fn timings(&self) -> &Timings {
+        &self.timings
     }
 
     /// How busy the pool is.

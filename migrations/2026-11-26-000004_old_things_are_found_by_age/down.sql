@@ -1,0 +1,2 @@
+DROP INDEX probes_ended;
+DROP INDEX studies_ended;
