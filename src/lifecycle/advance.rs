@@ -1,7 +1,7 @@
 //! Advancing a study: read the evidence at a version, work out what it means and what comes next
 //! on a blocking thread with no transaction open, and commit only if nothing has changed since.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::watch;
@@ -12,11 +12,13 @@ use crate::analysis::{self, Evidence};
 use crate::plan::{self, Next, Plan, PlannedProbe};
 use crate::probe::{ProbeKind, fingerprint, inputs};
 use crate::recommendation::{self, Advice};
+use crate::store::devices::DeviceRow;
 use crate::store::events::{self, EventKind};
 use crate::store::probes::{NewProbe, WavePlace};
 use crate::store::studies::{self, Advanced};
 use crate::store::{self, Connection, StoreError, devices, probes, recommendations};
-use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
+use crate::study::defaults::DeviceFactsForDefaults;
+use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
 
 /// How often an advance starts over because the evidence changed under it. Every completion may
 /// change it once, and the next wake-up tries again anyway.
@@ -28,6 +30,9 @@ const MAX_ANSWERED: usize = 16;
 
 /// Wake-ups within this time lead to one look.
 const COALESCE: Duration = Duration::from_millis(40);
+
+/// Studies that wait for a device are looked at this often at most.
+const WAITING_EVERY: Duration = Duration::from_secs(1);
 
 /// Studies that one look takes on.
 const STUDIES_PER_LOOK: i64 = 64;
@@ -226,27 +231,12 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
         let mut waiting_for = None;
         if definition.device.resolved().is_none() {
             let live = devices::live(&mut conn, context.alive_secs).await?;
-            let wish = Wish {
-                backend: definition.device.backend,
-                model: definition.device.model.as_deref(),
-                count: definition.device.count,
-                memory_budget: definition.device.memory_budget_bytes,
-                runner: &definition.runner.name,
-            };
-            match device::choose(wish, &live) {
-                Choice::One(facts) => {
+            match found(&definition.device, &definition.runner.name, &live) {
+                Ok(facts) => {
                     defaults::fill_device(&mut definition, &facts);
                     filled = true;
                 }
-                Choice::None { waiting_for: what } => waiting_for = Some(what),
-                unfit @ (Choice::Ambiguous { .. } | Choice::TooSmall { .. }) => {
-                    waiting_for = unfit.violation().map(|violation| {
-                        format!(
-                            "a device that fits: {} {}",
-                            violation.pointer, violation.detail
-                        )
-                    });
-                }
+                Err(what) => waiting_for = Some(what),
             }
         }
         if study.evidence_version == study.advanced_version
@@ -299,6 +289,36 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
     Ok(Advance::Overtaken)
 }
 
+/// The live device for a study, or what it has to wait for.
+fn found(
+    asked: &DeviceChoice,
+    runner: &str,
+    live: &[DeviceRow],
+) -> Result<DeviceFactsForDefaults, String> {
+    let wish = Wish {
+        backend: asked.backend,
+        model: asked.model.as_deref(),
+        count: asked.count,
+        memory_budget: asked.memory_budget_bytes,
+        runner,
+    };
+    match device::choose(wish, live) {
+        Choice::One(facts) => Ok(facts),
+        Choice::None { waiting_for } => Err(waiting_for),
+        unfit @ (Choice::Ambiguous { .. } | Choice::TooSmall { .. }) => {
+            Err(unfit.violation().map_or_else(
+                || "a device that fits".to_owned(),
+                |violation| {
+                    format!(
+                        "a device that fits: {} {}",
+                        violation.pointer, violation.detail
+                    )
+                },
+            ))
+        }
+    }
+}
+
 /// Writes a step and, when a device has just filled it in, the definition.
 async fn write(
     conn: &mut Connection,
@@ -337,20 +357,32 @@ fn log_step(study: StudyId, plan: &Plan) {
     }
 }
 
-/// Advances every study that is due, on wake-ups and on a slow tick, until told to stop.
+/// Advances every study that is due, on wake-ups and on a slow tick, until told to stop. Those that wait for a device are
+/// looked at less often: mostly none has come.
 pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Receiver<bool>) {
     let mut wake = context.waker.subscribe();
+    let waiting_every = WAITING_EVERY.min(tick);
+    let mut next_waiting = Instant::now();
     loop {
         wake.mark_unchanged();
+        let mut full = false;
         match advance_due(&context).await {
-            // A full look may have left some for the next.
-            Ok(moved) if moved >= STUDIES_PER_LOOK => continue,
-            Ok(_) => {}
+            Ok(moved) => full = moved >= STUDIES_PER_LOOK,
             Err(error) => tracing::warn!(%error, "studies could not be advanced; trying again"),
+        }
+        if Instant::now() >= next_waiting {
+            next_waiting = Instant::now() + waiting_every;
+            if let Err(error) = advance_waiting(&context).await {
+                tracing::warn!(%error, "waiting studies could not be looked at; trying again");
+            }
+        }
+        if full {
+            // Some were left for the next look.
+            continue;
         }
         let was_woken = tokio::select! {
             _ = wake.changed() => true,
-            () = tokio::time::sleep(tick) => false,
+            () = tokio::time::sleep(waiting_every) => false,
             _ = stop.wait_for(|stop| *stop) => return,
         };
         if was_woken {
@@ -366,8 +398,35 @@ async fn advance_due(context: &Context) -> Result<i64, StoreError> {
         let mut conn = context.database.connection().await?;
         studies::due(&mut conn, STUDIES_PER_LOOK).await?
     };
+    advance_each(context, due).await
+}
+
+/// Advances the waiting studies for which a device has come, or something else is missing than before.
+async fn advance_waiting(context: &Context) -> Result<i64, StoreError> {
+    let changed = {
+        let mut conn = context.database.connection().await?;
+        let waiting = studies::waiting(&mut conn).await?;
+        if waiting.is_empty() {
+            return Ok(0);
+        }
+        let live = devices::live(&mut conn, context.alive_secs).await?;
+        waiting
+            .into_iter()
+            // Where the device is known, its worker is waited for: housekeeping says when it is there.
+            .filter(|study| study.device.resolved().is_none())
+            .filter(|study| match found(&study.device, &study.runner, &live) {
+                Ok(_) => true,
+                Err(what) => study.waiting_for.as_ref() != Some(&what),
+            })
+            .map(|study| study.id)
+            .collect()
+    };
+    advance_each(context, changed).await
+}
+
+async fn advance_each(context: &Context, ids: Vec<StudyId>) -> Result<i64, StoreError> {
     let mut moved = 0;
-    for id in due {
+    for id in ids {
         match advance(context, id).await {
             Ok(Advance::Moved) => moved += 1,
             Ok(Advance::Nothing | Advance::Overtaken) => {}

@@ -74,6 +74,9 @@ pub async fn run(
     }
 }
 
+/// Ended studies whose probes one tick counts.
+const COUNTED_AT_ONCE: i64 = 100;
+
 /// One round of everything that is done on each tick.
 ///
 /// # Errors
@@ -99,6 +102,7 @@ pub async fn tidy(
     if reaped + requeued + nudged > 0 {
         context.waker.wake();
     }
+    studies::keep_counts(&mut conn, COUNTED_AT_ONCE).await?;
     if studies::refresh_waiting(&mut conn, context.alive_secs).await? > 0 {
         context.waker.tell();
     }

@@ -120,6 +120,8 @@ struct ClaimedRow {
 /// The first open probe of each active study that this device model, with its memory, and these runners can do, the
 /// study whose turn it is first: by priority, then by who has waited longest. All probes of a study have one memory budget, so
 /// that of the first is looked at: a specification is long, and to read each that is queued would cost most of a claim.
+/// Studies that are said to wait for a worker are looked at when there are no others: a thousand that wait for a GPU
+/// would stand before each claim of a processor, and that they wait may have ceased to be true.
 const CANDIDATES: &str = "\
     SELECT s.id AS study, q.exclusive FROM studies s \
     JOIN LATERAL (\
@@ -130,6 +132,7 @@ const CANDIDATES: &str = "\
           AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) \
         ORDER BY sp.position LIMIT 1) q ON coalesce(q.memory, 0) <= $5 \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
+      AND (s.waiting_for IS NOT NULL) = $7 \
     ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
 
 /// Takes the first open probe of a study; one that another worker is just taking is passed over. The lease is
@@ -186,15 +189,21 @@ pub async fn claim(
             if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
                 return Ok(Claiming::Nothing);
             }
-            let candidates: Vec<Candidate> = diesel::sql_query(CANDIDATES)
-                .bind::<Text, _>(&backend)
-                .bind::<Text, _>(&model)
-                .bind::<Nullable<Text>, _>(project.as_deref())
-                .bind::<Array<Text>, _>(&runners)
-                .bind::<BigInt, _>(memory_bytes)
-                .bind::<Integer, _>(count)
-                .load(conn)
-                .await?;
+            let mut candidates: Vec<Candidate> = Vec::new();
+            for waits in [false, true] {
+                if candidates.is_empty() {
+                    candidates = diesel::sql_query(CANDIDATES)
+                        .bind::<Text, _>(&backend)
+                        .bind::<Text, _>(&model)
+                        .bind::<Nullable<Text>, _>(project.as_deref())
+                        .bind::<Array<Text>, _>(&runners)
+                        .bind::<BigInt, _>(memory_bytes)
+                        .bind::<Integer, _>(count)
+                        .bind::<Bool, _>(waits)
+                        .load(conn)
+                        .await?;
+                }
+            }
             for candidate in candidates {
                 if candidate.exclusive && load.shared > 0 {
                     return Ok(Claiming::Nothing);

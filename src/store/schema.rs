@@ -27,6 +27,7 @@ diesel::table! {
         updated_at -> Timestamptz,
         started_at -> Nullable<Timestamptz>,
         ended_at -> Nullable<Timestamptz>,
+        counted -> Nullable<Jsonb>,
     }
 }
 

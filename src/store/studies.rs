@@ -1,16 +1,19 @@
 //! Studies: the rows, their definitions, their lists.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use super::schema::{studies, study_revisions};
-use crate::study::{EndedBecause, StudyDefinition, StudyId, StudyState};
+use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
 
 /// A study as stored, without its definition and analysis.
 #[derive(Debug, Clone, Queryable, Selectable)]
@@ -150,6 +153,7 @@ pub async fn revise(
             studies::ended_because.eq(None::<String>),
             studies::ended_detail.eq(None::<String>),
             studies::ended_at.eq(None::<DateTime<Utc>>),
+            studies::counted.eq(None::<serde_json::Value>),
             studies::phase.eq(""),
             studies::waiting_for.eq(None::<String>),
             studies::wave.eq(0),
@@ -374,7 +378,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// Probes of a study's current revision, by state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProbeCounts {
     pub queued: i64,
     pub running: i64,
@@ -391,6 +395,13 @@ impl ProbeCounts {
     }
 }
 
+/// The same with the device-seconds spent, as it is kept of a study that has ended.
+#[derive(Debug, Serialize, Deserialize)]
+struct Counted {
+    probes: ProbeCounts,
+    device_secs: f64,
+}
+
 #[derive(QueryableByName)]
 struct StateCount {
     #[diesel(sql_type = diesel::sql_types::Uuid)]
@@ -403,11 +414,74 @@ struct StateCount {
     device_secs: f64,
 }
 
-/// Probe counts and device-seconds spent, for each of the given studies.
+/// Probe counts and device-seconds spent, for each of the given studies: kept of those that have ended.
 pub async fn progress(
     conn: &mut AsyncPgConnection,
     ids: &[Uuid],
-) -> Result<std::collections::HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
+) -> Result<HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
+    let kept: Vec<(Uuid, Option<serde_json::Value>)> = studies::table
+        .filter(studies::id.eq_any(ids))
+        .filter(studies::counted.is_not_null())
+        .select((studies::id, studies::counted))
+        .load(conn)
+        .await?;
+    let mut progress: HashMap<_, _> = kept
+        .into_iter()
+        .filter_map(|(id, counted)| {
+            // What a newer version keeps is counted anew.
+            let counted: Counted = serde_json::from_value(counted?).ok()?;
+            Some((id, (counted.probes, counted.device_secs)))
+        })
+        .collect();
+    let open: Vec<Uuid> = ids
+        .iter()
+        .copied()
+        .filter(|id| !progress.contains_key(id))
+        .collect();
+    if !open.is_empty() {
+        progress.extend(count_probes(conn, &open).await?);
+    }
+    Ok(progress)
+}
+
+/// Keeps the counts of studies that have ended, some at a time, as soon as none of their probes is open. Gives how many.
+pub async fn keep_counts(conn: &mut AsyncPgConnection, at_once: i64) -> Result<usize, StoreError> {
+    let ended: Vec<Uuid> = studies::table
+        .filter(studies::ended_at.is_not_null())
+        .filter(studies::counted.is_null())
+        .order(studies::ended_at)
+        .limit(at_once)
+        .select(studies::id)
+        .load(conn)
+        .await?;
+    let counts = count_probes(conn, &ended).await?;
+    let mut kept = 0;
+    for id in ended {
+        let (probes, device_secs) = counts.get(&id).copied().unwrap_or_default();
+        if probes.queued + probes.running > 0 {
+            continue;
+        }
+        let counted = serde_json::to_value(Counted {
+            probes,
+            device_secs,
+        })
+        .map_err(|error| StoreError::unreadable("counts", error))?;
+        // Revised meanwhile, it has not ended.
+        let study = studies::table
+            .find(id)
+            .filter(studies::ended_at.is_not_null());
+        kept += diesel::update(study)
+            .set(studies::counted.eq(counted))
+            .execute(conn)
+            .await?;
+    }
+    Ok(kept)
+}
+
+async fn count_probes(
+    conn: &mut AsyncPgConnection,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
     let rows: Vec<StateCount> = diesel::sql_query(
         "SELECT sp.study, p.state, count(*) AS probes, \
                 coalesce(sum(p.device_secs) FILTER (WHERE NOT sp.reused OR sp.paid_before), 0) AS device_secs \
@@ -419,7 +493,7 @@ pub async fn progress(
     .bind::<diesel::sql_types::Array<diesel::sql_types::Uuid>, _>(ids)
     .load(conn)
     .await?;
-    let mut progress = std::collections::HashMap::<Uuid, (ProbeCounts, f64)>::new();
+    let mut progress = HashMap::<Uuid, (ProbeCounts, f64)>::new();
     for row in rows {
         let (counts, device_secs) = progress.entry(row.study).or_default();
         *device_secs += row.device_secs;
@@ -504,9 +578,8 @@ pub async fn remove_ended(
     .await?)
 }
 
-/// Active studies whose evidence is ahead of their plan and whose wave is complete, and those that
-/// wait for a device. In the middle of a wave there is nothing to plan, so a completion costs no
-/// look at everything that came before it.
+/// Active studies whose evidence is ahead of their plan and whose wave is complete. In the middle of a wave there is
+/// nothing to plan, so a completion costs no look at everything that came before it.
 pub async fn due(conn: &mut AsyncPgConnection, limit: i64) -> Result<Vec<StudyId>, StoreError> {
     #[derive(QueryableByName)]
     struct Due {
@@ -515,15 +588,59 @@ pub async fn due(conn: &mut AsyncPgConnection, limit: i64) -> Result<Vec<StudyId
     }
     let rows: Vec<Due> = diesel::sql_query(
         "SELECT s.id FROM studies s WHERE s.state IN ('queued', 'running') \
-           AND (s.waiting_for IS NOT NULL OR (s.evidence_version > s.advanced_version AND NOT EXISTS (\
+           AND s.evidence_version > s.advanced_version AND NOT EXISTS (\
             SELECT 1 FROM study_probes sp WHERE sp.study = s.id AND sp.revision = s.revision \
-              AND sp.wave = s.wave AND sp.open))) \
+              AND sp.wave = s.wave AND sp.open) \
          ORDER BY s.priority DESC, s.updated_at LIMIT $1",
     )
     .bind::<diesel::sql_types::BigInt, _>(limit)
     .load(conn)
     .await?;
     Ok(rows.into_iter().map(|row| StudyId(row.id)).collect())
+}
+
+/// An active study that waits for something, and what it asked for.
+#[derive(Debug, Clone)]
+pub struct WaitingStudy {
+    pub id: StudyId,
+    pub waiting_for: Option<String>,
+    pub device: DeviceChoice,
+    pub runner: String,
+}
+
+/// Active studies that wait.
+pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, StoreError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
+        #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+        waiting_for: Option<String>,
+        #[diesel(sql_type = diesel::sql_types::Jsonb)]
+        device: serde_json::Value,
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        runner: String,
+    }
+    let rows: Vec<Row> = diesel::sql_query(
+        "SELECT s.id, s.waiting_for, r.definition -> 'device' AS device, \
+            coalesce(r.definition #>> '{runner,name}', 'burn') AS runner \
+         FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
+         WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL \
+         ORDER BY s.priority DESC, s.id",
+    )
+    .load(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(WaitingStudy {
+                id: StudyId(row.id),
+                waiting_for: row.waiting_for,
+                device: serde_json::from_value(row.device)
+                    .map_err(|error| StoreError::unreadable(format!("study {}", row.id), error))?,
+                runner: row.runner,
+            })
+        })
+        .collect()
 }
 
 /// What an advance writes about the study itself.

@@ -1,0 +1,456 @@
+//! Against peers, on one durable local Postgres, in turns: creating studies against MLflow's `log-metric`, measurements sent
+//! with heartbeats against its `log-batch` and against COPY into the same table, claims and completions against Optuna's
+//! ask and tell. Goals: ten times MLflow's and Optuna's rates, a quarter of COPY's.
+//!
+//! `cargo bench --profile release --bench peers`
+//!
+//! Installs MLflow and Optuna (benches/peers/requirements.txt) into a virtual environment under ~/.cache/trialhead.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its figures")]
+
+#[path = "../tests/support/queue.rs"]
+mod queue;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::SinkExt;
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+use trialhead::probe::Task;
+use trialhead::service::Service;
+use trialhead::settings::Settings;
+use uuid::Uuid;
+
+const TURNS: usize = 3;
+const AT_ONCE: usize = 8;
+const LONG: Duration = Duration::from_secs(6);
+/// Measurements of a heartbeat, metrics of a `log-batch` (which takes no more).
+const BATCH: u64 = 1000;
+
+fn main() {
+    let python = python();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(run(&python));
+}
+
+/// The Python that has the peers.
+fn python() -> PathBuf {
+    let home = std::env::var("HOME").expect("a home folder");
+    let environment = Path::new(&home).join(".cache/trialhead/peers");
+    let python = environment.join("bin/python");
+    if !python.exists() {
+        succeed(
+            Command::new("python3")
+                .args(["-m", "venv"])
+                .arg(&environment),
+        );
+    }
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/requirements.txt");
+    succeed(
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--requirement"])
+            .arg(requirements),
+    );
+    python
+}
+
+fn succeed(command: &mut Command) {
+    let status = command.status().expect("runs");
+    assert!(status.success(), "{command:?}: {status}");
+}
+
+async fn run(python: &Path) {
+    let (folder, postgres, database) = queue::database_of_its_own().await;
+    let mut settings = Settings {
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        workers: 0,
+        data_dir: Some(folder.join("data")),
+        ..Settings::default()
+    };
+    settings.database.url = Some(postgres.url());
+    settings.api.requests_per_sec = 0.0;
+    settings.api.max_active_studies = u64::from(u32::MAX);
+    settings.pool.max_events = usize::MAX;
+    let service = Service::start(settings).await.expect("serves");
+    let base = format!("http://{}", service.address);
+    let (client, connection) = tokio_postgres::connect(&postgres.url(), NoTls)
+        .await
+        .expect("connects");
+    tokio::spawn(connection);
+    for peer in ["mlflow", "optuna"] {
+        let create = format!("CREATE DATABASE {peer}");
+        client.batch_execute(&create).await.expect("created");
+    }
+    let url_of = |name: &str| {
+        format!(
+            "postgresql+psycopg2://trialhead@/{name}?host={}",
+            postgres.socket_directory().display()
+        )
+    };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let http = Client::new();
+    let mlflow = MlFlow::start(python, &url_of("mlflow"), &folder, &http).await;
+
+    let mut ratios: [Vec<f64>; 4] = Default::default();
+    for turn in 0..TURNS {
+        let metrics = mlflow.log_metric(&http).await;
+        let created = create_studies(&http, &base).await;
+        println!("turn {turn}: studies created {created:.0}/s, MLflow log-metric {metrics:.0}/s");
+        let batched = mlflow.log_batch(&http).await;
+        let copied = copy(&database, &postgres.url()).await;
+        let sent = heartbeats(&http, &base, &database).await;
+        println!(
+            "turn {turn}: measurements sent {sent:.0}/s, MLflow log-batch {batched:.0}/s, COPY {copied:.0}/s"
+        );
+        let (one, several) = (
+            ask_and_tell(python, &url_of("optuna"), 1),
+            ask_and_tell(python, &url_of("optuna"), AT_ONCE),
+        );
+        let claimed = claims(&http, &base, &database).await;
+        println!(
+            "turn {turn}: claims and completions {claimed:.0}/s, Optuna {several:.0}/s in {AT_ONCE} processes, {one:.0}/s in one"
+        );
+        for (ratios, ratio) in ratios.iter_mut().zip([
+            created / metrics,
+            sent / batched,
+            sent / copied,
+            claimed / several.max(one),
+        ]) {
+            ratios.push(ratio);
+        }
+    }
+    for (ratios, (what, goal)) in ratios.iter_mut().zip([
+        ("studies created against MLflow's log-metric", 10.0),
+        ("measurements sent against MLflow's log-batch", 10.0),
+        ("measurements sent against COPY", 0.25),
+        ("claims and completions against Optuna's ask and tell", 10.0),
+    ]) {
+        ratios.sort_by(f64::total_cmp);
+        println!(
+            "{what}: median {:.2} ({:.2} to {:.2}) of {TURNS} turns; goal at least {goal}",
+            ratios[TURNS / 2],
+            ratios[0],
+            ratios[TURNS - 1]
+        );
+    }
+    drop(mlflow);
+    service.stop().await;
+    database.close();
+    postgres.stop().await;
+    let _ = std::fs::remove_dir_all(folder);
+}
+
+/// How much is done in a second by several at once; `one` says how much each time did.
+async fn rate<F: Future<Output = u64> + Send>(
+    one: impl Fn(usize, u64) -> F + Clone + Send + 'static,
+) -> f64 {
+    let done = Arc::new(AtomicU64::new(0));
+    let began = Instant::now();
+    let tasks: Vec<_> = (0..AT_ONCE)
+        .map(|number| {
+            let (one, done) = (one.clone(), Arc::clone(&done));
+            async move {
+                let mut turn = 0;
+                while began.elapsed() < LONG {
+                    done.fetch_add(one(number, turn).await, Ordering::Relaxed);
+                    turn += 1;
+                }
+            }
+        })
+        .collect();
+    futures::future::join_all(tasks).await;
+    done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn post(http: &Client, url: &str, body: &Value) -> Value {
+    let answer = http.post(url).json(body).send().await.expect("an answer");
+    let status = answer.status();
+    let text = answer.text().await.expect("a body");
+    assert!(status.is_success(), "{url}: {status} {text}");
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}
+
+/// A running `mlflow server`; ended when dropped.
+struct MlFlow {
+    child: Child,
+    base: String,
+    run: String,
+}
+
+impl Drop for MlFlow {
+    fn drop(&mut self) {
+        let group = nix::unistd::Pid::from_raw(-i32::try_from(self.child.id()).expect("a pid"));
+        let _ = nix::sys::signal::kill(group, nix::sys::signal::Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+impl MlFlow {
+    async fn start(python: &Path, url: &str, folder: &Path, http: &Client) -> Self {
+        use std::os::unix::process::CommandExt;
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("its number").port().to_string();
+        drop(free);
+        let log = std::fs::File::create(folder.join("mlflow.log")).expect("a log");
+        let child = Command::new(python)
+            .args(["-m", "mlflow", "server", "--host", "127.0.0.1", "--port"])
+            .args([&port, "--backend-store-uri", url])
+            .arg("--default-artifact-root")
+            .arg(folder.join("artifacts"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("starts");
+        let base = format!("http://127.0.0.1:{port}/api/2.0/mlflow");
+        let began = Instant::now();
+        while http
+            .get(format!("http://127.0.0.1:{port}/health"))
+            .send()
+            .await
+            .is_err()
+        {
+            assert!(began.elapsed() < Duration::from_secs(180), "see mlflow.log");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let experiment = post(
+            http,
+            &format!("{base}/experiments/create"),
+            &json!({"name": "bench"}),
+        )
+        .await;
+        let run = json!({"experiment_id": experiment["experiment_id"], "start_time": 0});
+        let run = post(http, &format!("{base}/runs/create"), &run).await;
+        let run = run["run"]["info"]["run_id"]
+            .as_str()
+            .expect("an id")
+            .to_owned();
+        Self { child, base, run }
+    }
+
+    async fn log_metric(&self, http: &Client) -> f64 {
+        let (http, url, run) = (
+            http.clone(),
+            format!("{}/runs/log-metric", self.base),
+            self.run.clone(),
+        );
+        rate(move |number, turn| {
+            let (http, url) = (http.clone(), url.clone());
+            let body = json!({"run_id": run, "key": format!("m{number}"), "value": 0.5, "timestamp": turn, "step": turn});
+            async move {
+                post(&http, &url, &body).await;
+                1
+            }
+        })
+        .await
+    }
+
+    async fn log_batch(&self, http: &Client) -> f64 {
+        let (http, url, run) = (
+            http.clone(),
+            format!("{}/runs/log-batch", self.base),
+            self.run.clone(),
+        );
+        rate(move |number, turn| {
+            let (http, url) = (http.clone(), url.clone());
+            let key = format!("b{number}");
+            let metrics: Vec<Value> = (0..BATCH)
+                .map(|row| json!({"key": key, "value": 0.5, "timestamp": turn, "step": turn * BATCH + row}))
+                .collect();
+            let body = json!({"run_id": run, "metrics": metrics});
+            async move {
+                post(&http, &url, &body).await;
+                BATCH
+            }
+        })
+        .await
+    }
+}
+
+async fn create_studies(http: &Client, base: &str) -> f64 {
+    let (http, url) = (http.clone(), format!("{base}/v1/studies"));
+    let body = json!({
+        "workload": {"dataset": {"builtin": "digits"}},
+        "device": {"model": "none here", "threads": 1, "memory_budget_bytes": 1 << 30}
+    });
+    rate(move |_, _| {
+        let (http, url, body) = (http.clone(), url.clone(), body.clone());
+        async move {
+            post(&http, &url, &body).await;
+            1
+        }
+    })
+    .await
+}
+
+fn claim_of(number: usize) -> Value {
+    json!({
+        "lease_id": Uuid::now_v7(),
+        "worker": format!("worker {number}"),
+        "protocol": trialhead::probe::PROTOCOL,
+        "device": {
+            "host": format!("host {number}"), "hardware": "cpu", "backend": "cpu", "model": queue::MODEL,
+            "threads": 2, "memory_bytes": 1_u64 << 33, "available_bytes": 1_u64 << 33, "slots": 1
+        },
+        "runners": ["burn"],
+        "wait_secs": 20.0
+    })
+}
+
+/// Claims a probe; its lease, and what later requests must name.
+async fn claim(http: &Client, base: &str, number: usize) -> (String, Value) {
+    let request = claim_of(number);
+    let lease = request["lease_id"].as_str().expect("an id").to_owned();
+    let claimed = post(http, &format!("{base}/v1/leases"), &request).await;
+    assert!(claimed["probe_id"].is_string(), "{claimed}");
+    let probe = json!({"probe_id": claimed["probe_id"], "attempt": claimed["attempt"]});
+    (format!("{base}/v1/leases/{lease}"), probe)
+}
+
+fn measurement(seq: u64) -> Value {
+    json!({"seq": seq, "metric": "block_time_per_step", "step": seq, "value": 0.5, "unit": "s", "elapsed_secs": 0.1})
+}
+
+fn completion(mut probe: Value) -> Value {
+    probe["outcome"] = json!({"outcome": "succeeded"});
+    probe["measurements"] = json!([{"seq": 0, "metric": "peak_memory", "value": 1.0, "unit": "bytes", "elapsed_secs": 0.1}]);
+    probe["device_secs"] = json!(0.1);
+    probe
+}
+
+async fn heartbeats(
+    http: &Client,
+    base: &str,
+    database: &trialhead::store::connection::Database,
+) -> f64 {
+    queue::study(
+        database,
+        queue::MODEL,
+        0,
+        u32::try_from(AT_ONCE).expect("few"),
+        |_| Task::Memory { steps: 1 },
+    )
+    .await;
+    let mut leases = Vec::new();
+    for number in 0..AT_ONCE {
+        leases.push(claim(http, base, number).await);
+    }
+    let (sender, leases) = (http.clone(), Arc::new(leases));
+    let beaten = Arc::clone(&leases);
+    let sent = rate(move |number, turn| {
+        let http = sender.clone();
+        let (lease, mut body) = beaten[number].clone();
+        let rows: Vec<Value> = (0..BATCH)
+            .map(|row| measurement(1 + turn * BATCH + row))
+            .collect();
+        body["measurements"] = json!(rows);
+        async move {
+            post(&http, &format!("{lease}/heartbeat"), &body).await;
+            BATCH
+        }
+    })
+    .await;
+    for (lease, probe) in leases.iter() {
+        post(
+            http,
+            &format!("{lease}/complete"),
+            &completion(probe.clone()),
+        )
+        .await;
+    }
+    sent
+}
+
+/// The same rows by COPY, as many connections at once, each batch a transaction.
+async fn copy(database: &trialhead::store::connection::Database, url: &str) -> f64 {
+    let study = queue::study(
+        database,
+        queue::MODEL,
+        0,
+        u32::try_from(AT_ONCE).expect("few"),
+        |_| Task::Memory { steps: 1 },
+    )
+    .await;
+    let mut clients = Vec::new();
+    for number in 0..AT_ONCE {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("connects");
+        tokio::spawn(connection);
+        let probe = format!(
+            "SELECT probe::text FROM study_probes WHERE study = '{}' ORDER BY position OFFSET {number} LIMIT 1",
+            study.0
+        );
+        let row = client.query_one(&probe, &[]).await.expect("a probe");
+        clients.push((client, row.get::<_, String>(0)));
+    }
+    let clients = Arc::new(clients);
+    let copying = Arc::clone(&clients);
+    let copied = rate(move |number, turn| {
+        let clients = Arc::clone(&copying);
+        async move {
+            let (client, probe) = &clients[number];
+            let rows: String = (0..BATCH)
+                .map(|row| {
+                    let seq = turn * BATCH + row;
+                    format!("{probe}\t1\t{seq}\tblock_time_per_step\t{seq}\t0.5\ts\t0.1\n")
+                })
+                .collect();
+            let sink = client
+                .copy_in("COPY measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) FROM STDIN")
+                .await
+                .expect("begins");
+            futures::pin_mut!(sink);
+            sink.send(actix_web::web::Bytes::from(rows)).await.expect("sent");
+            sink.finish().await.expect("copied");
+            BATCH
+        }
+    })
+    .await;
+    let cancel = format!(
+        "UPDATE probes SET state = 'cancelled', ended_at = now() WHERE id IN (SELECT probe FROM study_probes WHERE study = '{}')",
+        study.0
+    );
+    clients[0].0.batch_execute(&cancel).await.expect("put away");
+    copied
+}
+
+async fn claims(
+    http: &Client,
+    base: &str,
+    database: &trialhead::store::connection::Database,
+) -> f64 {
+    queue::study(database, queue::MODEL, 0, 6000, |_| Task::Memory {
+        steps: 1,
+    })
+    .await;
+    let (http, base) = (http.clone(), base.to_owned());
+    rate(move |number, _| {
+        let (http, base) = (http.clone(), base.clone());
+        async move {
+            let (lease, probe) = claim(&http, &base, number).await;
+            post(&http, &format!("{lease}/complete"), &completion(probe)).await;
+            1
+        }
+    })
+    .await
+}
+
+/// Trials a second.
+fn ask_and_tell(python: &Path, url: &str, processes: usize) -> f64 {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/ask_and_tell.py");
+    let output = Command::new(python)
+        .arg(script)
+        .args([url, &processes.to_string(), &LONG.as_secs().to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout)
+        .trim()
+        .parse()
+        .expect("a rate")
+}

@@ -1,2 +1,0 @@
-DROP INDEX probes_ended;
-DROP INDEX studies_ended;
