@@ -344,7 +344,13 @@ impl Uploads {
         }
         let content = Content::open(&std::fs::File::open(stored)?)
             .map_err(|error| std::io::Error::other(error.to_string()))?;
-        Ok(content.header().clone())
+        let header = content.header().clone();
+        if holds_nul(&serde_json::to_value(&header).unwrap_or_default()) {
+            return Err(UploadError::Refused(
+                "a column, a class or a word of the vocabulary has a NUL character in its name; take it out".into(),
+            ));
+        }
+        Ok(header)
     }
 
     /// Deletes a data set that no queued or running study needs, and its content if nobody else has it.
@@ -426,4 +432,15 @@ fn hash_file(path: &Path) -> std::io::Result<(String, u64)> {
 /// Sizes of files fit the database's integers.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+/// Whether a text of it cannot be stored: Postgres has no NUL in its texts.
+fn holds_nul(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::String(text) => text.contains('\0'),
+        serde_json::Value::Array(items) => items.iter().any(holds_nul),
+        serde_json::Value::Object(members) => members
+            .iter()
+            .any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        _ => false,
+    }
 }

@@ -153,6 +153,7 @@ pub struct Rung {
     /// Where it stands.
     pub state: RungState,
     /// The learning rates that were tried, lowest and highest, as η/(1 − γ) for the SGD family; null before its range test.
+    #[schema(value_type = Option<Vec<f64>>, min_items = 2, max_items = 2)]
     pub learning_rates: Option<(f64, f64)>,
     /// The learning rate at which the range test diverged; null where it never did, or there was none.
     pub divergent_learning_rate: Option<f64>,

@@ -249,7 +249,7 @@ fn requests(api: &ApiSettings) -> RequestLimiter {
 
 /// Whether the request may be answered late on purpose: `api.max_listeners` limits those.
 fn waits(request: &ServiceRequest) -> bool {
-    request.query_string().contains("wait_secs=")
+    request.path().ends_with("/events") || request.query_string().contains("wait_secs=")
 }
 
 fn too_many(refused: TooMany) -> Problem {

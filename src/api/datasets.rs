@@ -84,6 +84,7 @@ impl DatasetAnswer {
 #[into_params(parameter_in = Query)]
 pub struct UploadQuery {
     /// A name for people, 1 to 200 characters. Default: the format.
+    #[param(min_length = 1, max_length = 200)]
     pub name: Option<String>,
     /// The format. Default: by the Content-Type.
     pub format: Option<UploadFormat>,
@@ -100,7 +101,7 @@ pub struct UploadQuery {
     /// Text: the characters that are tokens, in their order. Default: bytes are tokens.
     pub vocabulary: Option<String>,
     /// The share of the examples that is kept for validation, unless the file says which. Default: 0.2.
-    #[param(minimum = 0.0, maximum = 1.0, default = 0.2)]
+    #[param(exclusive_minimum = 0.0, exclusive_maximum = 1.0, default = 0.2)]
     pub validation_fraction: Option<f64>,
     /// Draws the examples that are kept for validation. Default: 0.
     #[param(maximum = 9007199254740991u64)]

@@ -182,18 +182,21 @@ pub async fn stream_study_events(
         .streaming(pieces))
 }
 
-/// The number of the event that was heard last, if the caller names one.
+/// The number of the event that was heard last, if the caller names one. Both have to be numbers; the header wins.
 fn last_event_id(request: &HttpRequest, query: Option<&str>) -> Result<Option<i64>, Problem> {
     let header = match request.headers().get("last-event-id") {
         Some(value) => Some(value.to_str().unwrap_or("what is no text")),
         None => None,
     };
-    let Some(text) = header.or(query) else {
-        return Ok(None);
-    };
+    let header = header.map(event_number).transpose()?;
+    let query = query.map(event_number).transpose()?;
+    Ok(header.or(query))
+}
+
+fn event_number(text: &str) -> Result<i64, Problem> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     match text.parse() {
-        Ok(number) if is_number => Ok(Some(number)),
+        Ok(number) if is_number => Ok(number),
         _ => Err(Problem::new(
             ProblemCode::LastEventIdInvalid,
             format!(

@@ -31,7 +31,8 @@ pub struct IdempotencyKeyHeader {
         required = false,
         nullable = false,
         min_length = 1,
-        max_length = 255
+        max_length = 255,
+        pattern = "^[!-~]+$"
     )]
     pub idempotency_key: String,
 }

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::access::Access;
 use super::problem::{Problem, ProblemCode};
-use super::responses::Always;
+use super::responses::{Always, JsonBody, Missing};
 use super::state::Api;
 use crate::lifecycle::Caller;
 use crate::pool::leases::{
@@ -45,6 +45,7 @@ fn read<T: DeserializeOwned>(body: &web::Bytes) -> Result<T, Problem> {
         (status = 409, description = "`worker_version`: worker and service speak different versions; `lease_lost`: the lease was used before and holds nothing any more", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What the worker says cannot be right; `errors` names each part", body = Problem, content_type = "application/problem+json"),
         Always,
+        JsonBody,
     )
 )]
 #[post("/v1/leases")]
@@ -100,6 +101,8 @@ struct Spoken {
         (status = 409, description = "`lease_lost`: nothing was changed; end what runs under it", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What the worker says cannot be right; `errors` names each part", body = Problem, content_type = "application/problem+json"),
         Always,
+        JsonBody,
+        Missing,
     )
 )]
 #[post("/v1/leases/{id}/heartbeat")]
@@ -129,6 +132,8 @@ pub async fn send_heartbeat(
         (status = 409, description = "`lease_lost`: nothing was changed", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "What the worker says cannot be right; `errors` names each part", body = Problem, content_type = "application/problem+json"),
         Always,
+        JsonBody,
+        Missing,
     )
 )]
 #[post("/v1/leases/{id}/complete")]
@@ -157,6 +162,7 @@ pub async fn complete_lease(
         (status = 204, description = "It holds nothing any more"),
         (status = 409, description = "`lease_lost`: it holds a probe of another project than the token's; nothing was changed", body = Problem, content_type = "application/problem+json"),
         Always,
+        Missing,
     )
 )]
 #[delete("/v1/leases/{id}")]

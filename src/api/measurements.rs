@@ -128,6 +128,13 @@ pub async fn list_measurements(
     let format = format(&request)?;
     let query = query.into_inner();
     let page = PageRequest::<Key>::new(query.page_size, query.page_token.as_deref())?;
+    Problem::unless_text("metric", query.metric.as_deref())?;
+    if let Some(size) = query.batch_size.filter(|size| *size < 1) {
+        return Err(Problem::invalid_parameter(
+            "batch_size",
+            format!("must be at least 1, is {size}"),
+        ));
+    }
     let study = studies::find(&api, &caller, *id).await?;
     let filter = MeasurementFilter {
         metric: query.metric,

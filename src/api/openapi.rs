@@ -1,12 +1,15 @@
 //! The OpenAPI document: assembled from the very services that are served.
 
+use std::collections::BTreeMap;
+
 use actix_web::web::Data;
 use actix_web::{App, HttpRequest, HttpResponse};
+use serde_json::Value;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{Object, Type};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr, Required};
+use utoipa::openapi::{OpenApi as OpenApiDocument, Ref, RefOr, Required};
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
@@ -17,6 +20,7 @@ use super::{
     metrics, probes, responses, revisions, studies,
 };
 use crate::access::Scope;
+use crate::study::upload::{ArrayLayout, UploadTask};
 use crate::study::validation::Violation;
 
 #[derive(OpenApi)]
@@ -37,7 +41,7 @@ use crate::study::validation::Violation;
         (name = "leases", description = "How workers get probes and tell their ends"),
         (name = "operations", description = "Health and metrics")
     ),
-    components(schemas(Problem, ProblemCode, Violation, StudyEvent))
+    components(schemas(Problem, ProblemCode, Violation, StudyEvent, ArrayLayout, UploadTask))
 )]
 struct Base;
 
@@ -105,10 +109,9 @@ pub fn document() -> OpenApiDocument {
         .openapi(Base::openapi())
         .configure(operations)
         .split_for_parts();
-    document
-        .components
-        .get_or_insert_default()
-        .add_security_scheme("token", token_scheme());
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("token", token_scheme());
+    name_variants(&mut components.schemas);
     for (path, item) in &mut document.paths.paths {
         let methods = [
             &mut item.get,
@@ -119,6 +122,8 @@ pub fn document() -> OpenApiDocument {
         ];
         for operation in methods.into_iter().flatten() {
             document_access(path, operation);
+            document_parameters(operation);
+            document_files(operation);
         }
     }
     document
@@ -171,11 +176,109 @@ fn document_access(path: &str, operation: &mut Operation) {
                 .description(Some(
                     "The project, for callers whose token is bound to none; default: `default`",
                 ))
-                .schema(Some(Object::with_type(Type::String)))
+                .schema(Some(
+                    ObjectBuilder::new()
+                        .schema_type(Type::String)
+                        .min_length(Some(1))
+                        .max_length(Some(64))
+                        .pattern(Some("^[A-Za-z0-9._-]+$"))
+                        .build(),
+                ))
                 .build()
                 .into(),
         );
     }
+}
+
+/// A parameter is there or it is not: none can be null.
+fn document_parameters(operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(parameter) = parameter else {
+            continue;
+        };
+        let Some(RefOr::T(Schema::Object(object))) = &mut parameter.schema else {
+            continue;
+        };
+        if let SchemaType::Array(types) = &object.schema_type
+            && let Some(only) = types.iter().find(|kind| **kind != Type::Null)
+        {
+            object.schema_type = SchemaType::Type(only.clone());
+        }
+    }
+}
+
+/// A file is bytes, not a list of numbers.
+fn document_files(operation: &mut Operation) {
+    let mut contents = Vec::new();
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        contents.extend(body.content.get_mut(OCTETS));
+    }
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            contents.extend(response.content.get_mut(OCTETS));
+        }
+    }
+    for content in contents {
+        if let RefOr::T(content) = content {
+            let bytes = ObjectBuilder::new()
+                .schema_type(Type::String)
+                .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+                .build();
+            content.schema = Some(RefOr::T(Schema::Object(bytes)));
+        }
+    }
+}
+
+const OCTETS: &str = "application/octet-stream";
+
+/// Gives each variant of a tagged enum a schema of its own, named by its tag and the enum: `ResidualLayer`. Generators name
+/// what they make by it, and some can read neither a variant that has its own enum inside nor one put together of parts
+/// where it stands.
+fn name_variants(schemas: &mut BTreeMap<String, RefOr<Schema>>) {
+    let mut named = BTreeMap::new();
+    for (name, schema) in schemas.iter_mut() {
+        let RefOr::T(Schema::OneOf(one_of)) = schema else {
+            continue;
+        };
+        for variant in &mut one_of.items {
+            if let Some(tag) = tag(variant) {
+                let own_name = format!("{}{name}", pascal_case(&tag));
+                let reference = RefOr::Ref(Ref::from_schema_name(own_name.clone()));
+                named.insert(own_name, std::mem::replace(variant, reference));
+            }
+        }
+    }
+    schemas.extend(named);
+}
+
+/// The tag of a variant: the one value of the one member that has only one. None for anything else.
+fn tag(variant: &RefOr<Schema>) -> Option<String> {
+    let RefOr::T(schema) = variant else {
+        return None;
+    };
+    let schema = serde_json::to_value(schema).ok()?;
+    let parts = schema["allOf"].as_array().into_iter().flatten();
+    let members = std::iter::once(&schema)
+        .chain(parts)
+        .filter_map(|part| part["properties"].as_object())
+        .flat_map(|properties| properties.values());
+    members
+        .filter_map(|member| member["enum"].as_array())
+        .find_map(|values| match values.as_slice() {
+            [Value::String(tag)] => Some(tag.clone()),
+            _ => None,
+        })
+}
+
+/// `max_pool2d` as `MaxPool2d`.
+fn pascal_case(text: &str) -> String {
+    text.split('_')
+        .map(|word| {
+            let mut letters = word.chars();
+            let first = letters.next().map(|first| first.to_ascii_uppercase());
+            first.into_iter().chain(letters).collect::<String>()
+        })
+        .collect()
 }
 
 /// The scope that an operation needs; none for a public one.

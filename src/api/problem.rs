@@ -237,6 +237,20 @@ impl Problem {
         }
     }
 
+    /// Refuses what no stored text can hold: Postgres has no NUL in its texts.
+    ///
+    /// # Errors
+    /// The problem to answer with.
+    pub fn unless_text(name: &str, value: Option<&str>) -> Result<(), Self> {
+        match value {
+            Some(value) if value.contains('\0') => Err(Self::invalid_parameter(
+                name,
+                "must not hold a NUL character",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// No accepted media type can be given.
     pub fn not_acceptable(possible: &str) -> Self {
         Self::new(

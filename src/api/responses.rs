@@ -44,6 +44,11 @@ problems! {
         "500": "A defect of the service; the log line carries the same request id",
         "503": "The database is away or the service is shutting down; try again after Retry-After",
     }
+    /// The body is JSON, and not too much of it.
+    JsonBody {
+        "413": "The body is larger than allowed",
+        "415": "The body is not declared as JSON",
+    }
     /// The path names something that may not exist.
     Missing {
         "404": "There is no such thing in the caller's project",

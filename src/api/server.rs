@@ -143,8 +143,9 @@ impl Server {
                 .service(web::resource("/openapi.json").route(web::get().to(openapi::get_document)))
                 .service(SwaggerUi::new("/docs/{_:.*}").config(Config::new(["/openapi.json"])))
                 .default_service(web::to(no_such_route))
-                .wrap(http_metrics.clone())
                 .wrap(from_fn(pass))
+                // Around it, so that those that are turned away are counted as well.
+                .wrap(http_metrics.clone())
                 .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
         })
         .max_connections(settings.api.max_connections)

@@ -304,6 +304,8 @@ pub async fn list_studies(
 ) -> Result<Json<Page<Study>>, Problem> {
     let query = query.into_inner();
     let page = PageRequest::<StudyId>::new(query.page_size, query.page_token.as_deref())?;
+    Problem::unless_text("workload", query.workload.as_deref())?;
+    Problem::unless_text("label", query.label.as_deref())?;
     let filter = StudyFilter {
         state: query.state,
         workload: query.workload,

@@ -209,10 +209,17 @@ impl Comparison<'_> {
 
 /// What tells an alternative from others: its name, its one-valued members, or its members' names.
 fn label(document: &Value, schema: &Value) -> String {
-    if let Some(name) = schema["$ref"].as_str() {
-        return name.to_owned();
-    }
+    let name = schema["$ref"].as_str();
     let schema = resolved(document, schema);
+    if let Some(name) = name {
+        // By its tag, if it has one: whether an alternative stands where it is used or apart makes no difference.
+        let own = label(document, schema);
+        return if own.contains('=') {
+            own
+        } else {
+            name.to_owned()
+        };
+    }
     let parts: Vec<String> = elements(&schema["allOf"])
         .map(|it| label(document, it))
         .collect();

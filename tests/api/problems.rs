@@ -261,3 +261,56 @@ async fn health_is_the_process_and_readiness_the_database() {
         .await;
     assert_eq!(service.get("/readyz").await.status, 200);
 }
+
+/// Postgres has no NUL in its texts, and a 500 would say that something is wrong with the service.
+#[tokio::test]
+async fn a_nul_character_is_refused_where_it_stands() {
+    let service = TestService::without_workers().await;
+    for path in [
+        "/v1/studies?workload=%00",
+        "/v1/studies?label=a:%00",
+        "/v1/studies?label=%00:b",
+    ] {
+        service.get(path).await.problem(422, "invalid_parameter");
+    }
+    let study = service.create(&digits()).await;
+    service
+        .get(&format!("{study}/measurements?metric=%00"))
+        .await
+        .problem(422, "invalid_parameter");
+    for (pointer, change) in [
+        ("/name", json!({"name": "a\u{0}b"})),
+        ("/costs/currency", json!({"costs": {"currency": "a\u{0}"}})),
+        ("/device/model", json!({"device": {"model": "a\u{0}"}})),
+    ] {
+        let mut body = digits();
+        for (member, value) in change.as_object().expect("members") {
+            body[member] = value.clone();
+        }
+        let problem = service.post("/v1/studies", &body).await;
+        let problem = problem.problem(422, "invalid_study");
+        let of_it: Vec<&Value> = problem["errors"]
+            .as_array()
+            .expect("errors")
+            .iter()
+            .filter(|error| error["pointer"] == pointer)
+            .collect();
+        assert_eq!(of_it.len(), 1, "{problem}");
+    }
+    for (parameters, file) in [
+        ("format=csv&target=c", "a,c\n1,x\u{0}\n2,y\n3,x\u{0}\n4,y\n"),
+        ("format=csv&target=c", "a\u{0},c\n1,x\n2,y\n3,x\n4,y\n"),
+    ] {
+        let upload = service
+            .http
+            .post(format!(
+                "{}/v1/datasets?name=nul&{parameters}",
+                service.base
+            ))
+            .header("content-type", "application/octet-stream")
+            .body(file);
+        let answer = Answer::of(upload).await;
+        let problem = answer.problem(422, "invalid_dataset");
+        assert!(problem["detail"].to_string().contains("NUL"), "{problem}");
+    }
+}

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from email.message import Message
 from typing import Any
 
-PATIENCE_SECS = 180.0
+PATIENCE_SECS = 900.0
 ANSWER_SECS = 30.0
 
 

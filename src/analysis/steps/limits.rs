@@ -37,7 +37,9 @@ pub enum NotIdentified {
 }
 
 /// The critical batch size with its companions, for one target. In examples.
+// Generators take a schema and a member of one name for the same thing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = CriticalBatchSizes)]
 pub struct CriticalBatchSize {
     /// E_min/S_min, where the slope dln S/dln B is −0.5; null where the tested range does not show it.
     pub critical_batch_size: Option<Estimate>,

@@ -109,6 +109,7 @@ pub struct StepsAnalysis {
     pub target_source: Option<TargetSource>,
     /// The learning rates that are looked at, at the first batch size: from the range test or the study, as
     /// η/(1 − γ) for the SGD family.
+    #[schema(value_type = Option<Vec<f64>>, min_items = 2, max_items = 2)]
     pub learning_rates: Option<(f64, f64)>,
     /// The simple gradient noise scale tr Σ/|G|² along a run at the first batch size, examples (McCandlish et
     /// al. 2018).

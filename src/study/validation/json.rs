@@ -15,21 +15,21 @@ use super::limits::MAX_EXACT_INTEGER;
 pub struct Malformed(#[from] serde_json::Error);
 
 /// Reads JSON and notices members that are given twice: RFC 8259 leaves open which one counts, so
-/// a definition that has them is ambiguous. The value keeps the last.
+/// a definition that has them is ambiguous. The value keeps the last. Notices texts that cannot be stored, too.
 ///
 /// # Errors
 /// When the body is not one JSON text in UTF-8, nests deeper than 128, or holds a number beyond
 /// the range of doubles.
 pub fn read_json(body: &[u8]) -> Result<(Value, Vec<Violation>), Malformed> {
-    let repeated = RefCell::new(Vec::new());
+    let faults = RefCell::new(Vec::new());
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = Noticing {
         place: &Place::Root,
-        repeated: &repeated,
+        faults: &faults,
     }
     .deserialize(&mut deserializer)?;
     deserializer.end()?;
-    Ok((value, repeated.into_inner()))
+    Ok((value, faults.into_inner()))
 }
 
 /// Where in the document the reader is; rendered only when there is something to say.
@@ -51,7 +51,19 @@ impl Place<'_> {
 
 struct Noticing<'a> {
     place: &'a Place<'a>,
-    repeated: &'a RefCell<Vec<Violation>>,
+    faults: &'a RefCell<Vec<Violation>>,
+}
+
+impl Noticing<'_> {
+    /// Postgres has no NUL in its texts.
+    fn check_text(&self, text: &str) {
+        if text.contains('\0') {
+            self.faults.borrow_mut().push(Violation::new(
+                shortened(&self.place.pointer()).replace('\0', "\u{fffd}"),
+                "must not hold a NUL character (\\u0000)",
+            ));
+        }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Noticing<'_> {
@@ -86,10 +98,12 @@ impl<'de> Visitor<'de> for Noticing<'_> {
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        self.check_text(value);
         Ok(value.into())
     }
 
     fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        self.check_text(&value);
         Ok(value.into())
     }
 
@@ -105,7 +119,7 @@ impl<'de> Visitor<'de> for Noticing<'_> {
         let mut array = Vec::new();
         while let Some(value) = elements.next_element_seed(Noticing {
             place: &Place::Element(self.place, array.len()),
-            repeated: self.repeated,
+            faults: self.faults,
         })? {
             array.push(value);
         }
@@ -116,12 +130,13 @@ impl<'de> Visitor<'de> for Noticing<'_> {
         let mut object = Map::new();
         while let Some(name) = members.next_key::<String>()? {
             let place = Place::Member(self.place, &name);
+            self.check_text(&name);
             let value = members.next_value_seed(Noticing {
                 place: &place,
-                repeated: self.repeated,
+                faults: self.faults,
             })?;
             if object.contains_key(&name) {
-                self.repeated.borrow_mut().push(Violation::new(
+                self.faults.borrow_mut().push(Violation::new(
                     shortened(&place.pointer()),
                     "is given more than once; give it once",
                 ));

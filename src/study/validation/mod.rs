@@ -15,6 +15,7 @@ mod limits;
 mod meaning;
 mod schema;
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -137,18 +138,21 @@ impl DefinitionRules {
     /// Reads a posted body; `stored` as for [`parse`](Self::parse).
     ///
     /// # Errors
-    /// [`Rejected::Malformed`] when it is not JSON, else every violation, members given twice included.
+    /// [`Rejected::Malformed`] when it is not JSON, else every violation, members given twice and texts that cannot be stored included.
     pub fn parse_body(
         &self,
         body: &[u8],
         stored: Option<&StoredDataset>,
     ) -> Result<StudyRequest, Rejected> {
-        let (value, repeated) = read_json(body)?;
+        let (value, faults) = read_json(body)?;
         match self.parse(&value, stored) {
-            Ok(request) if repeated.is_empty() => Ok(request),
-            Ok(_) => Err(Rejected::Invalid(tidy(repeated))),
+            Ok(request) if faults.is_empty() => Ok(request),
+            Ok(_) => Err(Rejected::Invalid(tidy(faults))),
             Err(mut violations) => {
-                violations.extend(repeated);
+                // Where something else is wrong with a text already, once is enough.
+                let known: HashSet<String> =
+                    violations.iter().map(|it| it.pointer.clone()).collect();
+                violations.extend(faults.into_iter().filter(|it| !known.contains(&it.pointer)));
                 Err(Rejected::Invalid(tidy(violations)))
             }
         }

@@ -32,7 +32,7 @@ from trialhead_client.models.study_state import StudyState
 from trialhead_client.models.workload_request import WorkloadRequest
 from trialhead_client.types import UNSET, Unset
 
-PATIENCE_SECS = 180.0
+PATIENCE_SECS = 900.0
 ENDED = (StudyState.SUCCEEDED, StudyState.FAILED, StudyState.CANCELLED)
 
 

@@ -10,7 +10,7 @@ import type { components, paths } from "./trialhead.js";
 
 type Schemas = components["schemas"];
 
-const patienceSecs = 180;
+const patienceSecs = 900;
 const grades: Record<Schemas["Grade"], true> = { high: true, moderate: true, low: true };
 
 const [url, token] = process.argv.slice(2);
