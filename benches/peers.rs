@@ -28,6 +28,8 @@ use uuid::Uuid;
 
 const TURNS: usize = 3;
 const AT_ONCE: usize = 8;
+/// Whose probes are claimed, in turns.
+const STUDIES: u32 = 4;
 const LONG: Duration = Duration::from_secs(6);
 /// Measurements of a heartbeat, metrics of a `log-batch` (which takes no more).
 const BATCH: u64 = 1000;
@@ -279,7 +281,9 @@ async fn create_studies(http: &Client, base: &str) -> f64 {
         "device": {"model": "none here", "threads": 1, "memory_budget_bytes": 1 << 30}
     });
     rate(move |_, _| {
-        let (http, url, body) = (http.clone(), url.clone(), body.clone());
+        let (http, url, mut body) = (http.clone(), url.clone(), body.clone());
+        // Different ones: equal studies share their probes, and wait for each other's.
+        body["seed"] = json!(rand::random::<u32>());
         async move {
             post(&http, &url, &body).await;
             1
@@ -423,10 +427,12 @@ async fn claims(
     base: &str,
     database: &trialhead::store::connection::Database,
 ) -> f64 {
-    queue::study(database, queue::MODEL, 0, 6000, |_| Task::Memory {
-        steps: 1,
-    })
-    .await;
+    for _ in 0..STUDIES {
+        queue::study(database, queue::MODEL, 0, 1500, |_| Task::Memory {
+            steps: 1,
+        })
+        .await;
+    }
     let (http, base) = (http.clone(), base.to_owned());
     rate(move |number, _| {
         let (http, base) = (http.clone(), base.clone());

@@ -46,6 +46,8 @@ pub struct InstanceMetrics {
     pub database_waiting: IntGauge,
     /// Requests that were turned away for their access token, by the problem's code.
     pub refused_tokens_total: IntCounterVec,
+    /// Requests that were turned away before any operation saw them, by the problem's code.
+    pub refused_requests_total: IntCounterVec,
     /// Requests that got the first answer under their Idempotency-Key again, by operation.
     pub requests_replayed_total: IntCounterVec,
     /// Requests that wait for news of a study, by how they get it: `events` or `wait`.
@@ -111,6 +113,13 @@ impl InstanceMetrics {
                 ),
                 &["code"],
             )?,
+            refused_requests_total: IntCounterVec::new(
+                Opts::new(
+                    "trialhead_refused_requests_total",
+                    "Requests that were turned away before any operation saw them, by the problem's code",
+                ),
+                &["code"],
+            )?,
             requests_replayed_total: IntCounterVec::new(
                 Opts::new(
                     "trialhead_requests_replayed_total",
@@ -146,7 +155,7 @@ impl InstanceMetrics {
             .const_label("runner", crate::probe::fingerprint::RUNNER),
         )?;
         build_info.set(1);
-        let collectors: [Box<dyn Collector>; 12] = [
+        let collectors: [Box<dyn Collector>; 13] = [
             Box::new(metrics.probe_duration_seconds.clone()),
             Box::new(metrics.leases_lost_total.clone()),
             Box::new(metrics.measurements_stored_total.clone()),
@@ -154,6 +163,7 @@ impl InstanceMetrics {
             Box::new(metrics.database_connections.clone()),
             Box::new(metrics.database_waiting.clone()),
             Box::new(metrics.refused_tokens_total.clone()),
+            Box::new(metrics.refused_requests_total.clone()),
             Box::new(metrics.requests_replayed_total.clone()),
             Box::new(metrics.listeners.clone()),
             Box::new(metrics.slow_listeners_total.clone()),

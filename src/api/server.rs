@@ -143,9 +143,8 @@ impl Server {
                 .service(web::resource("/openapi.json").route(web::get().to(openapi::get_document)))
                 .service(SwaggerUi::new("/docs/{_:.*}").config(Config::new(["/openapi.json"])))
                 .default_service(web::to(no_such_route))
-                .wrap(from_fn(pass))
-                // Around it, so that those that are turned away are counted as well.
                 .wrap(http_metrics.clone())
+                .wrap(from_fn(pass))
                 .wrap(Condition::new(!origins.is_empty(), cors(&origins)))
         })
         .max_connections(settings.api.max_connections)
@@ -366,7 +365,14 @@ async fn answer(
     };
     let _under_way = match admitted {
         Ok(under_way) => under_way,
-        Err(problem) => return Ok(request.into_response(problem.response(Some(path)))),
+        Err(problem) => {
+            // It never comes to where the others are counted.
+            if let Some(api) = request.app_data::<Data<Api>>() {
+                let refused = &api.metrics.refused_requests_total;
+                refused.with_label_values(&[problem.code.as_str()]).inc();
+            }
+            return Ok(request.into_response(problem.response(Some(path))));
+        }
     };
     let response = match AssertUnwindSafe(next.call(request)).catch_unwind().await {
         Ok(Ok(response)) => response.map_into_boxed_body(),

@@ -57,6 +57,14 @@ async fn who_sends_too_fast_is_told_when_to_go_on_and_nobody_else_is() {
     tokio::time::sleep(Duration::from_secs(wait_of(&first))).await;
     assert_eq!(post().await.status, 202);
 
+    let metrics = get("/metrics", &calm).await.text;
+    let counted = metrics
+        .lines()
+        .find(|line| {
+            line.starts_with("trialhead_refused_requests_total{code=\"too_many_requests\"}")
+        })
+        .and_then(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok());
+    assert_eq!(counted, Some(refused.len() + 1), "{metrics}");
     let of_another = get("/v1/studies", &calm).await;
     assert_eq!(of_another.status, 200);
     assert_eq!(of_another.json()["items"].as_array().map(Vec::len), Some(1));
