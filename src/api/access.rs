@@ -247,9 +247,19 @@ fn requests(api: &ApiSettings) -> RequestLimiter {
     )
 }
 
-/// Whether the request may be answered late on purpose: `api.max_listeners` limits those.
+/// Whether the request may be answered late on purpose, as a listener: `api.max_listeners` limits those.
 fn waits(request: &ServiceRequest) -> bool {
-    request.path().ends_with("/events") || request.query_string().contains("wait_secs=")
+    let Some(rest) = request.path().strip_prefix("/v1/studies/") else {
+        return false;
+    };
+    match rest.split_once('/') {
+        Some((_, rest)) => rest == "events",
+        None => request
+            .query_string()
+            .split('&')
+            .filter_map(|pair| pair.strip_prefix("wait_secs="))
+            .any(|secs| secs.parse::<f64>().is_ok_and(|secs| secs > 0.0)),
+    }
 }
 
 fn too_many(refused: TooMany) -> Problem {

@@ -3,10 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task;
 use std::time::{Duration, Instant};
 
 use actix_cors::Cors;
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{ServerHandle, ServiceRequest, ServiceResponse};
 use actix_web::error::InternalError;
 use actix_web::http::StatusCode;
@@ -29,6 +31,7 @@ use super::operations::Operations;
 use super::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use super::state::Api;
 use super::{metrics, openapi, tls};
+use crate::access::UnderWay;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::pool::leases::StoredLeases;
@@ -264,7 +267,13 @@ fn cors(origins: &[String]) -> Cors {
             PROJECT_HEADER,
             "x-request-id",
         ])
-        .expose_headers(["etag", "location", "retry-after", "x-request-id"])
+        .expose_headers([
+            "etag",
+            "idempotency-replayed",
+            "location",
+            "retry-after",
+            "x-request-id",
+        ])
         .max_age(600)
 }
 
@@ -363,7 +372,7 @@ async fn answer(
         Some(access) => access.admit(&request).await,
         None => Err(Problem::internal()),
     };
-    let _under_way = match admitted {
+    let under_way = match admitted {
         Ok(under_way) => under_way,
         Err(problem) => {
             // It never comes to where the others are counted.
@@ -384,6 +393,17 @@ async fn answer(
             return Err(Problem::internal());
         }
     };
+    // An answer that is written bit by bit is under way until its end.
+    let response = match under_way {
+        Some(under_way) => response.map_body(|_, body| {
+            Held {
+                body,
+                _under_way: under_way,
+            }
+            .boxed()
+        }),
+        None => response,
+    };
     let is_problem = response
         .headers()
         .get(CONTENT_TYPE)
@@ -393,6 +413,27 @@ async fn answer(
         return Ok(response);
     }
     Ok(response.into_response(Problem::of_status(status).response(Some(path))))
+}
+
+/// A body whose request is under way until it was sent.
+struct Held {
+    body: BoxBody,
+    _under_way: UnderWay,
+}
+
+impl MessageBody for Held {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> task::Poll<Option<Result<web::Bytes, Self::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_next(context)
+    }
 }
 
 /// The caller's id if it is one, else a new one.

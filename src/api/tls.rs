@@ -27,10 +27,12 @@ pub fn config(certificate: &Path, key: &Path) -> io::Result<ServerConfig> {
         key: key.to_owned(),
         provider: Arc::clone(&provider),
     };
+    // Before they are read: what is written meanwhile is noticed later.
+    let changed = files.changed();
     let served = Served {
         current: Mutex::new(Current {
             read: files.read()?,
-            changed: files.changed(),
+            changed,
             looked: Instant::now(),
         }),
         files,

@@ -372,8 +372,15 @@ pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Rec
         }
         if Instant::now() >= next_waiting {
             next_waiting = Instant::now() + waiting_every;
-            if let Err(error) = advance_waiting(&context).await {
-                tracing::warn!(%error, "waiting studies could not be looked at; trying again");
+            match advance_waiting(&context).await {
+                Ok(moved) if moved >= STUDIES_PER_LOOK => {
+                    full = true;
+                    next_waiting = Instant::now();
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "waiting studies could not be looked at; trying again");
+                }
             }
         }
         if full {
@@ -412,13 +419,12 @@ async fn advance_waiting(context: &Context) -> Result<i64, StoreError> {
         let live = devices::live(&mut conn, context.alive_secs).await?;
         waiting
             .into_iter()
-            // Where the device is known, its worker is waited for: housekeeping says when it is there.
-            .filter(|study| study.device.resolved().is_none())
             .filter(|study| match found(&study.device, &study.runner, &live) {
                 Ok(_) => true,
                 Err(what) => study.waiting_for.as_ref() != Some(&what),
             })
             .map(|study| study.id)
+            .take(usize::try_from(STUDIES_PER_LOOK).unwrap_or(usize::MAX))
             .collect()
     };
     advance_each(context, changed).await

@@ -109,8 +109,11 @@ pub async fn tidy(
     Ok(())
 }
 
-/// Rows that one statement removes: so it holds few locks, and not for long.
-const AT_ONCE: i64 = 1000;
+/// Studies, probes that one statement removes, with all that hangs on them: so it holds few locks, and not for long.
+const AT_ONCE: i64 = 100;
+
+/// Events that one statement removes.
+const EVENTS_AT_ONCE: i64 = 10_000;
 
 /// Removes what was kept long enough, of each kind so much at once that other housekeeping does not wait for it. Says
 /// whether that was all.
@@ -119,7 +122,7 @@ const AT_ONCE: i64 = 1000;
 /// Those of the database.
 pub async fn forget(context: &Context, retention: &RetentionSettings) -> Result<bool, StoreError> {
     let mut conn = context.database.connection().await?;
-    let events = probes::remove_old_events(&mut conn, retention.event_days).await?;
+    let events = probes::remove_old_events(&mut conn, retention.event_days, EVENTS_AT_ONCE).await?;
     leases::remove_old(&mut conn, retention.event_days).await?;
     kept_answers::remove_old(&mut conn, context.idempotency_hours).await?;
     let ended = match retention.study_days {
@@ -136,8 +139,8 @@ pub async fn forget(context: &Context, retention: &RetentionSettings) -> Result<
             "removed what was kept long enough"
         );
     }
-    let most = usize::try_from(AT_ONCE).unwrap_or(usize::MAX);
-    Ok(ended < most && unlinked < most)
+    let is_less = |removed: usize, most: i64| i64::try_from(removed).is_ok_and(|it| it < most);
+    Ok(is_less(events, EVENTS_AT_ONCE) && is_less(ended, AT_ONCE) && is_less(unlinked, AT_ONCE))
 }
 
 /// Passes this instance's wake-ups to the others, many within 20 ms as one.

@@ -572,11 +572,15 @@ pub async fn remove_unlinked(
 pub async fn remove_old_events(
     conn: &mut AsyncPgConnection,
     older_than_days: u32,
+    at_once: i64,
 ) -> Result<usize, StoreError> {
     Ok(diesel::sql_query(
-        "DELETE FROM study_events WHERE created_at < now() - make_interval(days => $1)",
+        "DELETE FROM study_events WHERE ctid = ANY(ARRAY(\
+            SELECT ctid FROM study_events WHERE created_at < now() - make_interval(days => $1) \
+            ORDER BY created_at LIMIT $2))",
     )
     .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+    .bind::<BigInt, _>(at_once)
     .execute(conn)
     .await?)
 }

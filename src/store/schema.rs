@@ -28,6 +28,7 @@ diesel::table! {
         started_at -> Nullable<Timestamptz>,
         ended_at -> Nullable<Timestamptz>,
         counted -> Nullable<Jsonb>,
+        counted_revision -> Nullable<Integer>,
     }
 }
 

@@ -153,7 +153,6 @@ pub async fn revise(
             studies::ended_because.eq(None::<String>),
             studies::ended_detail.eq(None::<String>),
             studies::ended_at.eq(None::<DateTime<Utc>>),
-            studies::counted.eq(None::<serde_json::Value>),
             studies::phase.eq(""),
             studies::waiting_for.eq(None::<String>),
             studies::wave.eq(0),
@@ -263,12 +262,12 @@ pub async fn refresh_waiting(
     conn.transaction(async move |conn| {
         let changed: Vec<Changed> = diesel::sql_query(
             "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
-                SELECT a.id, min(CASE WHEN d.model IS NULL THEN \
+                SELECT a.id, min(CASE WHEN p.state = 'queued' AND d.model IS NULL THEN \
                     'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
                     || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
                 FROM studies a \
                 JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
-                JOIN probes p ON p.id = sp.probe AND p.state = 'queued' \
+                JOIN probes p ON p.id = sp.probe \
                 LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
                     JOIN device_runners r ON r.device = e.id \
                     WHERE e.last_seen > now() - make_interval(secs => $1) \
@@ -419,9 +418,11 @@ pub async fn progress(
     conn: &mut AsyncPgConnection,
     ids: &[Uuid],
 ) -> Result<HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
+    // Of another revision, or since it goes on, they are not its.
     let kept: Vec<(Uuid, Option<serde_json::Value>)> = studies::table
         .filter(studies::id.eq_any(ids))
-        .filter(studies::counted.is_not_null())
+        .filter(studies::ended_at.is_not_null())
+        .filter(studies::counted_revision.eq(studies::revision.nullable()))
         .select((studies::id, studies::counted))
         .load(conn)
         .await?;
@@ -446,32 +447,43 @@ pub async fn progress(
 
 /// Keeps the counts of studies that have ended, some at a time, as soon as none of their probes is open. Gives how many.
 pub async fn keep_counts(conn: &mut AsyncPgConnection, at_once: i64) -> Result<usize, StoreError> {
-    let ended: Vec<Uuid> = studies::table
-        .filter(studies::ended_at.is_not_null())
-        .filter(studies::counted.is_null())
-        .order(studies::ended_at)
-        .limit(at_once)
-        .select(studies::id)
-        .load(conn)
-        .await?;
-    let counts = count_probes(conn, &ended).await?;
+    #[derive(QueryableByName)]
+    struct Ended {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
+        #[diesel(sql_type = Integer)]
+        revision: i32,
+    }
+    let ended: Vec<Ended> = diesel::sql_query(
+        "SELECT s.id, s.revision FROM studies s \
+         WHERE s.ended_at IS NOT NULL AND s.counted_revision IS DISTINCT FROM s.revision AND NOT EXISTS (\
+            SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+            WHERE sp.study = s.id AND sp.revision = s.revision AND p.state IN ('queued', 'running')) \
+         ORDER BY s.ended_at LIMIT $1",
+    )
+    .bind::<BigInt, _>(at_once)
+    .load(conn)
+    .await?;
+    let ids: Vec<Uuid> = ended.iter().map(|study| study.id).collect();
+    let counts = count_probes(conn, &ids).await?;
     let mut kept = 0;
-    for id in ended {
+    for Ended { id, revision } in ended {
         let (probes, device_secs) = counts.get(&id).copied().unwrap_or_default();
-        if probes.queued + probes.running > 0 {
-            continue;
-        }
         let counted = serde_json::to_value(Counted {
             probes,
             device_secs,
         })
         .map_err(|error| StoreError::unreadable("counts", error))?;
-        // Revised meanwhile, it has not ended.
+        // Revised meanwhile, these are not its counts any more.
         let study = studies::table
             .find(id)
+            .filter(studies::revision.eq(revision))
             .filter(studies::ended_at.is_not_null());
         kept += diesel::update(study)
-            .set(studies::counted.eq(counted))
+            .set((
+                studies::counted.eq(counted),
+                studies::counted_revision.eq(revision),
+            ))
             .execute(conn)
             .await?;
     }
@@ -608,7 +620,8 @@ pub struct WaitingStudy {
     pub runner: String,
 }
 
-/// Active studies that wait.
+/// Active studies that wait for a device to be chosen. Where it is known, its worker is waited for:
+/// [`refresh_waiting`] says when it is there.
 pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
@@ -626,21 +639,26 @@ pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, 
             coalesce(r.definition #>> '{runner,name}', 'burn') AS runner \
          FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
          WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL \
+           AND num_nulls(r.definition #>> '{device,model}', r.definition #>> '{device,threads}', \
+                r.definition #>> '{device,memory_budget_bytes}') > 0 \
          ORDER BY s.priority DESC, s.id",
     )
     .load(conn)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(WaitingStudy {
-                id: StudyId(row.id),
-                waiting_for: row.waiting_for,
-                device: serde_json::from_value(row.device)
-                    .map_err(|error| StoreError::unreadable(format!("study {}", row.id), error))?,
-                runner: row.runner,
-            })
-        })
-        .collect()
+    let read = |row: Row| match serde_json::from_value(row.device) {
+        Ok(device) => Some(WaitingStudy {
+            id: StudyId(row.id),
+            waiting_for: row.waiting_for,
+            device,
+            runner: row.runner,
+        }),
+        // One that a newer version stored must not hold up the others.
+        Err(error) => {
+            tracing::error!(study = %row.id, %error, "the device of a waiting study cannot be read");
+            None
+        }
+    };
+    Ok(rows.into_iter().filter_map(read).collect())
 }
 
 /// What an advance writes about the study itself.

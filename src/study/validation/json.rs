@@ -6,8 +6,8 @@ use std::fmt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::Violation;
 use super::limits::MAX_EXACT_INTEGER;
+use super::{MAX_VIOLATIONS, Violation};
 
 /// The body is not JSON.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +55,14 @@ struct Noticing<'a> {
 }
 
 impl Noticing<'_> {
+    /// Each place is written out, so a hostile body must not have thousands.
+    fn may_say_more(&self) -> bool {
+        self.faults.borrow().len() < MAX_VIOLATIONS
+    }
+
     /// Postgres has no NUL in its texts.
     fn check_text(&self, text: &str) {
-        if text.contains('\0') {
+        if text.contains('\0') && self.may_say_more() {
             self.faults.borrow_mut().push(Violation::new(
                 shortened(&self.place.pointer()).replace('\0', "\u{fffd}"),
                 "must not hold a NUL character (\\u0000)",
@@ -135,7 +140,7 @@ impl<'de> Visitor<'de> for Noticing<'_> {
                 place: &place,
                 faults: self.faults,
             })?;
-            if object.contains_key(&name) {
+            if object.contains_key(&name) && self.may_say_more() {
                 self.faults.borrow_mut().push(Violation::new(
                     shortened(&place.pointer()),
                     "is given more than once; give it once",
