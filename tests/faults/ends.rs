@@ -292,6 +292,7 @@ async fn a_database_that_goes_and_comes_back_costs_no_study() {
             }
             assert_eq!(status, 200, "{body}");
             assert!(since.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         database.mend().await;
         server.until("/readyz", |_| true).await;

@@ -8,4 +8,6 @@ mod queue;
 
 mod fencing;
 
+mod studies;
+
 mod turns;

@@ -10,8 +10,13 @@ use trialhead::probe::{ProbeKind, examples};
 
 use crate::service::trained;
 
-/// Not every host tells these.
-const OPTIONAL: [&str; 2] = ["run_queue_delay_ratio", "energy_per_step"];
+/// Not every host tells these, and on a busy one too few blocks are timed for an interval.
+const OPTIONAL: [&str; 4] = [
+    "run_queue_delay_ratio",
+    "energy_per_step",
+    "within_run_median_half_width",
+    "within_run_mean_half_width",
+];
 
 fn file(kind: ProbeKind, ending: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runners");

@@ -208,15 +208,15 @@ impl TestDatabase {
     /// Takes the database away: sessions end, new ones are refused.
     #[allow(dead_code, reason = "not every test binary needs it")]
     pub async fn sever(&self) {
-        execute(
-            &Shared::get().base,
-            &format!(
-                "ALTER DATABASE {0} ALLOW_CONNECTIONS false; \
-                 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{0}'",
-                self.name
-            ),
-        )
-        .await;
+        let base = &Shared::get().base;
+        // Committed first: who is put out must not come in again.
+        let closed = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", self.name);
+        execute(base, &closed).await;
+        let out = format!(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{}'",
+            self.name
+        );
+        execute(base, &out).await;
     }
 
     /// Gives it back.
