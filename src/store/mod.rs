@@ -1,6 +1,7 @@
 //! Postgres: one file per aggregate, the schema, connections, and the managed local server.
 //! Functions take a connection, so they compose into transactions.
 
+mod age;
 pub mod answers;
 pub mod connection;
 pub mod datasets;

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer, Text};
+use diesel::sql_types::{Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
+use super::age;
 use super::answers::{self, Known};
 use super::error::StoreError;
 use super::schema::{measurements, probes, study_probes};
@@ -557,15 +558,15 @@ pub async fn remove_unlinked(
     older_than_days: u32,
     at_once: i64,
 ) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
+    age::remove(
+        conn,
         "DELETE FROM probes WHERE id IN (\
             SELECT p.id FROM probes p WHERE p.ended_at < now() - make_interval(days => $1) \
               AND NOT EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = p.id) LIMIT $2)",
+        older_than_days,
+        at_once,
     )
-    .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
-    .bind::<BigInt, _>(at_once)
-    .execute(conn)
-    .await?)
+    .await
 }
 
 /// Removes events of studies that are older than they are kept. Gives how many.
@@ -574,13 +575,13 @@ pub async fn remove_old_events(
     older_than_days: u32,
     at_once: i64,
 ) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
+    age::remove(
+        conn,
         "DELETE FROM study_events WHERE ctid = ANY(ARRAY(\
             SELECT ctid FROM study_events WHERE created_at < now() - make_interval(days => $1) \
             ORDER BY created_at LIMIT $2))",
+        older_than_days,
+        at_once,
     )
-    .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
-    .bind::<BigInt, _>(at_once)
-    .execute(conn)
-    .await?)
+    .await
 }

@@ -10,6 +10,7 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use super::schema::{studies, study_revisions};
@@ -579,15 +580,15 @@ pub async fn remove_ended(
     older_than_days: u32,
     at_once: i64,
 ) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
+    age::remove(
+        conn,
         "DELETE FROM studies WHERE id IN (\
             SELECT id FROM studies WHERE ended_at < now() - make_interval(days => $1) \
               AND state NOT IN ('queued', 'running') ORDER BY ended_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        older_than_days,
+        at_once,
     )
-    .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
-    .bind::<BigInt, _>(at_once)
-    .execute(conn)
-    .await?)
+    .await
 }
 
 /// Active studies whose evidence is ahead of their plan and whose wave is complete. In the middle of a wave there is

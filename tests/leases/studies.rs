@@ -1,12 +1,11 @@
 //! What is kept of a study beside its probes: its counts once it has ended, and what it waits for.
 
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use trialhead::probe::{Outcome, Task};
-use trialhead::store::leases::{self, Completion};
+use trialhead::probe::Task;
 use trialhead::store::studies;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, database, device, study};
+use crate::queue::{MODEL, claim, database, device, finish, study};
 
 const AT_ONCE: i64 = 100;
 
@@ -17,18 +16,9 @@ async fn counts_are_kept_when_nothing_is_open_and_hold_for_their_revision_alone(
     let id = study(&database, MODEL, 0, 2, |_| Task::Memory { steps: 1 }).await;
     let device = device(&database, "host", MODEL).await;
     let mut conn = database.connection().await.expect("a connection");
-    let finish = async |conn: &mut AsyncPgConnection| {
+    let finish_one = async || {
         let claimed = claim(&database, device, 30.0).await.expect("a probe");
-        let completion = Completion {
-            fence: claimed.fence(),
-            outcome: Outcome::Succeeded,
-            measurements: Vec::new(),
-            stderr_tail: String::new(),
-            device_secs: 0.0,
-        };
-        leases::complete(conn, &completion, POLICY)
-            .await
-            .expect("completes");
+        finish(&database, &claimed).await;
     };
     let run = async |conn: &mut AsyncPgConnection, statement: String| {
         diesel::sql_query(statement)
@@ -36,7 +26,7 @@ async fn counts_are_kept_when_nothing_is_open_and_hold_for_their_revision_alone(
             .await
             .expect("runs");
     };
-    finish(&mut conn).await;
+    finish_one().await;
     let end = format!(
         "UPDATE studies SET state = 'succeeded', ended_because = 'answered', ended_at = now() WHERE id = '{}'",
         id.0
@@ -54,7 +44,7 @@ async fn counts_are_kept_when_nothing_is_open_and_hold_for_their_revision_alone(
         ),
     )
     .await;
-    finish(&mut conn).await;
+    finish_one().await;
     run(&mut conn, end).await;
     let kept = studies::keep_counts(&mut conn, AT_ONCE)
         .await

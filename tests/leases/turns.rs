@@ -1,28 +1,13 @@
 //! Whose turn it is, and who has a device alone.
 
 use diesel_async::{AsyncConnection, RunQueryDsl};
-use trialhead::probe::{Outcome, Task};
-use trialhead::store::connection::Database;
-use trialhead::store::leases::{self, Claim, Claimed, Completion};
+use trialhead::probe::Task;
+use trialhead::store::leases::{self, Claim};
 use trialhead::study::{LeaseId, StudyId};
 use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, claim_as, claim_in, database, device, study};
-
-async fn finish(database: &Database, claimed: &Claimed) {
-    let mut conn = database.connection().await.expect("a connection");
-    let completion = Completion {
-        fence: claimed.fence(),
-        outcome: Outcome::Succeeded,
-        measurements: Vec::new(),
-        stderr_tail: String::new(),
-        device_secs: 0.0,
-    };
-    leases::complete(&mut conn, &completion, POLICY)
-        .await
-        .expect("completes");
-}
+use crate::queue::{MODEL, claim, claim_as, claim_in, database, device, finish, study};
 
 #[tokio::test]
 async fn studies_of_one_priority_take_turns_and_a_higher_one_goes_first() {

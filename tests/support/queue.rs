@@ -2,11 +2,13 @@
 //! queued.
 
 use diesel_async::AsyncPgConnection;
-use trialhead::probe::{Limits, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs};
+use trialhead::probe::{
+    Limits, Outcome, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs,
+};
 use trialhead::store;
 use trialhead::store::connection::{Database, DatabaseConfig, MigrateMode, migrate};
 use trialhead::store::devices::{self, NewDevice};
-use trialhead::store::leases::{self, Claim, Claimed, RetryPolicy};
+use trialhead::store::leases::{self, Claim, Claimed, Completion, RetryPolicy};
 use trialhead::store::local_server::{LocalServer, LocalServerConfig};
 use trialhead::store::probes::{self, NewProbe, WavePlace};
 use trialhead::store::studies::{self, NewStudy};
@@ -202,4 +204,20 @@ pub async fn claim_in(
     };
     let claiming = leases::claim(conn, &claim).await.expect("claims");
     claiming.claimed()
+}
+
+/// Ends a claimed probe well, without a figure.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn finish(database: &Database, claimed: &Claimed) {
+    let mut conn = database.connection().await.expect("a connection");
+    let completion = Completion {
+        fence: claimed.fence(),
+        outcome: Outcome::Succeeded,
+        measurements: Vec::new(),
+        stderr_tail: String::new(),
+        device_secs: 0.0,
+    };
+    leases::complete(&mut conn, &completion, POLICY)
+        .await
+        .expect("completes");
 }
