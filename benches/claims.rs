@@ -40,13 +40,7 @@ fn main() {
 
 async fn run() {
     let (folder, postgres, database) = queue::database_of_its_own().await;
-    let mut settings = Settings {
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        workers: 0,
-        data_dir: Some(folder.join("data")),
-        ..Settings::default()
-    };
-    settings.database.url = Some(postgres.url());
+    let mut settings = queue::settings_of_its_own(&folder, &postgres);
     let most_connections = settings.database.pool_size;
     let service = Service::start(settings.clone()).await.expect("serves");
     settings.work.server = Some(format!("http://{}", service.address));

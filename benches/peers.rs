@@ -23,7 +23,6 @@ use serde_json::{Value, json};
 use tokio_postgres::NoTls;
 use trialhead::probe::Task;
 use trialhead::service::Service;
-use trialhead::settings::Settings;
 use uuid::Uuid;
 
 const TURNS: usize = 3;
@@ -68,13 +67,7 @@ fn succeed(command: &mut Command) {
 
 async fn run(python: &Path) {
     let (folder, postgres, database) = queue::database_of_its_own().await;
-    let mut settings = Settings {
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        workers: 0,
-        data_dir: Some(folder.join("data")),
-        ..Settings::default()
-    };
-    settings.database.url = Some(postgres.url());
+    let mut settings = queue::settings_of_its_own(&folder, &postgres);
     settings.api.requests_per_sec = 0.0;
     settings.api.max_active_studies = u64::from(u32::MAX);
     settings.pool.max_events = usize::MAX;

@@ -419,6 +419,8 @@ async fn advance_waiting(context: &Context) -> Result<i64, StoreError> {
         let live = devices::live(&mut conn, context.alive_secs).await?;
         waiting
             .into_iter()
+            // Where the device is known, its worker is waited for: housekeeping says when it is there.
+            .filter(|study| study.device.resolved().is_none())
             .filter(|study| match found(&study.device, &study.runner, &live) {
                 Ok(_) => true,
                 Err(what) => study.waiting_for.as_ref() != Some(&what),

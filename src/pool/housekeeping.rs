@@ -112,8 +112,8 @@ pub async fn tidy(
 /// Studies, probes that one statement removes, with all that hangs on them: so it holds few locks, and not for long.
 const AT_ONCE: i64 = 100;
 
-/// Events that one statement removes.
-const EVENTS_AT_ONCE: i64 = 10_000;
+/// Rows with nothing hanging on them that one statement removes.
+const ROWS_AT_ONCE: i64 = 10_000;
 
 /// Removes what was kept long enough, of each kind so much at once that other housekeeping does not wait for it. Says
 /// whether that was all.
@@ -122,9 +122,11 @@ const EVENTS_AT_ONCE: i64 = 10_000;
 /// Those of the database.
 pub async fn forget(context: &Context, retention: &RetentionSettings) -> Result<bool, StoreError> {
     let mut conn = context.database.connection().await?;
-    let events = probes::remove_old_events(&mut conn, retention.event_days, EVENTS_AT_ONCE).await?;
-    leases::remove_old(&mut conn, retention.event_days).await?;
-    kept_answers::remove_old(&mut conn, context.idempotency_hours).await?;
+    let days = retention.event_days;
+    let events = probes::remove_old_events(&mut conn, days, ROWS_AT_ONCE).await?;
+    let leases = leases::remove_old(&mut conn, days, ROWS_AT_ONCE).await?;
+    let hours = context.idempotency_hours;
+    let answers = kept_answers::remove_old(&mut conn, hours, ROWS_AT_ONCE).await?;
     let ended = match retention.study_days {
         Some(days) => studies::remove_ended(&mut conn, days, AT_ONCE).await?,
         None => 0,
@@ -140,7 +142,10 @@ pub async fn forget(context: &Context, retention: &RetentionSettings) -> Result<
         );
     }
     let is_less = |removed: usize, most: i64| i64::try_from(removed).is_ok_and(|it| it < most);
-    Ok(is_less(events, EVENTS_AT_ONCE) && is_less(ended, AT_ONCE) && is_less(unlinked, AT_ONCE))
+    Ok([events, leases, answers]
+        .iter()
+        .all(|it| is_less(*it, ROWS_AT_ONCE))
+        && [ended, unlinked].iter().all(|it| is_less(*it, AT_ONCE)))
 }
 
 /// Passes this instance's wake-ups to the others, many within 20 ms as one.

@@ -5,15 +5,15 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::error::StoreError;
 
-/// Runs a deletion of what is older than `$1` days, of at most `$2` rows. Gives how many.
+/// Runs a deletion of what is older than `$1`, in the unit that it names, of at most `$2` rows. Gives how many.
 pub(super) async fn remove(
     conn: &mut AsyncPgConnection,
     deletion: &'static str,
-    older_than_days: u32,
+    older_than: u32,
     at_once: i64,
 ) -> Result<usize, StoreError> {
     Ok(diesel::sql_query(deletion)
-        .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
+        .bind::<Integer, _>(i32::try_from(older_than).unwrap_or(i32::MAX))
         .bind::<BigInt, _>(at_once)
         .execute(conn)
         .await?)

@@ -8,6 +8,7 @@ use diesel::result::Error as DieselError;
 use diesel::sql_types::{Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
+use super::age;
 use super::error::StoreError;
 use super::schema::kept_answers;
 
@@ -199,11 +200,15 @@ pub async fn keep(
 pub async fn remove_old(
     conn: &mut AsyncPgConnection,
     older_than_hours: u32,
+    at_once: i64,
 ) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
-        "DELETE FROM kept_answers WHERE created_at <= now() - make_interval(hours => $1)",
+    age::remove(
+        conn,
+        "DELETE FROM kept_answers WHERE ctid = ANY(ARRAY(\
+            SELECT ctid FROM kept_answers WHERE created_at <= now() - make_interval(hours => $1) \
+            ORDER BY created_at LIMIT $2))",
+        older_than_hours,
+        at_once,
     )
-    .bind::<Integer, _>(i32::try_from(older_than_hours).unwrap_or(i32::MAX))
-    .execute(conn)
-    .await?)
+    .await
 }

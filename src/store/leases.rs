@@ -9,6 +9,7 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
@@ -651,15 +652,17 @@ pub async fn release(
 pub async fn remove_old(
     conn: &mut AsyncPgConnection,
     older_than_days: u32,
+    at_once: i64,
 ) -> Result<usize, StoreError> {
-    Ok(
-        diesel::sql_query(
-            "DELETE FROM leases WHERE claimed_at < now() - make_interval(days => $1)",
-        )
-        .bind::<Integer, _>(i32::try_from(older_than_days).unwrap_or(i32::MAX))
-        .execute(conn)
-        .await?,
+    age::remove(
+        conn,
+        "DELETE FROM leases WHERE ctid = ANY(ARRAY(\
+            SELECT ctid FROM leases WHERE claimed_at < now() - make_interval(days => $1) \
+            ORDER BY claimed_at LIMIT $2))",
+        older_than_days,
+        at_once,
     )
+    .await
 }
 
 /// Returns probes whose lease ran out to the queue, or ends them when they were lost too often.

@@ -621,8 +621,7 @@ pub struct WaitingStudy {
     pub runner: String,
 }
 
-/// Active studies that wait for a device to be chosen. Where it is known, its worker is waited for:
-/// [`refresh_waiting`] says when it is there.
+/// Active studies that wait.
 pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
@@ -640,8 +639,6 @@ pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, 
             coalesce(r.definition #>> '{runner,name}', 'burn') AS runner \
          FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
          WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL \
-           AND num_nulls(r.definition #>> '{device,model}', r.definition #>> '{device,threads}', \
-                r.definition #>> '{device,memory_budget_bytes}') > 0 \
          ORDER BY s.priority DESC, s.id",
     )
     .load(conn)

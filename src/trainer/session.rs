@@ -200,8 +200,15 @@ impl Session {
 
     /// A batch of so many examples on the device: what a step on it costs is without its input pipeline.
     pub(super) fn stage(&self, examples: usize) -> StagedBatch {
+        self.stage_on(examples, &self.device)
+    }
+
+    /// The same batch on another device.
+    fn stage_on(&self, examples: usize, device: &Device) -> StagedBatch {
         let mut order = BatchOrder::new(self.training.len(), examples, self.seed);
-        self.to_device(self.training.gather(order.next_batch()))
+        let batch = self.training.gather(order.next_batch());
+        let (input, targets) = to_device(batch, self.input, device);
+        StagedBatch { input, targets }
     }
 
     /// A batch of this session's size on the device.

@@ -2,30 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use diesel_async::RunQueryDsl;
 use serde_json::json;
 use trialhead::settings::Settings;
 
-use trialhead::store::connection::{Database, DatabaseConfig};
-
-use crate::postgres::{TestDatabase, execute};
+use crate::postgres::{TestDatabase, count, execute};
 use crate::service::{PATIENCE, TestService, digits};
-
-/// Rows of a table, some of them perhaps.
-async fn count(url: &str, what: &str) -> i64 {
-    #[derive(diesel::QueryableByName)]
-    struct Count {
-        #[diesel(sql_type = diesel::sql_types::BigInt)]
-        count: i64,
-    }
-    let database = Database::open(&DatabaseConfig::new(url)).expect("a good address");
-    let mut conn = database.connection().await.expect("a connection");
-    let count: Count = diesel::sql_query(format!("SELECT count(*) AS count FROM {what}"))
-        .get_result(&mut conn)
-        .await
-        .expect("counts");
-    count.count
-}
 
 /// Makes everything of a study older by so many days.
 async fn age(database: &TestDatabase, study: &str, days: u32) {

@@ -4,10 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use diesel_async::RunQueryDsl;
-use trialhead::store::connection::{Database, DatabaseConfig};
-
-use crate::postgres::TestDatabase;
+use crate::postgres::{TestDatabase, count};
 
 fn page() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
@@ -53,21 +50,6 @@ fn run(script: &str, variables: &[(&str, &str)]) {
     assert!(output.status.success(), "{script}\n{output:?}");
 }
 
-#[derive(diesel::QueryableByName)]
-struct Count {
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
-    count: i64,
-}
-
-async fn tokens(database: &Database) -> i64 {
-    let mut conn = database.connection().await.expect("a connection");
-    let count: Count = diesel::sql_query("SELECT count(*) AS count FROM tokens")
-        .get_result(&mut conn)
-        .await
-        .expect("counts");
-    count.count
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_is_made_and_restored_by_the_commands_of_the_page() {
     let page = page();
@@ -104,8 +86,7 @@ async fn a_backup_is_made_and_restored_by_the_commands_of_the_page() {
             ("BACKUP", &at("backup")),
         ],
     );
-    let restored = Database::open(&DatabaseConfig::new(empty.url())).expect("opens");
-    assert_eq!(tokens(&restored).await, 1);
+    assert_eq!(count(empty.url(), "tokens").await, 1);
     let content = fs::read_to_string(folder.path().join("new/datasets/content"));
     assert_eq!(content.expect("restored"), "examples");
 }

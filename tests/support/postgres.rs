@@ -160,6 +160,23 @@ pub async fn execute(url: &str, statements: &str) {
     let _ = driver.await;
 }
 
+/// Counts the rows of a table, or of those that a condition after it names.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn count(url: &str, what: &str) -> i64 {
+    let (client, connection) = tokio_postgres::connect(url, NoTls)
+        .await
+        .expect("the server takes connections");
+    let driver = tokio::spawn(connection);
+    let statement = format!("SELECT count(*) FROM {what}");
+    let row = client
+        .query_one(&statement, &[])
+        .await
+        .unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+    drop(client);
+    let _ = driver.await;
+    row.get(0)
+}
+
 /// A migrated database that nobody else uses, dropped with this.
 #[derive(Debug)]
 pub struct TestDatabase {

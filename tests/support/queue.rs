@@ -5,6 +5,7 @@ use diesel_async::AsyncPgConnection;
 use trialhead::probe::{
     Limits, Outcome, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs,
 };
+use trialhead::settings::Settings;
 use trialhead::store;
 use trialhead::store::connection::{Database, DatabaseConfig, MigrateMode, migrate};
 use trialhead::store::devices::{self, NewDevice};
@@ -47,6 +48,19 @@ pub async fn database_of_its_own() -> (std::path::PathBuf, LocalServer, Database
         .await
         .expect("migrated");
     (folder, server, database)
+}
+
+/// Settings of a service without workers on that database.
+#[allow(dead_code, reason = "for benches")]
+pub fn settings_of_its_own(folder: &std::path::Path, server: &LocalServer) -> Settings {
+    let mut settings = Settings {
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        workers: 0,
+        data_dir: Some(folder.join("data")),
+        ..Settings::default()
+    };
+    settings.database.url = Some(server.url());
+    settings
 }
 
 pub fn definition(priority: i32) -> StudyDefinition {

@@ -34,8 +34,8 @@ const WRONG_DRIVER: &str = "TRIALHEAD_TEST_WRONG_DRIVER";
 fn program(subcommand: &str) -> Option<Vec<String>> {
     let loader = std::env::var(LOADER).unwrap_or_default();
     let own = [env!("CARGO_BIN_EXE_trialhead"), subcommand];
-    let words = loader.split_whitespace().chain(own);
-    Some(words.map(str::to_owned).collect())
+    let loader = shlex::split(&loader).expect("words, quoted like a shell's");
+    Some(loader.into_iter().chain(own.map(str::to_owned)).collect())
 }
 
 fn config() -> ChildConfig {
