@@ -251,9 +251,11 @@ impl MlFlow {
             format!("{}/runs/log-batch", self.base),
             self.run.clone(),
         );
+        // Under other names than before: MLflow refuses a row that it has, and then writes all of them one by one.
+        let turns = Uuid::now_v7();
         rate(move |number, turn| {
             let (http, url) = (http.clone(), url.clone());
-            let key = format!("b{number}");
+            let key = format!("{turns} {number}");
             let metrics: Vec<Value> = (0..BATCH)
                 .map(|row| json!({"key": key, "value": 0.5, "timestamp": turn, "step": turn * BATCH + row}))
                 .collect();

@@ -145,6 +145,12 @@ impl Access {
             request.extensions_mut().insert(caller);
         }
         must_be_json(operation, headers)?;
+        if operation.refuses_query && !request.query_string().is_empty() {
+            return Err(Problem::new(
+                ProblemCode::MalformedRequest,
+                "the query is not understood: this operation takes no query parameters",
+            ));
+        }
         Ok(under_way)
     }
 

@@ -13,6 +13,7 @@ pub mod health;
 pub mod hosts;
 pub mod idempotency;
 pub mod leases;
+mod links;
 pub mod measurements;
 pub mod metrics;
 pub mod openapi;

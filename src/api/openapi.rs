@@ -16,7 +16,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use super::events::StudyEvent;
 use super::problem::{Problem, ProblemCode};
 use super::{
-    answers, catalog, conditional, datasets, devices, events, health, leases, measurements,
+    answers, catalog, conditional, datasets, devices, events, health, leases, links, measurements,
     metrics, probes, responses, revisions, studies,
 };
 use crate::access::Scope;
@@ -126,6 +126,7 @@ pub fn document() -> OpenApiDocument {
             document_files(operation);
         }
     }
+    links::add(&mut document);
     document
 }
 

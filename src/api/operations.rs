@@ -23,6 +23,8 @@ pub struct Operation {
     pub requirement: Requirement,
     /// Whether its body is JSON.
     pub takes_json: bool,
+    /// Whether it refuses whatever stands in its query, because nothing can stand there.
+    pub refuses_query: bool,
 }
 
 /// A path with its operations.
@@ -84,6 +86,8 @@ impl Operations {
                         })?,
                         takes_json: operation["requestBody"]["content"]["application/json"]
                             .is_object(),
+                        // Metrics and health are asked for by programs that may add something.
+                        refuses_query: path.starts_with("/v1/") && !takes_query(operation),
                     })
                 })
                 .collect::<Result<_, _>>()?;
@@ -174,6 +178,11 @@ impl Path {
             .collect();
         methods.join(", ")
     }
+}
+
+fn takes_query(operation: &Value) -> bool {
+    let mut parameters = operation["parameters"].as_array().into_iter().flatten();
+    parameters.any(|parameter| parameter["in"] == "query")
 }
 
 /// `[{}]` is anybody, `[{"token": ["read"]}]` who has the scope; anything else says nothing.

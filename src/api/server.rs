@@ -404,6 +404,11 @@ async fn answer(
         }),
         None => response,
     };
+    // A handler does not know what path it was asked by.
+    let told = response.response().error();
+    if let Some(problem) = told.and_then(|error| error.as_error::<Problem>().cloned()) {
+        return Ok(response.into_response(problem.response(Some(path))));
+    }
     let is_problem = response
         .headers()
         .get(CONTENT_TYPE)

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::Context;
@@ -15,7 +15,7 @@ use crate::recommendation::{self, Advice};
 use crate::store::devices::DeviceRow;
 use crate::store::events::{self, EventKind};
 use crate::store::probes::{NewProbe, WavePlace};
-use crate::store::studies::{self, Advanced};
+use crate::store::studies::{self, Advanced, NewStudy, ProbeCounts, StudyRow};
 use crate::store::{self, Connection, StoreError, devices, probes, recommendations};
 use crate::study::defaults::DeviceFactsForDefaults;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
@@ -141,6 +141,72 @@ pub enum Applied {
     Answered,
 }
 
+impl Step {
+    /// What is written about the study itself.
+    fn advanced(&self, version: i64, wave: i32) -> Advanced<'_> {
+        Advanced {
+            version,
+            phase: &self.plan.phase,
+            waiting_for: self.waiting_for.as_deref(),
+            wave: (!self.wave.is_empty()).then_some(wave),
+            remaining_probes: i64::try_from(self.plan.remaining_probes).unwrap_or(i64::MAX),
+            remaining_device_secs: self.plan.remaining_device_secs,
+            analysis: &self.analysis,
+            ended: match &self.plan.next {
+                Next::Done { because, detail } => Some((*because, detail.as_str())),
+                _ => None,
+            },
+        }
+    }
+
+    /// What the study's log says of it.
+    fn log(&self, is_advice_new: bool) -> Vec<(EventKind, Value)> {
+        let mut log = Vec::new();
+        if is_advice_new {
+            let topics: Vec<_> = self.advices.iter().map(|advice| advice.topic).collect();
+            log.push((EventKind::Recommendations, json!({ "topics": topics })));
+        }
+        let because = match &self.plan.next {
+            Next::Done { because, .. } => Some(*because),
+            _ => None,
+        };
+        let study = json!({
+            "phase": self.plan.phase,
+            "state": because.map(EndedBecause::state),
+            "ended_because": because,
+            "probes_planned": self.wave.len(),
+        });
+        log.push((EventKind::Study, study));
+        log
+    }
+}
+
+/// Stores a study with its first step, inside the caller's transaction.
+///
+/// # Errors
+/// Those of the database.
+pub async fn begin(
+    conn: &mut Connection,
+    new: &NewStudy<'_>,
+    step: &Step,
+) -> Result<(StudyRow, ProbeCounts), StoreError> {
+    let log = step.log(!step.advices.is_empty());
+    let row = studies::insert(conn, new, &step.advanced(1, 0), &log).await?;
+    let place = WavePlace {
+        project: new.project,
+        created_by: new.created_by,
+        study: new.id,
+        revision: row.revision,
+        wave: 0,
+    };
+    let counts = probes::link_wave(conn, place, &step.wave).await?;
+    if counts.ended() > 0 {
+        studies::make_due(conn, new.id).await?;
+    }
+    recommendations::insert(conn, new.id, row.revision, &step.advices).await?;
+    Ok((row, counts))
+}
+
 /// Writes a step, inside the caller's transaction.
 ///
 /// # Errors
@@ -151,19 +217,7 @@ pub async fn apply(
     step: &Step,
 ) -> Result<Applied, StoreError> {
     let mut applied = Applied::Written;
-    let ended = match &step.plan.next {
-        Next::Done { because, detail } => Some((*because, detail.as_str())),
-        _ => None,
-    };
-    let advanced = Advanced {
-        version: place.version,
-        phase: &step.plan.phase,
-        waiting_for: step.waiting_for.as_deref(),
-        remaining_probes: i64::try_from(step.plan.remaining_probes).unwrap_or(i64::MAX),
-        remaining_device_secs: step.plan.remaining_device_secs,
-        analysis: &step.analysis,
-        ended,
-    };
+    let advanced = step.advanced(place.version, place.wave);
     if !studies::set_advanced(conn, place.study, &advanced).await? {
         return Ok(Applied::Overtaken);
     }
@@ -175,34 +229,21 @@ pub async fn apply(
             revision: place.revision,
             wave: place.wave,
         };
-        let already_ended = probes::link_wave(conn, wave, &step.wave).await?;
-        studies::set_wave(conn, place.study, place.wave, already_ended > 0).await?;
-        if already_ended == step.wave.len() {
+        let counts = probes::link_wave(conn, wave, &step.wave).await?;
+        if counts.ended() > 0 {
+            studies::make_due(conn, place.study).await?;
+        }
+        if usize::try_from(counts.ended()).is_ok_and(|ended| ended == step.wave.len()) {
             applied = Applied::Answered;
         }
     }
-    if ended.is_some() && place.revision > 1 {
+    if advanced.ended.is_some() && place.revision > 1 {
         // The plan is past everything that earlier revisions began.
         probes::cancel_superseded(conn, place.study, &ProbeKind::ALL).await?;
     }
-    if recommendations::replace(conn, place.study, place.revision, &step.advices).await? {
-        let topics: Vec<_> = step.advices.iter().map(|advice| advice.topic).collect();
-        events::append(
-            conn,
-            place.study,
-            EventKind::Recommendations,
-            &json!({ "topics": topics }),
-        )
-        .await?;
-    }
-    let state = ended.map(|(because, _)| because.state());
-    let data = json!({
-        "phase": step.plan.phase,
-        "state": state,
-        "ended_because": ended.map(|(because, _)| because),
-        "probes_planned": step.wave.len(),
-    });
-    events::append(conn, place.study, EventKind::Study, &data).await?;
+    let is_advice_new =
+        recommendations::replace(conn, place.study, place.revision, &step.advices).await?;
+    events::append(conn, place.study, &step.log(is_advice_new)).await?;
     Ok(applied)
 }
 

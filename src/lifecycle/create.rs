@@ -151,10 +151,9 @@ pub async fn create(
                 is_replayed: true,
             });
         }
-        let row = store_study(&mut conn, context, caller, id, &definition, &step).await?;
-        let progress = studies::progress(&mut conn, &[id.0]).await?;
-        let (counts, device_secs) = progress.get(&id.0).copied().unwrap_or_default();
-        let answer = answer(row, counts, device_secs)?;
+        let (row, counts) = store_study(&mut conn, context, caller, id, &definition, &step).await?;
+        // Nothing has run for it yet, and what others have measured costs it nothing.
+        let answer = answer(row, counts, 0.0)?;
         if let Some(key) = key {
             kept_answers::keep(&mut conn, key, &answer).await?;
         }
@@ -188,7 +187,7 @@ async fn store_study(
     id: StudyId,
     definition: &StudyDefinition,
     step: &Step,
-) -> Result<StudyRow, CreateError> {
+) -> Result<(StudyRow, ProbeCounts), CreateError> {
     let new = NewStudy {
         id,
         project: &caller.project,
@@ -205,18 +204,7 @@ async fn store_study(
     if u64::try_from(active).unwrap_or(0) >= limit {
         return Err(CreateError::TooManyStudies { limit });
     }
-    studies::insert(conn, &new).await?;
-    let place = advance::Place {
-        project: &caller.project,
-        created_by: &caller.name,
-        study: id,
-        revision: 1,
-        version: 1,
-        wave: 0,
-    };
-    advance::apply(conn, place, step).await?;
-    let row = studies::find(conn, &caller.project, id).await?;
-    Ok(row.ok_or_else(|| StoreError::unreadable(format!("study {id}"), "it was just written"))?)
+    Ok(advance::begin(conn, &new, step).await?)
 }
 
 /// What a study would do, without storing anything.

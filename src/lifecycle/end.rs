@@ -52,7 +52,7 @@ async fn mark_cancelled(conn: &mut Connection, project: &str, id: StudyId) -> Re
     studies::set_cancelled(conn, id).await?;
     probes::cancel_unwanted(conn, id).await?;
     let data = json!({"state": StudyState::Cancelled, "ended_because": EndedBecause::Cancelled});
-    events::append(conn, id, EventKind::Study, &data).await?;
+    events::append(conn, id, &[(EventKind::Study, data)]).await?;
     Ok(())
 }
 

@@ -332,7 +332,7 @@ async fn store_revision(
         "changes": kinds,
         "stale": consequences.stale.iter().map(|(topic, _)| topic).collect::<Vec<_>>(),
     });
-    events::append(conn, id, EventKind::Study, &data).await?;
+    events::append(conn, id, &[(EventKind::Study, data)]).await?;
     let place = advance::Place {
         project: &caller.project,
         created_by: &study.created_by,

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::probes::{Figure, NewProbe, WavePlace, figures_by_probe};
+use super::statement::statement;
 use crate::analysis::ProbeRecord;
 use crate::probe::course::{Evaluations, Retraced, retrace};
 use crate::probe::inputs::{self, Ended};
@@ -131,7 +132,7 @@ async fn find_answers(
     wanted: &[NewProbe],
 ) -> Result<Vec<Option<Answer>>, StoreError> {
     let hashes: Vec<&str> = wanted.iter().map(|new| new.inputs.as_str()).collect();
-    let rows: Vec<AnswerRow> = diesel::sql_query(
+    let rows: Vec<AnswerRow> = statement(
         "SELECT p.id, p.inputs, p.identity, p.state, p.reason, p.detail, p.spec, p.device_secs, \
             CASE WHEN p.kind IN ('smoke', 'memory', 'confirmation') THEN (\
                SELECT m.value FROM measurements m WHERE m.probe = p.id AND m.attempt = p.attempt \
@@ -242,7 +243,7 @@ async fn find_courses(
         .iter()
         .filter_map(|new| new.course.as_deref())
         .collect();
-    let rows: Vec<CourseRow> = diesel::sql_query(
+    let rows: Vec<CourseRow> = statement(
         "SELECT p.id, p.attempt, p.course, p.state, p.detail FROM probes p \
          WHERE p.project = $1 AND p.course = ANY($2) AND p.read_from IS NULL \
            AND (p.state = 'succeeded' OR (p.state = 'infeasible' AND p.reason = 'diverged')) \
@@ -256,7 +257,7 @@ async fn find_courses(
         return Ok(HashMap::new());
     }
     let ids: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
-    let points: Vec<Point> = diesel::sql_query(
+    let points: Vec<Point> = statement(
         "SELECT m.probe, m.metric, m.step, m.value, m.elapsed_secs FROM probes p \
          JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt WHERE p.id = ANY($1)",
     )
@@ -366,7 +367,7 @@ pub(super) async fn insert_reading(
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
-    let inserted: Option<Inserted> = diesel::sql_query(
+    let inserted: Option<Inserted> = statement(
         "INSERT INTO probes (id, project, created_by, identity, inputs, course, kind, batch_size, backend, \
             device_model, exclusive, spec, state, reason, detail, device_secs, started_at, ended_at, read_from) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, now(), now(), $17) \
@@ -396,7 +397,7 @@ pub(super) async fn insert_reading(
         return Ok(None);
     };
     let last = reading.steps.and_then(|steps| i64::try_from(steps).ok());
-    diesel::sql_query(
+    statement(
         "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
          SELECT $1, 0, seq, metric, step, value, unit, elapsed_secs FROM measurements \
          WHERE probe = $2 AND attempt = $3 AND step <= $4",
@@ -410,7 +411,7 @@ pub(super) async fn insert_reading(
     let (metrics, values): (Vec<Metric>, Vec<f64>) = reading.figures.iter().unzip();
     let units: Vec<&str> = metrics.iter().map(|metric| metric.unit()).collect();
     let metrics: Vec<&str> = metrics.iter().map(|metric| metric.as_str()).collect();
-    diesel::sql_query(
+    statement(
         "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
          SELECT $1, 0, \
             (SELECT coalesce(max(seq), -1) FROM measurements WHERE probe = $1 AND attempt = 0) + f.number::int, \
@@ -443,7 +444,7 @@ pub async fn find_known(
             Some(Known::Read(_)) | None => None,
         })
         .collect();
-    let figures: Vec<Figure> = diesel::sql_query(
+    let figures: Vec<Figure> = statement(
         "SELECT m.probe, m.metric, m.value FROM probes p \
          JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \
          WHERE p.id = ANY($1) AND m.step IS NULL",

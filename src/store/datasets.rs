@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::schema::datasets;
+use super::statement::statement;
 use crate::study::{Contents, DatasetId, StoredDataset};
 
 /// A data set as stored.
@@ -209,7 +210,7 @@ pub async fn delete(
     let Some(content) = content else {
         return Ok(Deleted::NotFound);
     };
-    let users: Count = diesel::sql_query(
+    let users: Count = statement(
         "SELECT count(*) AS count FROM studies s JOIN study_revisions r \
            ON r.study = s.id AND r.revision = s.revision \
          WHERE s.state IN ('queued', 'running') AND s.project = $1 \

@@ -6,6 +6,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use super::statement::statement;
 use crate::study::{DeviceId, ProbeId};
 
 /// What a worker says of a device.
@@ -26,17 +27,22 @@ pub struct NewDevice<'a> {
     pub runners: &'a [String],
 }
 
-/// Makes a device known, or says that it is still there.
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+}
+
+/// Makes a device known, or says that it is still there, unless just that was said within the last `fresh_secs` seconds.
 pub async fn register(
     conn: &mut AsyncPgConnection,
     new: &NewDevice<'_>,
+    fresh_secs: f64,
 ) -> Result<DeviceId, StoreError> {
-    #[derive(QueryableByName)]
-    struct Id {
-        #[diesel(sql_type = diesel::sql_types::Uuid)]
-        id: Uuid,
+    if let Some(id) = fresh(conn, new, fresh_secs).await? {
+        return Ok(id);
     }
-    let row: Id = diesel::sql_query(
+    let row: Id = statement(
         "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots, driver, count) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
          ON CONFLICT (host, hardware) DO UPDATE SET backend = excluded.backend, \
@@ -59,7 +65,7 @@ pub async fn register(
     .get_result(conn)
     .await?;
     // In order, so that two workers of one host never wait for each other.
-    diesel::sql_query(
+    statement(
         "INSERT INTO device_runners (device, runner) \
          SELECT $1, r FROM (SELECT DISTINCT unnest($2::text[]) AS r) offered ORDER BY r \
          ON CONFLICT (device, runner) DO UPDATE SET last_seen = now()",
@@ -71,6 +77,38 @@ pub async fn register(
     Ok(DeviceId(row.id))
 }
 
+/// A device of which the same was said just now.
+async fn fresh(
+    conn: &mut AsyncPgConnection,
+    new: &NewDevice<'_>,
+    fresh_secs: f64,
+) -> Result<Option<DeviceId>, StoreError> {
+    let row: Option<Id> = statement(
+        "SELECT id FROM devices d WHERE host = $1 AND hardware = $2 \
+           AND (backend, model, threads, memory_bytes, available_bytes, slots, count) = ($3, $4, $5, $6, $7, $8, $9) \
+           AND driver IS NOT DISTINCT FROM $10 AND last_seen > now() - make_interval(secs => $12) \
+           AND NOT EXISTS (SELECT 1 FROM unnest($11::text[]) AS offered (runner) WHERE NOT EXISTS (\
+                SELECT 1 FROM device_runners r WHERE r.device = d.id AND r.runner = offered.runner \
+                  AND r.last_seen > now() - make_interval(secs => $12)))",
+    )
+    .bind::<diesel::sql_types::Text, _>(new.host)
+    .bind::<diesel::sql_types::Text, _>(new.hardware)
+    .bind::<diesel::sql_types::Text, _>(new.backend)
+    .bind::<diesel::sql_types::Text, _>(new.model)
+    .bind::<diesel::sql_types::Integer, _>(new.threads)
+    .bind::<diesel::sql_types::BigInt, _>(new.memory_bytes)
+    .bind::<diesel::sql_types::BigInt, _>(new.available_bytes)
+    .bind::<diesel::sql_types::Integer, _>(new.slots)
+    .bind::<diesel::sql_types::Integer, _>(new.count)
+    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(new.driver)
+    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(new.runners)
+    .bind::<diesel::sql_types::Double, _>(fresh_secs)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(row.map(|row| DeviceId(row.id)))
+}
+
 /// Says that the device of a running probe, with what its worker offers there, is still there, unless that was said
 /// within the last `fresh_secs` seconds.
 pub async fn touch_of_probe(
@@ -78,7 +116,7 @@ pub async fn touch_of_probe(
     probe: ProbeId,
     fresh_secs: f64,
 ) -> Result<(), StoreError> {
-    diesel::sql_query(
+    statement(
         "UPDATE devices SET last_seen = now() \
          WHERE id = (SELECT device FROM probes WHERE id = $1) \
            AND last_seen < now() - make_interval(secs => $2)",
@@ -89,7 +127,7 @@ pub async fn touch_of_probe(
     .await?;
     // What the worker offers was said within `fresh_secs` before it got the probe. What nobody had said then is somebody
     // else's, who may be gone.
-    diesel::sql_query(
+    statement(
         "UPDATE device_runners r SET last_seen = now() FROM probes p \
          WHERE p.id = $1 AND r.device = p.device \
            AND (r.runner = p.runner OR r.last_seen >= p.started_at - make_interval(secs => 2 * $2)) \
@@ -141,7 +179,7 @@ pub async fn live(
     conn: &mut AsyncPgConnection,
     alive_secs: f64,
 ) -> Result<Vec<DeviceRow>, StoreError> {
-    Ok(diesel::sql_query(
+    Ok(statement(
         "SELECT d.*, (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running') AS running_probes, \
             ARRAY(SELECT r.runner FROM device_runners r WHERE r.device = d.id \
                 AND r.last_seen > now() - make_interval(secs => $1) ORDER BY r.runner) AS runners \

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::schema::study_events;
+use super::statement::statement;
 use crate::study::{StudyId, StudyState};
 
 type SqlUuid = diesel::sql_types::Uuid;
@@ -38,22 +39,72 @@ impl EventKind {
     }
 }
 
-/// Appends one event. Takes the study's row for the rest of the transaction.
+/// Appends events. Takes the study's row for the rest of the transaction.
 pub async fn append(
     conn: &mut AsyncPgConnection,
     study: StudyId,
-    kind: EventKind,
-    data: &Value,
+    log: &[(EventKind, Value)],
 ) -> Result<(), StoreError> {
-    diesel::sql_query(
+    let (kinds, data) = columns(log);
+    statement(
         "WITH numbered AS (\
-            UPDATE studies SET next_event_seq = next_event_seq + 1 WHERE id = $1 \
-            RETURNING id, next_event_seq - 1 AS seq) \
-         INSERT INTO study_events (study, seq, kind, data) SELECT id, seq, $2, $3 FROM numbered",
+            UPDATE studies SET next_event_seq = next_event_seq + cardinality($2::text[]) WHERE id = $1 \
+            RETURNING id, next_event_seq - cardinality($2::text[]) AS first) \
+         INSERT INTO study_events (study, seq, kind, data) \
+         SELECT id, first + place - 1, kind, data \
+         FROM numbered, unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)",
     )
     .bind::<SqlUuid, _>(study.0)
+    .bind::<Array<Text>, _>(kinds)
+    .bind::<Array<Jsonb>, _>(data)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Appends one event to several studies; with `makes_due` it is evidence, and their plans are due. Takes their rows.
+pub(super) async fn append_to_each(
+    conn: &mut AsyncPgConnection,
+    studies: &[Uuid],
+    kind: EventKind,
+    data: &Value,
+    makes_due: bool,
+) -> Result<(), StoreError> {
+    statement(
+        "WITH numbered AS (\
+            UPDATE studies SET next_event_seq = next_event_seq + 1, \
+                evidence_version = evidence_version + $4 \
+            WHERE id = ANY($1) RETURNING id, next_event_seq - 1 AS seq) \
+         INSERT INTO study_events (study, seq, kind, data) SELECT id, seq, $2, $3 FROM numbered",
+    )
+    .bind::<Array<SqlUuid>, _>(studies)
     .bind::<Text, _>(kind.as_str())
     .bind::<Jsonb, _>(data)
+    .bind::<BigInt, _>(i64::from(makes_due))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+fn columns(log: &[(EventKind, Value)]) -> (Vec<&'static str>, Vec<&Value>) {
+    log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip()
+}
+
+/// Writes the first events of a study that is being stored, from number 1 on.
+pub(super) async fn begin(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    log: &[(EventKind, Value)],
+) -> Result<(), StoreError> {
+    let (kinds, data) = columns(log);
+    statement(
+        "INSERT INTO study_events (study, seq, kind, data) \
+         SELECT $1, place, kind, data \
+         FROM unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)",
+    )
+    .bind::<SqlUuid, _>(study.0)
+    .bind::<Array<Text>, _>(kinds)
+    .bind::<Array<Jsonb>, _>(data)
     .execute(conn)
     .await?;
     Ok(())
@@ -133,7 +184,7 @@ pub async fn news(
     }
     let (studies, numbers): (Vec<Uuid>, Vec<i64>) =
         after.iter().map(|(study, seq)| (study.0, *seq)).unzip();
-    let rows: Vec<Row> = diesel::sql_query(
+    let rows: Vec<Row> = statement(
         "SELECT s.id AS study, s.state, s.next_event_seq - 1 AS newest, s.updated_at, \
                 e.seq, e.kind, e.data, e.created_at \
          FROM unnest($1::uuid[], $2::bigint[]) AS asked (study, seq) \

@@ -11,6 +11,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use super::age;
 use super::error::StoreError;
 use super::schema::kept_answers;
+use super::statement::statement;
 
 /// How long a request waits for its twin that is being answered.
 const WAIT_FOR_TWIN: &str = "3s";
@@ -143,7 +144,7 @@ pub async fn claim(
 ) -> Result<Option<Answer>, KeyError> {
     conn.batch_execute(&format!("SET LOCAL lock_timeout = '{WAIT_FOR_TWIN}'"))
         .await?;
-    diesel::sql_query(
+    statement(
         "DELETE FROM kept_answers WHERE project = $1 AND caller = $2 AND operation = $3 AND key = $4 \
            AND created_at <= now() - make_interval(hours => $5)",
     )

@@ -12,8 +12,9 @@ use uuid::Uuid;
 use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
+use super::statement::statement;
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
-use crate::study::{DeviceId, LeaseId, ProbeId, StudyId, StudyState};
+use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
 
 type SqlUuid = diesel::sql_types::Uuid;
 
@@ -81,15 +82,10 @@ pub struct Claimed {
 struct Candidate {
     #[diesel(sql_type = SqlUuid)]
     study: Uuid,
+    #[diesel(sql_type = Integer)]
+    priority: i32,
     #[diesel(sql_type = Bool)]
     exclusive: bool,
-}
-
-#[derive(QueryableByName)]
-struct Turn {
-    /// Whether this is the study's first probe ever.
-    #[diesel(sql_type = Bool)]
-    starts: bool,
 }
 
 #[derive(QueryableByName)]
@@ -124,7 +120,7 @@ struct ClaimedRow {
 /// Studies that are said to wait for a worker are looked at when there are no others: a thousand that wait for a GPU
 /// would stand before each claim of a processor, and that they wait may have ceased to be true.
 const CANDIDATES: &str = "\
-    SELECT s.id AS study, q.exclusive FROM studies s \
+    SELECT s.id AS study, s.priority, q.exclusive FROM studies s \
     JOIN LATERAL (\
         SELECT p.exclusive, (p.spec #>> '{limits,memory_bytes}')::numeric AS memory \
         FROM study_probes sp JOIN probes p ON p.id = sp.probe \
@@ -133,28 +129,50 @@ const CANDIDATES: &str = "\
           AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) \
         ORDER BY sp.position LIMIT 1) q ON coalesce(q.memory, 0) <= $5 \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
-      AND (s.waiting_for IS NOT NULL) = $7 \
-    ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
+      AND s.waiting_for";
+
+/// Whose turn it is first.
+const TURNS: &str = "ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
+
+/// Of several studies, the first whose row nobody has just now: workers that claim at once do not all wait for the study
+/// whose turn it is.
+const FREE: &str = "\
+    SELECT s.id FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, turn) \
+    JOIN studies s ON s.id = asked.id ORDER BY asked.turn LIMIT 1 FOR UPDATE OF s SKIP LOCKED";
 
 /// Takes the first open probe of a study; one that another worker is just taking is passed over. The lease is
-/// noted in the same statement, and a lease that was noted before undoes it.
+/// noted in the same statement, and a lease that was noted before undoes it. The study's row is taken before the
+/// probe's; it has had its turn, and its log says so. Others that wait for the same probe would have to be locked for
+/// that; they hear of its end.
 const TAKE: &str = "\
-    WITH taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
+    WITH locked AS (SELECT revision, wave FROM studies \
+        WHERE id = $5 AND state IN ('queued', 'running') FOR UPDATE), \
+    taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
         lease_expires_at = now() + make_interval(secs => $2), worker = $3, device = $4, \
         started_at = now(), ended_at = NULL, reason = NULL, detail = NULL, \
         progress_phase = NULL, progress_fraction = NULL, cancel_requested = false \
     WHERE id = (\
         SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-        JOIN studies s ON s.id = sp.study \
-        WHERE s.id = $5 AND s.state IN ('queued', 'running') \
-          AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
+        WHERE sp.study = $5 AND sp.revision = (SELECT revision FROM locked) \
+          AND sp.wave = (SELECT wave FROM locked) AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $11 \
           AND (p.exclusive = $8) AND p.runner = ANY($9) \
         ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
       AND coalesce((spec #>> '{limits,memory_bytes}')::numeric, 0) <= $10 \
-    RETURNING id, attempt, exclusive, spec, project), \
-    noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken) \
+    RETURNING id, attempt, exclusive, spec, project, kind, batch_size), \
+    noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken), \
+    turn AS (UPDATE studies s SET last_claimed_at = clock_timestamp(), \
+        started_at = coalesce(s.started_at, now()), state = 'running', \
+        updated_at = CASE WHEN s.started_at IS NULL THEN now() ELSE s.updated_at END, \
+        next_event_seq = s.next_event_seq + CASE WHEN s.started_at IS NULL THEN 2 ELSE 1 END \
+    FROM taken WHERE s.id = $5 RETURNING s.id, s.next_event_seq AS next, s.started_at = now() AS starts), \
+    logged AS (INSERT INTO study_events (study, seq, kind, data) \
+        SELECT turn.id, turn.next - 1, 'probe', jsonb_build_object('probe_id', taken.id, 'kind', taken.kind, \
+            'batch_size', taken.batch_size, 'state', 'running', 'reason', NULL, 'attempt', taken.attempt) \
+        FROM turn, taken \
+        UNION ALL SELECT turn.id, turn.next - 2, 'study', jsonb_build_object('state', 'running') \
+        FROM turn WHERE turn.starts) \
     SELECT id, attempt, exclusive, spec, project FROM taken";
 
 /// What a lease that was used before still holds, prolonged.
@@ -190,64 +208,40 @@ pub async fn claim(
             if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
                 return Ok(Claiming::Nothing);
             }
-            let mut candidates: Vec<Candidate> = Vec::new();
-            for waits in [false, true] {
-                if candidates.is_empty() {
-                    candidates = diesel::sql_query(CANDIDATES)
+            for waits in ["IS NULL", "IS NOT NULL"] {
+                let mut candidates: Vec<Candidate> =
+                    statement(format!("{CANDIDATES} {waits} {TURNS}"))
                         .bind::<Text, _>(&backend)
                         .bind::<Text, _>(&model)
                         .bind::<Nullable<Text>, _>(project.as_deref())
                         .bind::<Array<Text>, _>(&runners)
                         .bind::<BigInt, _>(memory_bytes)
                         .bind::<Integer, _>(count)
-                        .bind::<Bool, _>(waits)
                         .load(conn)
                         .await?;
-                }
-            }
-            for candidate in candidates {
-                if candidate.exclusive && load.shared > 0 {
-                    return Ok(Claiming::Nothing);
-                }
-                let turn: Option<Turn> = diesel::sql_query(
-                    "UPDATE studies SET last_claimed_at = clock_timestamp(), \
-                        started_at = coalesce(started_at, now()), state = 'running', \
-                        updated_at = CASE WHEN state = 'queued' THEN now() ELSE updated_at END \
-                     WHERE id = $1 AND state IN ('queued', 'running') \
-                     RETURNING started_at = now() AS starts",
-                )
-                .bind::<SqlUuid, _>(candidate.study)
-                .get_result(conn)
-                .await
-                .optional()?;
-                let Some(turn) = turn else {
-                    continue;
-                };
-                if turn.starts {
-                    let data = json!({"state": StudyState::Running});
-                    events::append(conn, StudyId(candidate.study), EventKind::Study, &data).await?;
-                }
-                let taken: Option<ClaimedRow> = diesel::sql_query(TAKE)
-                    .bind::<SqlUuid, _>(lease.0)
-                    .bind::<Double, _>(lease_secs)
-                    .bind::<Text, _>(&worker)
-                    .bind::<SqlUuid, _>(device.0)
-                    .bind::<SqlUuid, _>(candidate.study)
-                    .bind::<Text, _>(&backend)
-                    .bind::<Text, _>(&model)
-                    .bind::<Bool, _>(candidate.exclusive)
-                    .bind::<Array<Text>, _>(&runners)
-                    .bind::<BigInt, _>(memory_bytes)
-                    .bind::<Integer, _>(count)
-                    .get_result(conn)
-                    .await
-                    .optional()?;
-                if let Some(row) = taken {
-                    let claiming = row.claimed(lease, candidate.study)?;
-                    if let Claiming::Claimed(claimed) = &claiming {
-                        tell_of_start(conn, claimed).await?;
+                free_first(conn, &mut candidates).await?;
+                for candidate in candidates {
+                    if candidate.exclusive && load.shared > 0 {
+                        return Ok(Claiming::Nothing);
                     }
-                    return Ok(claiming);
+                    let taken: Option<ClaimedRow> = statement(TAKE)
+                        .bind::<SqlUuid, _>(lease.0)
+                        .bind::<Double, _>(lease_secs)
+                        .bind::<Text, _>(&worker)
+                        .bind::<SqlUuid, _>(device.0)
+                        .bind::<SqlUuid, _>(candidate.study)
+                        .bind::<Text, _>(&backend)
+                        .bind::<Text, _>(&model)
+                        .bind::<Bool, _>(candidate.exclusive)
+                        .bind::<Array<Text>, _>(&runners)
+                        .bind::<BigInt, _>(memory_bytes)
+                        .bind::<Integer, _>(count)
+                        .get_result(conn)
+                        .await
+                        .optional()?;
+                    if let Some(row) = taken {
+                        return row.claimed(lease, candidate.study);
+                    }
                 }
             }
             Ok(Claiming::Nothing)
@@ -263,18 +257,33 @@ pub async fn claim(
     }
 }
 
-/// Tells the study in whose turn a probe was claimed. Others that wait for the same probe would have to be locked for it;
-/// they hear of its end.
-async fn tell_of_start(conn: &mut AsyncPgConnection, claimed: &Claimed) -> Result<(), StoreError> {
-    let data = json!({
-        "probe_id": claimed.probe,
-        "kind": claimed.spec.kind().as_str(),
-        "batch_size": claimed.spec.batch_size,
-        "state": ProbeState::Running,
-        "reason": null,
-        "attempt": claimed.attempt,
-    });
-    events::append(conn, claimed.study, EventKind::Probe, &data).await
+/// Puts the first of the candidates with the highest priority first that no other transaction has, and takes its row.
+async fn free_first(
+    conn: &mut AsyncPgConnection,
+    candidates: &mut [Candidate],
+) -> Result<(), StoreError> {
+    #[derive(QueryableByName)]
+    struct Free {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let equal: Vec<Uuid> = candidates
+        .iter()
+        .take_while(|candidate| candidate.priority == candidates[0].priority)
+        .map(|candidate| candidate.study)
+        .collect();
+    if equal.len() < 2 {
+        return Ok(());
+    }
+    let free: Option<Free> = statement(FREE)
+        .bind::<Array<SqlUuid>, _>(&equal)
+        .get_result(conn)
+        .await
+        .optional()?;
+    if let Some(place) = free.and_then(|free| equal.iter().position(|id| *id == free.id)) {
+        candidates[..=place].rotate_right(1);
+    }
+    Ok(())
 }
 
 impl ClaimedRow {
@@ -307,7 +316,7 @@ async fn held(
         #[diesel(sql_type = Nullable<SqlUuid>)]
         study: Option<Uuid>,
     }
-    let held: Option<Held> = diesel::sql_query(HELD)
+    let held: Option<Held> = statement(HELD)
         .bind::<SqlUuid, _>(lease.0)
         .bind::<Double, _>(lease_secs)
         .bind::<Nullable<Text>, _>(project)
@@ -325,7 +334,7 @@ async fn lock_device(
     device: DeviceId,
     lease: LeaseId,
 ) -> Result<Option<DeviceLoad>, StoreError> {
-    let locked: usize = diesel::sql_query("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
+    let locked: usize = statement("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
         .bind::<SqlUuid, _>(device.0)
         .execute(conn)
         .await?;
@@ -333,7 +342,7 @@ async fn lock_device(
         return Ok(None);
     }
     Ok(Some(
-        diesel::sql_query(
+        statement(
             "SELECT d.slots, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND p.exclusive) AS exclusive, \
                 (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared, \
@@ -372,7 +381,7 @@ pub async fn is_of_project(
     probe: ProbeId,
     project: &str,
 ) -> Result<bool, StoreError> {
-    let rows = diesel::sql_query("SELECT 1 FROM probes WHERE id = $1 AND project = $2")
+    let rows = statement("SELECT 1 FROM probes WHERE id = $1 AND project = $2")
         .bind::<SqlUuid, _>(probe.0)
         .bind::<Text, _>(project)
         .execute(conn)
@@ -392,7 +401,7 @@ pub async fn told(
         #[diesel(sql_type = Array<Text>)]
         metrics: Vec<String>,
     }
-    let row: Option<Row> = diesel::sql_query(
+    let row: Option<Row> = statement(
         "SELECT p.kind, ARRAY(SELECT DISTINCT m.metric FROM measurements m \
             WHERE m.probe = p.id AND m.attempt = $2 AND m.step IS NULL) AS metrics \
          FROM probes p WHERE p.id = $1",
@@ -467,7 +476,7 @@ async fn prolong(conn: &mut AsyncPgConnection, beat: Beat<'_>) -> Result<Heartbe
     }
     let fence = beat.fence;
     let (phase, fraction) = beat.progress.unzip();
-    let row: Option<Row> = diesel::sql_query(
+    let row: Option<Row> = statement(
         "UPDATE probes SET lease_expires_at = now() + make_interval(secs => $4), \
             progress_phase = coalesce($5, progress_phase), \
             progress_fraction = coalesce($6, progress_fraction) \
@@ -555,17 +564,13 @@ pub async fn complete(
         end_attempt(
             conn,
             fence.probe,
+            Some(fence.lease),
             &end,
             Some(completion.stderr_tail.as_str()),
             completion.device_secs,
             &studies,
         )
         .await?;
-        diesel::sql_query("UPDATE leases SET became = $2 WHERE id = $1")
-            .bind::<SqlUuid, _>(fence.lease.0)
-            .bind::<Text, _>(end.state.as_str())
-            .execute(conn)
-            .await?;
         Ok(Completed::Now(end.state))
     })
     .await
@@ -581,7 +586,7 @@ async fn completed_before(
         #[diesel(sql_type = Text)]
         became: String,
     }
-    let row: Option<Row> = diesel::sql_query(
+    let row: Option<Row> = statement(
         "SELECT became FROM leases \
          WHERE id = $1 AND probe = $2 AND attempt = $3 AND became IS NOT NULL",
     )
@@ -611,7 +616,7 @@ pub async fn release(
         #[diesel(sql_type = Integer)]
         attempt: i32,
     }
-    let spent = diesel::sql_query(
+    let spent = statement(
         "INSERT INTO leases (id, probe, attempt) VALUES ($1, NULL, 0) ON CONFLICT DO NOTHING",
     )
     .bind::<SqlUuid, _>(lease.0)
@@ -620,7 +625,7 @@ pub async fn release(
     if spent > 0 {
         return Ok(true);
     }
-    let row: Option<Row> = diesel::sql_query("SELECT probe, attempt FROM leases WHERE id = $1")
+    let row: Option<Row> = statement("SELECT probe, attempt FROM leases WHERE id = $1")
         .bind::<SqlUuid, _>(lease.0)
         .get_result(conn)
         .await
@@ -673,7 +678,7 @@ pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<u
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
-    let expired: Vec<Expired> = diesel::sql_query(
+    let expired: Vec<Expired> = statement(
         "SELECT id FROM probes WHERE state = 'running' AND lease_expires_at < now() \
          ORDER BY lease_expires_at LIMIT 100",
     )
@@ -692,7 +697,7 @@ pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<u
                     return Ok(false);
                 }
                 let end = AttemptEnd::lost(&attempt, policy);
-                end_attempt(conn, probe, &end, None, 0.0, &studies).await?;
+                end_attempt(conn, probe, None, &end, None, 0.0, &studies).await?;
                 Ok(true)
             })
             .await?;
@@ -727,7 +732,7 @@ async fn lock_attempt(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
 ) -> Result<Option<Attempt>, StoreError> {
-    Ok(diesel::sql_query(
+    Ok(statement(
         "SELECT state, lease, attempt, crashes, losses, cancel_requested, kind, batch_size, \
             coalesce(lease_expires_at < now(), false) AS expired \
          FROM probes WHERE id = $1 FOR UPDATE",
@@ -749,8 +754,10 @@ async fn lock_waiting_studies(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
 ) -> Result<Vec<Uuid>, StoreError> {
-    let rows: Vec<Waiting> = diesel::sql_query(
-        "SELECT id FROM studies s WHERE state IN ('queued', 'running') AND EXISTS (\
+    let rows: Vec<Waiting> = statement(
+        "SELECT id FROM studies s \
+         WHERE id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) \
+           AND state IN ('queued', 'running') AND EXISTS (\
             SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision) \
          ORDER BY id FOR UPDATE",
     )
@@ -852,18 +859,21 @@ impl AttemptEnd {
     }
 }
 
-/// Writes the end of an attempt and, when the probe has ended with it, tells its studies.
+/// Writes the end of an attempt and, when the probe has ended with it, tells its studies. What became of the probe is
+/// noted with the lease that completes it, so that a repeated completion is recognised.
 async fn end_attempt(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
+    completed_by: Option<LeaseId>,
     end: &AttemptEnd,
     stderr_tail: Option<&str>,
     device_secs: f64,
     studies: &[Uuid],
 ) -> Result<(), StoreError> {
-    // The lease stays on an ended probe, so that a repeated completion is recognised.
-    diesel::sql_query(
-        "UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
+    // The lease stays on an ended probe: it says who has ended it.
+    statement(
+        "WITH noted AS (UPDATE leases SET became = $2 WHERE id = $11) \
+         UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
             not_before = now() + make_interval(secs => $7), lease_expires_at = NULL, \
             stderr_tail = coalesce($8, stderr_tail), \
             device_secs = least($9, device_count * (extract(epoch FROM now() - coalesce(started_at, now()))::float8 + $10)), \
@@ -881,18 +891,11 @@ async fn end_attempt(
     .bind::<Nullable<Text>, _>(stderr_tail)
     .bind::<Double, _>(device_secs)
     .bind::<Double, _>(CLOCK_SLACK_SECS)
+    .bind::<Nullable<SqlUuid>, _>(completed_by.map(|lease| lease.0))
     .execute(conn)
     .await?;
     if studies.is_empty() {
         return Ok(());
-    }
-    if end.state.has_ended() {
-        diesel::sql_query(
-            "UPDATE studies SET evidence_version = evidence_version + 1 WHERE id = ANY($1)",
-        )
-        .bind::<Array<SqlUuid>, _>(studies)
-        .execute(conn)
-        .await?;
     }
     let data = json!({
         "probe_id": probe,
@@ -902,10 +905,14 @@ async fn end_attempt(
         "reason": end.reason,
         "attempt": end.attempt,
     });
-    for study in studies {
-        events::append(conn, StudyId(*study), EventKind::Probe, &data).await?;
-    }
-    Ok(())
+    events::append_to_each(
+        conn,
+        studies,
+        EventKind::Probe,
+        &data,
+        end.state.has_ended(),
+    )
+    .await
 }
 
 async fn insert_measurements(
@@ -944,7 +951,7 @@ async fn insert_measurements(
         .iter()
         .map(|measurement| measurement.elapsed_secs)
         .collect();
-    diesel::sql_query(
+    statement(
         "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
          SELECT $1, $2, * FROM unnest($3::int[], $4::text[], $5::bigint[], $6::float8[], $7::text[], $8::float8[]) \
          ON CONFLICT DO NOTHING",

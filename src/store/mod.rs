@@ -16,6 +16,7 @@ pub mod recommendations;
 pub mod schema;
 pub mod server_facts;
 pub mod service_metrics;
+mod statement;
 pub mod studies;
 pub mod tokens;
 pub mod transaction;

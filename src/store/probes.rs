@@ -12,7 +12,8 @@ use super::age;
 use super::answers::{self, Known};
 use super::error::StoreError;
 use super::schema::{measurements, probes, study_probes};
-use super::studies::StudyRow;
+use super::statement::statement;
+use super::studies::{ProbeCounts, StudyRow};
 use crate::analysis::{Evidence, MemoryPrediction, ProbeRecord};
 use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
 use crate::study::{Bytes, ProbeId, StudyId};
@@ -66,13 +67,13 @@ const REVIVE: &str = "\
 
 /// Stores a wave. A probe that the project already has is linked, not made again, and so is one that was told
 /// something else and has found what is asked for; one whose figures a run to another target tells is stored as
-/// ended; one that failed or was cancelled is queued again with fresh attempts. Gives how many had ended already.
+/// ended; one that failed or was cancelled is queued again with fresh attempts. Gives in which states they are: some may have ended already.
 pub async fn link_wave(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
     wave: &[NewProbe],
-) -> Result<usize, StoreError> {
-    let mut ended = 0;
+) -> Result<ProbeCounts, StoreError> {
+    let mut counts = ProbeCounts::default();
     let known = answers::find(conn, place.project, None, wave).await?;
     // In one order for everybody: two studies that link the same probes must not wait for each other. Rows that are
     // there come first, by their ids.
@@ -111,8 +112,8 @@ pub async fn link_wave(
             Some(linked) => linked,
             None => insert_or_find(conn, place, new, &spec).await?,
         };
+        counts.add(&linked.state, 1);
         let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
-        ended += usize::from(has_ended);
         let predicted = |of: fn(&MemoryPrediction) -> Bytes| {
             let bytes = new.prediction.as_ref().map(|it| of(it).0);
             bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
@@ -135,8 +136,11 @@ pub async fn link_wave(
             .execute(conn)
             .await?;
     }
+    if place.revision == 1 {
+        return Ok(counts);
+    }
     // What an earlier revision of the study has made cost this study something.
-    diesel::sql_query(
+    statement(
         "UPDATE study_probes sp SET paid_before = true \
          WHERE sp.study = $1 AND sp.revision = $2 AND sp.wave = $3 AND sp.reused AND EXISTS (\
             SELECT 1 FROM study_probes o WHERE o.study = sp.study AND o.probe = sp.probe \
@@ -147,7 +151,7 @@ pub async fn link_wave(
     .bind::<Integer, _>(place.wave)
     .execute(conn)
     .await?;
-    Ok(ended)
+    Ok(counts)
 }
 
 /// A probe by what it is told: made, or found.
@@ -157,7 +161,7 @@ async fn insert_or_find(
     new: &NewProbe,
     spec: &serde_json::Value,
 ) -> Result<Linked, StoreError> {
-    Ok(diesel::sql_query(format!(
+    Ok(statement(format!(
         "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course, runner) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
          ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
@@ -182,7 +186,7 @@ async fn insert_or_find(
 
 /// A probe by its id, to be linked; none when it has been removed meanwhile.
 async fn revive(conn: &mut AsyncPgConnection, id: Uuid) -> Result<Option<Linked>, StoreError> {
-    Ok(diesel::sql_query(format!(
+    Ok(statement(format!(
         "UPDATE probes p SET {REVIVE} WHERE id = $1 RETURNING id, state, true AS existed"
     ))
     .bind::<SqlUuid, _>(id)
@@ -230,7 +234,7 @@ pub async fn cancel_superseded(
             WHERE o.probe = p.id AND s.state IN ('queued', 'running')) \
         ORDER BY p.id FOR UPDATE OF p";
     let kinds: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
-    diesel::sql_query(format!(
+    statement(format!(
         "UPDATE probes SET \
             state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END, \
             ended_at = CASE WHEN state = 'queued' THEN now() ELSE ended_at END, \
@@ -255,7 +259,7 @@ pub async fn cancel_unwanted(
             SELECT 1 FROM study_probes o JOIN studies s ON s.id = o.study AND s.revision = o.revision \
             WHERE o.probe = p.id AND o.study <> $1 AND s.state IN ('queued', 'running')) \
         ORDER BY p.id FOR UPDATE OF p";
-    diesel::sql_query(format!(
+    statement(format!(
         "UPDATE probes SET \
             state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END, \
             ended_at = CASE WHEN state = 'queued' THEN now() ELSE ended_at END, \
@@ -271,7 +275,7 @@ pub async fn cancel_unwanted(
 /// Queues cancelled probes that an active study wants: it linked them in the very moment in which
 /// another one gave them up. Gives how many.
 pub async fn requeue_wanted(conn: &mut AsyncPgConnection) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
+    Ok(statement(
         "UPDATE probes SET state = 'queued', ended_at = NULL, cancel_requested = false WHERE id IN (\
             SELECT p.id FROM studies s \
             JOIN study_probes sp ON sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave \
@@ -411,7 +415,7 @@ pub async fn evidence(
     conn: &mut AsyncPgConnection,
     study: &StudyRow,
 ) -> Result<Evidence, StoreError> {
-    let figures: Vec<Figure> = diesel::sql_query(
+    let figures: Vec<Figure> = statement(
         "SELECT m.probe, m.metric, m.value FROM study_probes sp \
          JOIN probes p ON p.id = sp.probe \
          JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \

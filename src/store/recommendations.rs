@@ -2,13 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use diesel::sql_types::{Array, Integer, Jsonb, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
 use super::schema::recommendations;
+use super::statement::statement;
 use crate::recommendation::{Advice, Topic};
 use crate::study::{Change, StudyId};
+
+type SqlUuid = diesel::sql_types::Uuid;
 
 /// A recommendation as stored.
 #[derive(Debug, Clone, Queryable, Selectable)]
@@ -81,36 +85,60 @@ pub async fn replace(
     )
     .execute(conn)
     .await?;
-    changed += diesel::sql_query(
-        "UPDATE recommendations r SET revision = $2, updated_at = now() \
-         WHERE r.study = $1 AND r.revision < $2 AND NOT r.stale AND r.topic = ANY($3) AND NOT EXISTS (\
-            SELECT 1 FROM recommendations o WHERE o.study = $1 AND o.revision = $2 AND o.topic = r.topic)",
-    )
-    .bind::<diesel::sql_types::Uuid, _>(study.0)
-    .bind::<diesel::sql_types::Integer, _>(revision)
-    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(&topics)
-    .execute(conn)
-    .await?;
-    for advice in advices {
-        let body = serde_json::to_value(advice)
-            .map_err(|error| StoreError::unreadable("recommendation", error))?;
-        changed += diesel::sql_query(
-            "INSERT INTO recommendations (id, study, revision, topic, grade, body) \
-             VALUES ($1, $2, $3, $4, $5, $6) \
-             ON CONFLICT (study, revision, topic) DO UPDATE \
-             SET grade = excluded.grade, body = excluded.body, updated_at = now() \
-             WHERE recommendations.body <> excluded.body",
+    if revision > 1 {
+        changed += statement(
+            "UPDATE recommendations r SET revision = $2, updated_at = now() \
+             WHERE r.study = $1 AND r.revision < $2 AND NOT r.stale AND r.topic = ANY($3) AND NOT EXISTS (\
+                SELECT 1 FROM recommendations o WHERE o.study = $1 AND o.revision = $2 AND o.topic = r.topic)",
         )
-        .bind::<diesel::sql_types::Uuid, _>(Uuid::now_v7())
-        .bind::<diesel::sql_types::Uuid, _>(study.0)
-        .bind::<diesel::sql_types::Integer, _>(revision)
-        .bind::<diesel::sql_types::Text, _>(advice.topic.as_str())
-        .bind::<diesel::sql_types::Text, _>(advice.confidence.grade.as_str())
-        .bind::<diesel::sql_types::Jsonb, _>(body)
+        .bind::<SqlUuid, _>(study.0)
+        .bind::<Integer, _>(revision)
+        .bind::<Array<Text>, _>(&topics)
         .execute(conn)
         .await?;
     }
+    changed += insert(conn, study, revision, advices).await?;
     Ok(changed > 0)
+}
+
+/// Stores what is recommended for a revision; what says the same already stays as it is. Gives how many changed.
+pub async fn insert(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    revision: i32,
+    advices: &[Advice],
+) -> Result<usize, StoreError> {
+    if advices.is_empty() {
+        return Ok(0);
+    }
+    let mut bodies = Vec::with_capacity(advices.len());
+    for advice in advices {
+        let body = serde_json::to_value(advice)
+            .map_err(|error| StoreError::unreadable("recommendation", error))?;
+        bodies.push(body);
+    }
+    let ids: Vec<Uuid> = advices.iter().map(|_| Uuid::now_v7()).collect();
+    let topics: Vec<&str> = advices.iter().map(|advice| advice.topic.as_str()).collect();
+    let grades: Vec<&str> = advices
+        .iter()
+        .map(|advice| advice.confidence.grade.as_str())
+        .collect();
+    Ok(statement(
+        "INSERT INTO recommendations (id, study, revision, topic, grade, body) \
+         SELECT id, $1, $2, topic, grade, body \
+         FROM unnest($3::uuid[], $4::text[], $5::text[], $6::jsonb[]) AS advice (id, topic, grade, body) \
+         ON CONFLICT (study, revision, topic) DO UPDATE \
+         SET grade = excluded.grade, body = excluded.body, updated_at = now() \
+         WHERE recommendations.body <> excluded.body",
+    )
+    .bind::<SqlUuid, _>(study.0)
+    .bind::<Integer, _>(revision)
+    .bind::<Array<SqlUuid>, _>(ids)
+    .bind::<Array<Text>, _>(topics)
+    .bind::<Array<Text>, _>(grades)
+    .bind::<Array<Jsonb>, _>(bodies)
+    .execute(conn)
+    .await?)
 }
 
 /// Recommendations of a study, current ones first, then by topic.

@@ -4,6 +4,7 @@ use diesel::sql_types::{Double, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::error::StoreError;
+use super::statement::statement;
 
 /// The server, as it sees itself.
 #[derive(Debug, Clone, diesel::QueryableByName)]
@@ -27,7 +28,7 @@ pub struct ServerFacts {
 /// # Errors
 /// Those of the database.
 pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServerFacts, StoreError> {
-    Ok(diesel::sql_query(
+    Ok(statement(
         "SELECT current_setting('server_version') AS version, \
             current_setting('server_version_num')::integer AS version_number, \
             extract(epoch FROM clock_timestamp())::double precision AS clock_secs, \

@@ -5,6 +5,7 @@ use diesel::sql_types::{BigInt, Double, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::error::StoreError;
+use super::statement::statement;
 
 /// A count under one or two labels.
 #[derive(Debug, Clone, QueryableByName)]
@@ -62,23 +63,23 @@ const MOST_PREDICTIONS: i64 = 100_000;
 /// Reads all counts.
 pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreError> {
     Ok(ServiceCounts {
-        probes: diesel::sql_query(
+        probes: statement(
             "SELECT state AS first, kind AS second, count(*) AS count FROM probes GROUP BY 1, 2",
         )
         .load(conn)
         .await?,
-        studies: diesel::sql_query(
+        studies: statement(
             "SELECT state AS first, '' AS second, count(*) AS count FROM studies GROUP BY 1",
         )
         .load(conn)
         .await?,
-        device_busy: diesel::sql_query(
+        device_busy: statement(
             "SELECT d.backend AS first, d.model AS second, count(p.id) AS count FROM devices d \
              LEFT JOIN probes p ON p.device = d.id AND p.state = 'running' GROUP BY 1, 2",
         )
         .load(conn)
         .await?,
-        studies_waiting: diesel::sql_query(
+        studies_waiting: statement(
             "SELECT coalesce(r.definition #>> '{device,backend}', 'cpu') AS first, \
                 coalesce(r.definition #>> '{runner,name}', 'burn') AS second, count(*) AS count \
              FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
@@ -86,20 +87,20 @@ pub async fn read(conn: &mut AsyncPgConnection) -> Result<ServiceCounts, StoreEr
         )
         .load(conn)
         .await?,
-        recommendations: diesel::sql_query(
+        recommendations: statement(
             "SELECT topic AS first, grade AS second, count(*) AS count FROM recommendations \
              WHERE NOT stale GROUP BY 1, 2",
         )
         .load(conn)
         .await?,
-        queue: diesel::sql_query(
+        queue: statement(
             "SELECT backend, device_model, runner, count(*) AS depth, \
                 extract(epoch FROM now() - min(created_at))::float8 AS oldest_secs \
              FROM probes WHERE state = 'queued' GROUP BY 1, 2, 3",
         )
         .load(conn)
         .await?,
-        memory_prediction_errors: diesel::sql_query(
+        memory_prediction_errors: statement(
             "SELECT abs(sp.predicted_bytes / m.value - 1) AS error FROM probes p \
              JOIN study_probes sp ON sp.probe = p.id AND sp.predicted_bytes IS NOT NULL AND NOT sp.reused \
              JOIN measurements m ON m.probe = p.id AND m.attempt = p.attempt \

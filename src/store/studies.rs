@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::now;
+use diesel::dsl::{case_when, now};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer};
+use diesel::sql_types::{BigInt, Bool, Integer, Timestamptz};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -14,6 +14,7 @@ use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use super::schema::{studies, study_revisions};
+use super::statement::statement;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
 
 /// A study as stored, without its definition and analysis.
@@ -70,12 +71,22 @@ pub struct NewStudy<'a> {
     pub definition: &'a StudyDefinition,
 }
 
-/// Stores a study and its first revision.
-pub async fn insert(conn: &mut AsyncPgConnection, new: &NewStudy<'_>) -> Result<(), StoreError> {
+/// Stores a study, its first revision, where it stands at once, and the first events of its log.
+pub async fn insert(
+    conn: &mut AsyncPgConnection,
+    new: &NewStudy<'_>,
+    advanced: &Advanced<'_>,
+    log: &[(EventKind, serde_json::Value)],
+) -> Result<StudyRow, StoreError> {
     let definition = new.definition;
     let labels = serde_json::to_value(&definition.labels)
         .map_err(|error| StoreError::unreadable("labels", error))?;
-    diesel::insert_into(studies::table)
+    let Ending {
+        state,
+        because,
+        detail,
+    } = advanced.ending();
+    let row = diesel::insert_into(studies::table)
         .values((
             studies::id.eq(new.id.0),
             studies::project.eq(new.project),
@@ -83,10 +94,26 @@ pub async fn insert(conn: &mut AsyncPgConnection, new: &NewStudy<'_>) -> Result<
             studies::name.eq(&definition.name),
             studies::labels.eq(labels),
             studies::workload.eq(workload_name(definition)),
-            studies::state.eq(StudyState::Queued.as_str()),
             studies::priority.eq(definition.priority),
+            studies::state.eq(state.unwrap_or(StudyState::Queued.as_str())),
+            studies::ended_because.eq(because),
+            studies::ended_detail.eq(detail),
+            studies::ended_at.eq(case_when(
+                state.is_some().into_sql::<Bool>(),
+                now.into_sql::<Timestamptz>(),
+            )),
+            studies::evidence_version.eq(advanced.version),
+            studies::advanced_version.eq(advanced.version),
+            studies::phase.eq(advanced.phase),
+            studies::waiting_for.eq(advanced.waiting_for),
+            studies::wave.eq(advanced.wave.unwrap_or(0)),
+            studies::remaining_probes.eq(advanced.remaining_probes),
+            studies::remaining_device_secs.eq(advanced.remaining_device_secs),
+            studies::analysis.eq(advanced.analysis),
+            studies::next_event_seq.eq(1 + i64::try_from(log.len()).unwrap_or(i64::MAX - 1)),
         ))
-        .execute(conn)
+        .returning(StudyRow::as_returning())
+        .get_result(conn)
         .await?;
     diesel::insert_into(study_revisions::table)
         .values((
@@ -96,7 +123,8 @@ pub async fn insert(conn: &mut AsyncPgConnection, new: &NewStudy<'_>) -> Result<
         ))
         .execute(conn)
         .await?;
-    Ok(())
+    events::begin(conn, new.id, log).await?;
+    Ok(row)
 }
 
 /// `digits/mlp`: what lists are filtered by.
@@ -236,7 +264,7 @@ pub async fn find_anywhere(
 /// Makes the plan due of active studies that wait for nothing: a probe of theirs ended in the very
 /// moment in which they linked it, so its end was not theirs to hear. Gives how many.
 pub async fn nudge_stuck(conn: &mut AsyncPgConnection) -> Result<usize, StoreError> {
-    Ok(diesel::sql_query(
+    Ok(statement(
         "UPDATE studies s SET evidence_version = evidence_version + 1 \
          WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NULL \
            AND s.evidence_version = s.advanced_version AND NOT EXISTS (\
@@ -261,7 +289,7 @@ pub async fn refresh_waiting(
         waiting_for: Option<String>,
     }
     conn.transaction(async move |conn| {
-        let changed: Vec<Changed> = diesel::sql_query(
+        let changed: Vec<Changed> = statement(
             "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
                 SELECT a.id, min(CASE WHEN p.state = 'queued' AND d.model IS NULL THEN \
                     'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
@@ -284,7 +312,7 @@ pub async fn refresh_waiting(
         .await?;
         for study in &changed {
             let data = serde_json::json!({ "waiting_for": study.waiting_for });
-            events::append(conn, StudyId(study.id), EventKind::Study, &data).await?;
+            events::append(conn, StudyId(study.id), &[(EventKind::Study, data)]).await?;
         }
         Ok(changed.len())
     })
@@ -389,6 +417,18 @@ pub struct ProbeCounts {
 }
 
 impl ProbeCounts {
+    /// Counts probes of a state.
+    pub(super) fn add(&mut self, state: &str, probes: i64) {
+        match state {
+            "queued" => self.queued += probes,
+            "running" => self.running += probes,
+            "succeeded" => self.succeeded += probes,
+            "infeasible" => self.infeasible += probes,
+            "failed" => self.failed += probes,
+            _ => self.cancelled += probes,
+        }
+    }
+
     /// Probes that have ended.
     pub fn ended(&self) -> i64 {
         self.succeeded + self.infeasible + self.failed + self.cancelled
@@ -455,7 +495,7 @@ pub async fn keep_counts(conn: &mut AsyncPgConnection, at_once: i64) -> Result<u
         #[diesel(sql_type = Integer)]
         revision: i32,
     }
-    let ended: Vec<Ended> = diesel::sql_query(
+    let ended: Vec<Ended> = statement(
         "SELECT s.id, s.revision FROM studies s \
          WHERE s.ended_at IS NOT NULL AND s.counted_revision IS DISTINCT FROM s.revision AND NOT EXISTS (\
             SELECT 1 FROM study_probes sp JOIN probes p ON p.id = sp.probe \
@@ -495,7 +535,7 @@ async fn count_probes(
     conn: &mut AsyncPgConnection,
     ids: &[Uuid],
 ) -> Result<HashMap<Uuid, (ProbeCounts, f64)>, StoreError> {
-    let rows: Vec<StateCount> = diesel::sql_query(
+    let rows: Vec<StateCount> = statement(
         "SELECT sp.study, p.state, count(*) AS probes, \
                 coalesce(sum(p.device_secs) FILTER (WHERE NOT sp.reused OR sp.paid_before), 0) AS device_secs \
          FROM study_probes sp \
@@ -510,14 +550,7 @@ async fn count_probes(
     for row in rows {
         let (counts, device_secs) = progress.entry(row.study).or_default();
         *device_secs += row.device_secs;
-        match row.state.as_str() {
-            "queued" => counts.queued = row.probes,
-            "running" => counts.running = row.probes,
-            "succeeded" => counts.succeeded = row.probes,
-            "infeasible" => counts.infeasible = row.probes,
-            "failed" => counts.failed = row.probes,
-            _ => counts.cancelled = row.probes,
-        }
+        counts.add(&row.state, row.probes);
     }
     Ok(progress)
 }
@@ -599,7 +632,7 @@ pub async fn due(conn: &mut AsyncPgConnection, limit: i64) -> Result<Vec<StudyId
         #[diesel(sql_type = diesel::sql_types::Uuid)]
         id: Uuid,
     }
-    let rows: Vec<Due> = diesel::sql_query(
+    let rows: Vec<Due> = statement(
         "SELECT s.id FROM studies s WHERE s.state IN ('queued', 'running') \
            AND s.evidence_version > s.advanced_version AND NOT EXISTS (\
             SELECT 1 FROM study_probes sp WHERE sp.study = s.id AND sp.revision = s.revision \
@@ -634,7 +667,7 @@ pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, 
         #[diesel(sql_type = diesel::sql_types::Text)]
         runner: String,
     }
-    let rows: Vec<Row> = diesel::sql_query(
+    let rows: Vec<Row> = statement(
         "SELECT s.id, s.waiting_for, r.definition -> 'device' AS device, \
             coalesce(r.definition #>> '{runner,name}', 'burn') AS runner \
          FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
@@ -666,11 +699,30 @@ pub struct Advanced<'a> {
     pub version: i64,
     pub phase: &'a str,
     pub waiting_for: Option<&'a str>,
+    /// The wave to be worked on, where a new one begins.
+    pub wave: Option<i32>,
     pub remaining_probes: i64,
     pub remaining_device_secs: f64,
     pub analysis: &'a serde_json::Value,
     /// Set when the study has its end.
     pub ended: Option<(EndedBecause, &'a str)>,
+}
+
+/// How a study ended, as it is stored; all none while it has not.
+struct Ending<'a> {
+    state: Option<&'static str>,
+    because: Option<&'static str>,
+    detail: Option<&'a str>,
+}
+
+impl<'a> Advanced<'a> {
+    fn ending(&self) -> Ending<'a> {
+        Ending {
+            state: self.ended.map(|(because, _)| because.state().as_str()),
+            because: self.ended.map(|(because, _)| because.as_str()),
+            detail: self.ended.map(|(_, detail)| detail),
+        }
+    }
 }
 
 /// Writes an advance if nothing has changed since it was computed. False when something has.
@@ -679,50 +731,41 @@ pub async fn set_advanced(
     id: StudyId,
     advanced: &Advanced<'_>,
 ) -> Result<bool, StoreError> {
-    let (state, because, detail) = match advanced.ended {
-        Some((because, detail)) => (
-            Some(because.state().as_str()),
-            Some(because.as_str()),
-            Some(detail),
-        ),
-        None => (None, None, None),
-    };
-    let updated = diesel::sql_query(
+    let Ending {
+        state,
+        because,
+        detail,
+    } = advanced.ending();
+    let updated = statement(
         "UPDATE studies SET advanced_version = $2, phase = $3, waiting_for = $4, \
             remaining_probes = $5, remaining_device_secs = $6, analysis = $7, \
             state = coalesce($8, state), ended_because = $9, ended_detail = $10, \
-            ended_at = CASE WHEN $8 IS NULL THEN NULL ELSE now() END, updated_at = now() \
+            ended_at = CASE WHEN $8 IS NULL THEN NULL ELSE now() END, \
+            wave = coalesce($11, wave), updated_at = now() \
          WHERE id = $1 AND evidence_version = $2 AND advanced_version <= $2 \
            AND state IN ('queued', 'running')",
     )
     .bind::<diesel::sql_types::Uuid, _>(id.0)
-    .bind::<diesel::sql_types::BigInt, _>(advanced.version)
+    .bind::<BigInt, _>(advanced.version)
     .bind::<diesel::sql_types::Text, _>(advanced.phase)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(advanced.waiting_for)
-    .bind::<diesel::sql_types::BigInt, _>(advanced.remaining_probes)
+    .bind::<BigInt, _>(advanced.remaining_probes)
     .bind::<diesel::sql_types::Double, _>(advanced.remaining_device_secs)
     .bind::<diesel::sql_types::Jsonb, _>(advanced.analysis)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(state)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(because)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(detail)
+    .bind::<diesel::sql_types::Nullable<Integer>, _>(advanced.wave)
     .execute(conn)
     .await?;
     Ok(updated == 1)
 }
 
-/// Sets the wave being worked on, and makes the plan due again when what was linked has already
-/// ended (it was reused, so no completion will come).
-pub async fn set_wave(
-    conn: &mut AsyncPgConnection,
-    id: StudyId,
-    wave: i32,
-    due_again: bool,
-) -> Result<(), StoreError> {
+/// Makes the plan of a study due: something that it waited for had ended already when it was linked, so no completion
+/// will come.
+pub async fn make_due(conn: &mut AsyncPgConnection, id: StudyId) -> Result<(), StoreError> {
     diesel::update(studies::table.find(id.0))
-        .set((
-            studies::wave.eq(wave),
-            studies::evidence_version.eq(studies::evidence_version + i64::from(due_again)),
-        ))
+        .set(studies::evidence_version.eq(studies::evidence_version + 1))
         .execute(conn)
         .await?;
     Ok(())

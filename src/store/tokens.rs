@@ -7,6 +7,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use super::statement::statement;
 
 type SqlUuid = diesel::sql_types::Uuid;
 
@@ -79,7 +80,7 @@ pub async fn insert(
     conn: &mut AsyncPgConnection,
     new: &NewToken<'_>,
 ) -> Result<TokenRow, StoreError> {
-    Ok(diesel::sql_query(format!(
+    Ok(statement(format!(
         "INSERT INTO tokens (id, name, project, scopes, secret_sha256, expires_at) \
          VALUES ($1, $2, $3, $4, $5, now() + make_interval(days => $6)) RETURNING {LISTED}"
     ))
@@ -96,7 +97,7 @@ pub async fn insert(
 /// All tokens, the newest first.
 pub async fn list(conn: &mut AsyncPgConnection) -> Result<Vec<TokenRow>, StoreError> {
     Ok(
-        diesel::sql_query(format!("SELECT {LISTED} FROM tokens ORDER BY id DESC"))
+        statement(format!("SELECT {LISTED} FROM tokens ORDER BY id DESC"))
             .load(conn)
             .await?,
     )
@@ -107,7 +108,7 @@ pub async fn revoke(
     conn: &mut AsyncPgConnection,
     id: Uuid,
 ) -> Result<Option<TokenRow>, StoreError> {
-    Ok(diesel::sql_query(format!(
+    Ok(statement(format!(
         "UPDATE tokens SET revoked_at = coalesce(revoked_at, now()) WHERE id = $1 RETURNING {LISTED}"
     ))
     .bind::<SqlUuid, _>(id)
@@ -121,7 +122,7 @@ pub async fn check(
     conn: &mut AsyncPgConnection,
     id: Uuid,
 ) -> Result<Option<TokenCheck>, StoreError> {
-    Ok(diesel::sql_query(
+    Ok(statement(
         "SELECT id, name, project, scopes, secret_sha256, revoked_at IS NOT NULL AS revoked, \
             coalesce(expires_at <= now(), false) AS expired, \
             extract(epoch FROM expires_at - now())::float8 AS remaining_secs, \
@@ -136,7 +137,7 @@ pub async fn check(
 
 /// Writes down that a token was used, unless another request has just done so.
 pub async fn mark_used(conn: &mut AsyncPgConnection, id: Uuid) -> Result<(), StoreError> {
-    diesel::sql_query(
+    statement(
         "UPDATE tokens SET last_used_at = now() WHERE id = $1 \
          AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')",
     )
@@ -153,7 +154,7 @@ pub async fn any_live(conn: &mut AsyncPgConnection) -> Result<bool, StoreError> 
         #[diesel(sql_type = Bool)]
         found: bool,
     }
-    let row: Found = diesel::sql_query(
+    let row: Found = statement(
         "SELECT EXISTS (SELECT 1 FROM tokens WHERE revoked_at IS NULL \
             AND (expires_at IS NULL OR expires_at > now())) AS found",
     )

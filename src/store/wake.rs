@@ -12,6 +12,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use tokio::sync::{Notify, watch};
 
 use super::error::StoreError;
+use super::statement::statement;
 
 /// The channel that every instance listens on.
 pub const CHANNEL: &str = "trialhead";
@@ -91,7 +92,7 @@ impl Waker {
     /// Those of the database.
     pub async fn send(&self, conn: &mut AsyncPgConnection) -> Result<(), StoreError> {
         let is_work = self.elsewhere.is_work.swap(false, Ordering::AcqRel);
-        diesel::sql_query("SELECT pg_notify($1, $2)")
+        statement("SELECT pg_notify($1, $2)")
             .bind::<diesel::sql_types::Text, _>(CHANNEL)
             .bind::<diesel::sql_types::Text, _>(if is_work { "" } else { NEWS })
             .execute(conn)

@@ -105,7 +105,7 @@ impl Things {
             count: 1,
         };
         let mut conn = service.database.database().connection().await.expect("one");
-        devices::register(&mut conn, &device)
+        devices::register(&mut conn, &device, 0.0)
             .await
             .expect("a device");
         drop(conn);

@@ -131,6 +131,73 @@ fn every_example_validates() {
     assert!(checked >= 3, "only {checked} examples were found");
 }
 
+/// The schema that a JSON pointer leads to, through references.
+fn at_pointer<'a>(document: &'a Value, mut schema: &'a Value, pointer: &str) -> Option<&'a Value> {
+    let resolve = |mut schema: &'a Value| {
+        while let Some(reference) = schema["$ref"].as_str() {
+            schema = document.pointer(reference.trim_start_matches('#'))?;
+        }
+        Some(schema)
+    };
+    for part in pointer.trim_start_matches('/').split('/') {
+        schema = resolve(schema)?;
+        schema = match part.parse::<usize>() {
+            Ok(_) => schema.get("items")?,
+            Err(_) => schema.get("properties")?.get(part)?,
+        };
+    }
+    resolve(schema)
+}
+
+#[test]
+fn links_lead_from_ids_in_answers_to_operations_that_take_them() {
+    let document = document();
+    let operations = operations(&document);
+    let mut links_seen = 0;
+    for (path, method, operation) in &operations {
+        let body = |of: &Value| of["content"]["application/json"]["schema"].clone();
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            for (name, link) in response["links"].as_object().into_iter().flatten() {
+                let at = format!("{method} {path} {status}: link {name}");
+                let (target, _, linked) = operations
+                    .iter()
+                    .find(|(.., other)| other["operationId"] == link["operationId"])
+                    .unwrap_or_else(|| panic!("{at}: no such operation"));
+                let given = link["parameters"].as_object().expect("parameters");
+                let wanted: Vec<&str> = linked["parameters"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|parameter| parameter["in"] == "path")
+                    .map(|parameter| parameter["name"].as_str().expect("a name"))
+                    .collect();
+                assert!(
+                    given.keys().map(String::as_str).eq(wanted),
+                    "{at}: {target} has other parameters in its path"
+                );
+                for expression in given.values() {
+                    let expression = expression.as_str().expect("an expression");
+                    let (schema, pointer) = match expression.split_once('#') {
+                        Some(("$response.body", pointer)) => (body(response), pointer),
+                        Some(("$request.body", pointer)) => {
+                            (body(&operation["requestBody"]), pointer)
+                        }
+                        _ => panic!("{at}: {expression}"),
+                    };
+                    let id = at_pointer(&document, &schema, pointer)
+                        .unwrap_or_else(|| panic!("{at}: {expression} leads nowhere"));
+                    assert_eq!(id["format"], "uuid", "{at}: {expression}");
+                }
+                links_seen += 1;
+            }
+        }
+    }
+    assert_eq!(
+        links_seen, 24,
+        "links that are in the table and not in the document, or the other way round"
+    );
+}
+
 #[tokio::test]
 async fn real_answers_fit_their_schemas() {
     let service = TestService::with_worker().await;

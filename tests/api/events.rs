@@ -39,9 +39,13 @@ async fn happen(database: &TestDatabase, path: &str, count: usize, data: &Value)
     let mut conn = database.database().connection().await.expect("one");
     store::begin(&mut conn).await.expect("begins");
     for _ in 0..count {
-        events::append(&mut conn, study_id(path), EventKind::Study, data)
-            .await
-            .expect("appended");
+        events::append(
+            &mut conn,
+            study_id(path),
+            &[(EventKind::Study, data.clone())],
+        )
+        .await
+        .expect("appended");
     }
     store::finish(&mut conn, Ok::<_, store::StoreError>(()))
         .await

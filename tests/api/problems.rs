@@ -174,6 +174,44 @@ async fn unknown_routes_methods_and_ids_get_problems() {
 }
 
 #[tokio::test]
+async fn a_problem_names_the_path_that_was_asked_for() {
+    let service = TestService::without_workers().await;
+    let nobody = "/v1/studies/01981f6e-6f2a-7c3e-9a51-0d6e4b1f2a33";
+    for path in [
+        // Of a handler, of the way to it, and of the router.
+        nobody.to_owned(),
+        format!("{nobody}/analysis"),
+        "/v1/nothing".to_owned(),
+        "/v1/studies/not-an-id".to_owned(),
+    ] {
+        let problem = service.get(&path).await.problem(404, "not_found");
+        assert_eq!(problem["instance"], path, "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_an_operation_does_not_take_is_refused() {
+    let service = TestService::without_workers().await;
+    let study = service.post("/v1/studies", &digits()).await;
+    let study = format!(
+        "/v1/studies/{}",
+        study.json()["id"].as_str().expect("an id")
+    );
+    for path in [
+        format!("{study}/report?format=html"),
+        format!("{study}/analysis?x"),
+        "/v1/catalog?x=1".to_owned(),
+    ] {
+        let problem = service.get(&path).await.problem(400, "malformed_request");
+        let detail = problem["detail"].as_str().expect("why");
+        assert!(detail.contains("query"), "{path}: {problem}");
+    }
+    assert_eq!(service.get(&format!("{study}/report")).await.status, 200);
+    // Programs that scrape may add something.
+    assert_eq!(service.get("/healthz?from=a-balancer").await.status, 200);
+}
+
+#[tokio::test]
 async fn every_answer_carries_a_request_id_and_keeps_the_callers() {
     let service = TestService::without_workers().await;
     let answer = service.get("/healthz").await;

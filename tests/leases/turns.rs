@@ -1,8 +1,11 @@
 //! Whose turn it is, and who has a device alone.
 
+use std::time::Duration;
+
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use trialhead::probe::Task;
 use trialhead::store::leases::{self, Claim};
+use trialhead::store::{self, StoreError, studies};
 use trialhead::study::{LeaseId, StudyId};
 use uuid::Uuid;
 
@@ -24,6 +27,39 @@ async fn studies_of_one_priority_take_turns_and_a_higher_one_goes_first() {
         finish(&database, &claimed).await;
     }
     assert_eq!(turns, [urgent, urgent, a, b, a, b, a, b]);
+}
+
+#[tokio::test]
+async fn a_claim_passes_over_a_study_that_is_taken_just_now_but_not_for_a_less_urgent_one() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let memory = |_| Task::Memory { steps: 1 };
+    let a = study(&database, MODEL, 0, 2, memory).await;
+    let b = study(&database, MODEL, 0, 1, memory).await;
+    let later = study(&database, MODEL, -1, 1, memory).await;
+    let devices = [
+        device(&database, "one", MODEL).await,
+        device(&database, "two", MODEL).await,
+    ];
+    let mut conn = database.connection().await.expect("a connection");
+    store::begin(&mut conn).await.expect("begins");
+    let held = studies::lock(&mut conn, "default", a).await;
+    assert!(held.expect("a row").is_some());
+    // It is the turn of the study that is held.
+    let claimed = tokio::time::timeout(Duration::from_secs(20), claim(&database, devices[0], 30.0));
+    let claimed = claimed.await.expect("does not wait").expect("a probe");
+    assert_eq!(claimed.study, b);
+    // Now only the less urgent one is free.
+    let waiting = claim(&database, devices[1], 30.0);
+    tokio::pin!(waiting);
+    let waited = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(waited.is_err(), "it took {waited:?}, not waiting for {a}");
+    store::finish::<(), StoreError>(&mut conn, Ok(()))
+        .await
+        .expect("let go");
+    let claimed = waiting.await.expect("a probe");
+    assert_eq!(claimed.study, a);
+    assert_ne!(claimed.study, later);
 }
 
 /// Before Postgres has looked at a new queue it knows nothing of its size, and must not need to.

@@ -63,6 +63,7 @@ pub fn settings_of_its_own(folder: &std::path::Path, server: &LocalServer) -> Se
     settings
 }
 
+#[allow(dead_code, reason = "not every bench needs it")]
 pub fn definition(priority: i32) -> StudyDefinition {
     let body = serde_json::json!({
         "workload": {"dataset": {"builtin": "digits"}},
@@ -73,6 +74,7 @@ pub fn definition(priority: i32) -> StudyDefinition {
     defaults::resolve(request, None).expect("known")
 }
 
+#[allow(dead_code, reason = "not every bench needs it")]
 fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> ProbeSpec {
     ProbeSpec {
         protocol: PROTOCOL,
@@ -99,6 +101,7 @@ fn spec(definition: &StudyDefinition, model: &str, number: u32, task: Task) -> P
 }
 
 /// A study with `count` probes of a task in its first wave, not due for planning.
+#[allow(dead_code, reason = "not every bench needs it")]
 pub async fn study(
     database: &Database,
     model: &str,
@@ -117,7 +120,19 @@ pub async fn study(
     };
     // In one transaction: services that run meanwhile must not plan it before its probes are there.
     store::begin(&mut conn).await.expect("begins");
-    studies::insert(&mut conn, &new).await.expect("inserted");
+    let advanced = studies::Advanced {
+        version: 1,
+        phase: "testing",
+        waiting_for: None,
+        wave: None,
+        remaining_probes: 0,
+        remaining_device_secs: 0.0,
+        analysis: &serde_json::Value::Null,
+        ended: None,
+    };
+    studies::insert(&mut conn, &new, &advanced, &[])
+        .await
+        .expect("inserted");
     let wave: Vec<NewProbe> = (0..count)
         .map(|number| {
             let spec = spec(&definition, model, number, task(number));
@@ -138,21 +153,8 @@ pub async fn study(
         revision: 1,
         wave: 0,
     };
-    probes::link_wave(&mut conn, place, &wave)
-        .await
-        .expect("linked");
-    let advanced = studies::Advanced {
-        version: 1,
-        phase: "testing",
-        waiting_for: None,
-        remaining_probes: 0,
-        remaining_device_secs: 0.0,
-        analysis: &serde_json::Value::Null,
-        ended: None,
-    };
-    let written = studies::set_advanced(&mut conn, id, &advanced).await;
-    let written = store::finish(&mut conn, written).await.expect("committed");
-    assert!(written);
+    let linked = probes::link_wave(&mut conn, place, &wave).await;
+    store::finish(&mut conn, linked).await.expect("committed");
     id
 }
 
@@ -172,7 +174,7 @@ pub async fn device(database: &Database, host: &str, model: &str) -> DeviceId {
         count: 1,
         runners: &["burn".to_owned()],
     };
-    devices::register(&mut conn, &new)
+    devices::register(&mut conn, &new, 0.0)
         .await
         .expect("registered")
 }

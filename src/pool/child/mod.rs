@@ -33,7 +33,7 @@ use crate::probe::{
 use crate::study::{Backend, Bytes};
 
 pub(super) use self::output::{DETAIL_CHARS, PHASE_CHARS, check_measurement, clean, is_name};
-pub use self::output::{Progress, Told};
+pub use self::output::{Progress, Told, hear};
 pub use self::spawn::{ServiceUser, Spawner, close_to_others};
 
 /// What a child sees of the service's environment. Everything else stays here: it may hold secrets.

@@ -167,6 +167,27 @@ impl Told {
     }
 }
 
+/// What a stream of events tells that comes in pieces of `piece` bytes, as it is taken from a child; `Err` says how it
+/// breaks the contract.
+///
+/// # Errors
+/// For people.
+pub fn hear(stream: &[u8], piece: usize, line_bytes: usize, events: usize) -> Result<Told, String> {
+    let mut log = EventLog::new(EventLimits {
+        line_bytes,
+        events,
+        is_inspection: false,
+    });
+    let mut told = Told::default();
+    for bytes in stream.chunks(piece.max(1)) {
+        log.push(bytes, &mut |word| told.hear(word))?;
+    }
+    log.finish(true, &[])?;
+    // The last line may have come without its end.
+    told.measurements = log.measurements;
+    Ok(told)
+}
+
 impl EventLog {
     pub(super) fn new(limits: EventLimits) -> Self {
         Self {

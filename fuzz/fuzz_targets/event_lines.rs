@@ -1,0 +1,34 @@
+//! What a child may write where its events belong, in pieces of any length: it breaks the contract, and is told how, or
+//! every measurement is one that can be stored.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use trialhead::pool::child::hear;
+
+const LINE_BYTES: usize = 4096;
+const EVENTS: usize = 64;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    let (piece, stream) = input;
+    let whole = hear(stream, usize::MAX, LINE_BYTES, EVENTS);
+    let pieces = hear(stream, 1 + usize::from(piece), LINE_BYTES, EVENTS);
+    assert_eq!(whole, pieces, "where its writes end makes a difference");
+    match whole {
+        Err(problem) => {
+            assert!(!problem.is_empty());
+            assert!(!problem.contains('\0'), "{problem:?}");
+        }
+        Ok(told) => {
+            assert!(told.measurements.len() <= EVENTS);
+            for measurement in told.measurements {
+                assert!(measurement.value.is_finite(), "{measurement:?}");
+                assert!(measurement.elapsed_secs.is_finite(), "{measurement:?}");
+                for text in [&measurement.metric, &measurement.unit] {
+                    assert!(!text.is_empty() && !text.contains('\0'), "{measurement:?}");
+                    assert!(text.chars().count() <= 100, "{measurement:?}");
+                }
+            }
+        }
+    }
+});
