@@ -14,8 +14,8 @@ use crate::probe::{ProbeKind, fingerprint, inputs};
 use crate::recommendation::{self, Advice};
 use crate::store::devices::DeviceRow;
 use crate::store::events::{self, EventKind};
-use crate::store::probes::{NewProbe, WavePlace};
-use crate::store::studies::{self, Advanced, NewStudy, ProbeCounts, StudyRow};
+use crate::store::probes::{LinkedWave, NewProbe, WavePlace};
+use crate::store::studies::{self, Advanced, NewStudy, StudyRow};
 use crate::store::{self, Connection, StoreError, devices, probes, recommendations};
 use crate::study::defaults::DeviceFactsForDefaults;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
@@ -189,7 +189,7 @@ pub async fn begin(
     conn: &mut Connection,
     new: &NewStudy<'_>,
     step: &Step,
-) -> Result<(StudyRow, ProbeCounts), StoreError> {
+) -> Result<(StudyRow, LinkedWave), StoreError> {
     let log = step.log(!step.advices.is_empty());
     let row = studies::insert(conn, new, &step.advanced(1, 0), &log).await?;
     let place = WavePlace {
@@ -199,12 +199,12 @@ pub async fn begin(
         revision: row.revision,
         wave: 0,
     };
-    let counts = probes::link_wave(conn, place, &step.wave).await?;
-    if counts.ended() > 0 {
+    let linked = probes::link_wave(conn, place, &step.wave).await?;
+    if linked.counts.ended() > 0 {
         studies::make_due(conn, new.id).await?;
     }
     recommendations::insert(conn, new.id, row.revision, &step.advices).await?;
-    Ok((row, counts))
+    Ok((row, linked))
 }
 
 /// Writes a step, inside the caller's transaction.
@@ -229,11 +229,14 @@ pub async fn apply(
             revision: place.revision,
             wave: place.wave,
         };
-        let counts = probes::link_wave(conn, wave, &step.wave).await?;
-        if counts.ended() > 0 {
+        let ended = probes::link_wave(conn, wave, &step.wave)
+            .await?
+            .counts
+            .ended();
+        if ended > 0 {
             studies::make_due(conn, place.study).await?;
         }
-        if usize::try_from(counts.ended()).is_ok_and(|ended| ended == step.wave.len()) {
+        if usize::try_from(ended).is_ok_and(|ended| ended == step.wave.len()) {
             applied = Applied::Answered;
         }
     }

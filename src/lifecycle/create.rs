@@ -11,6 +11,7 @@ use super::{Caller, Context};
 use crate::analysis::Evidence;
 use crate::plan::{self, DryRun};
 use crate::store::kept_answers::{self, Answer, Answered, IdempotencyKey, KeyError};
+use crate::store::probes::LinkedWave;
 use crate::store::studies::{NewStudy, ProbeCounts, StudyRow};
 use crate::store::{self, Connection, StoreError, datasets, devices, studies};
 use crate::study::validation::{self, Rejected, Violation};
@@ -151,9 +152,8 @@ pub async fn create(
                 is_replayed: true,
             });
         }
-        let (row, counts) = store_study(&mut conn, context, caller, id, &definition, &step).await?;
-        // Nothing has run for it yet, and what others have measured costs it nothing.
-        let answer = answer(row, counts, 0.0)?;
+        let (row, linked) = store_study(&mut conn, context, caller, id, &definition, &step).await?;
+        let answer = answer(row, linked.counts, linked.device_secs)?;
         if let Some(key) = key {
             kept_answers::keep(&mut conn, key, &answer).await?;
         }
@@ -187,7 +187,7 @@ async fn store_study(
     id: StudyId,
     definition: &StudyDefinition,
     step: &Step,
-) -> Result<(StudyRow, ProbeCounts), CreateError> {
+) -> Result<(StudyRow, LinkedWave), CreateError> {
     let new = NewStudy {
         id,
         project: &caller.project,

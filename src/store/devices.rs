@@ -180,7 +180,8 @@ pub async fn live(
     alive_secs: f64,
 ) -> Result<Vec<DeviceRow>, StoreError> {
     Ok(statement(
-        "SELECT d.*, (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running') AS running_probes, \
+        "SELECT d.id, d.host, d.hardware, d.backend, d.model, d.driver, d.threads, d.memory_bytes, \
+            d.available_bytes, d.slots, d.count, d.last_seen, (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running') AS running_probes, \
             ARRAY(SELECT r.runner FROM device_runners r WHERE r.device = d.id \
                 AND r.last_seen > now() - make_interval(secs => $1) ORDER BY r.runner) AS runners \
          FROM devices d WHERE d.last_seen > now() - make_interval(secs => $1) \

@@ -13,6 +13,7 @@ use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use super::statement::statement;
+use super::transaction::{begin, finish};
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
 use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
 
@@ -89,6 +90,19 @@ struct Candidate {
 }
 
 #[derive(QueryableByName)]
+struct Locked {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = Integer)]
+    revision: i32,
+    #[diesel(sql_type = Integer)]
+    wave: i32,
+    /// Whether none of its probes was ever claimed.
+    #[diesel(sql_type = Bool)]
+    starts: bool,
+}
+
+#[derive(QueryableByName)]
 struct DeviceLoad {
     #[diesel(sql_type = Integer)]
     slots: i32,
@@ -129,32 +143,29 @@ const CANDIDATES: &str = "\
           AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) \
         ORDER BY sp.position LIMIT 1) q ON coalesce(q.memory, 0) <= $5 \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
-      AND s.waiting_for";
+      AND s.id <> ALL($7) AND s.waiting_for";
 
 /// Whose turn it is first.
 const TURNS: &str = "ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
 
-/// Of several studies, the first whose row nobody has just now: workers that claim at once do not all wait for the study
-/// whose turn it is.
-const FREE: &str = "\
-    SELECT s.id FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, turn) \
-    JOIN studies s ON s.id = asked.id ORDER BY asked.turn LIMIT 1 FOR UPDATE OF s SKIP LOCKED";
+/// Takes the row of the first of several active studies: of one, waiting for whoever has it, or of several with
+/// `SKIP LOCKED` the first that nobody has just now.
+const LOCK: &str = "\
+    SELECT s.id, s.revision, s.wave, s.started_at IS NULL AS starts \
+    FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, turn) JOIN studies s ON s.id = asked.id \
+    WHERE s.state IN ('queued', 'running') ORDER BY asked.turn LIMIT 1 FOR UPDATE OF s";
 
-/// Takes the first open probe of a study; one that another worker is just taking is passed over. The lease is
-/// noted in the same statement, and a lease that was noted before undoes it. The study's row is taken before the
-/// probe's; it has had its turn, and its log says so. Others that wait for the same probe would have to be locked for
-/// that; they hear of its end.
+/// Takes the first open probe of a study whose row is taken already; one that another worker is just taking is passed
+/// over. The lease is noted in the same statement, and a lease that was noted before undoes it. The study has had its
+/// turn, and its log says so. Others that wait for the same probe would have to be locked for that; they hear of its end.
 const TAKE: &str = "\
-    WITH locked AS (SELECT revision, wave FROM studies \
-        WHERE id = $5 AND state IN ('queued', 'running') FOR UPDATE), \
-    taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
+    WITH taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
         lease_expires_at = now() + make_interval(secs => $2), worker = $3, device = $4, \
         started_at = now(), ended_at = NULL, reason = NULL, detail = NULL, \
         progress_phase = NULL, progress_fraction = NULL, cancel_requested = false \
     WHERE id = (\
         SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-        WHERE sp.study = $5 AND sp.revision = (SELECT revision FROM locked) \
-          AND sp.wave = (SELECT wave FROM locked) AND sp.open \
+        WHERE sp.study = $5 AND sp.revision = $12 AND sp.wave = $13 AND sp.open \
           AND p.state = 'queued' AND p.not_before <= now() \
           AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $11 \
           AND (p.exclusive = $8) AND p.runner = ANY($9) \
@@ -164,16 +175,19 @@ const TAKE: &str = "\
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken), \
     turn AS (UPDATE studies s SET last_claimed_at = clock_timestamp(), \
         started_at = coalesce(s.started_at, now()), state = 'running', \
-        updated_at = CASE WHEN s.started_at IS NULL THEN now() ELSE s.updated_at END, \
-        next_event_seq = s.next_event_seq + CASE WHEN s.started_at IS NULL THEN 2 ELSE 1 END \
-    FROM taken WHERE s.id = $5 RETURNING s.id, s.next_event_seq AS next, s.started_at = now() AS starts), \
+        updated_at = CASE WHEN $14 THEN now() ELSE s.updated_at END, \
+        next_event_seq = s.next_event_seq + CASE WHEN $14 THEN 2 ELSE 1 END \
+    FROM taken WHERE s.id = $5 RETURNING s.id, s.next_event_seq AS next), \
     logged AS (INSERT INTO study_events (study, seq, kind, data) \
         SELECT turn.id, turn.next - 1, 'probe', jsonb_build_object('probe_id', taken.id, 'kind', taken.kind, \
             'batch_size', taken.batch_size, 'state', 'running', 'reason', NULL, 'attempt', taken.attempt) \
         FROM turn, taken \
         UNION ALL SELECT turn.id, turn.next - 2, 'study', jsonb_build_object('state', 'running') \
-        FROM turn WHERE turn.starts) \
+        FROM turn WHERE $14) \
     SELECT id, attempt, exclusive, spec, project FROM taken";
+
+/// How often a claim looks again when what it found was taken by somebody else meanwhile.
+const MAX_LOOKS: usize = 16;
 
 /// What a lease that was used before still holds, prolonged.
 const HELD: &str = "\
@@ -191,99 +205,134 @@ pub async fn claim(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
 ) -> Result<Claiming, StoreError> {
-    let worker = claim.worker.to_owned();
-    let runners = claim.runners.to_vec();
-    let (backend, model) = (claim.backend.to_owned(), claim.model.to_owned());
-    let project = claim.project.map(ToOwned::to_owned);
-    let (lease, lease_secs, device) = (claim.lease, claim.lease_secs, claim.device);
-    let (memory_bytes, count) = (claim.memory_bytes, claim.count);
-    let claimed = conn
-        .transaction(async move |conn| {
-            let Some(load) = lock_device(conn, device, lease).await? else {
-                return Ok(Claiming::Nothing);
-            };
-            if load.is_lease_used {
-                return held(conn, lease, lease_secs, project.as_deref()).await;
+    let mut tried = Vec::new();
+    while tried.len() < MAX_LOOKS {
+        begin(conn).await?;
+        let looked = look(conn, claim, &tried).await;
+        match finish(conn, looked).await {
+            Ok(Look::Done(claiming)) => return Ok(claiming),
+            Ok(Look::Late(study)) => tried.push(study),
+            // Noted by somebody else meanwhile: the same claim sent twice, or given back while it was under way.
+            Err(StoreError::Other(DieselError::DatabaseError(
+                DatabaseErrorKind::UniqueViolation,
+                information,
+            ))) if information.table_name() == Some("leases") => {
+                return held(conn, claim.lease, claim.lease_secs, claim.project).await;
             }
-            if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
-                return Ok(Claiming::Nothing);
-            }
-            for waits in ["IS NULL", "IS NOT NULL"] {
-                let mut candidates: Vec<Candidate> =
-                    statement(format!("{CANDIDATES} {waits} {TURNS}"))
-                        .bind::<Text, _>(&backend)
-                        .bind::<Text, _>(&model)
-                        .bind::<Nullable<Text>, _>(project.as_deref())
-                        .bind::<Array<Text>, _>(&runners)
-                        .bind::<BigInt, _>(memory_bytes)
-                        .bind::<Integer, _>(count)
-                        .load(conn)
-                        .await?;
-                free_first(conn, &mut candidates).await?;
-                for candidate in candidates {
-                    if candidate.exclusive && load.shared > 0 {
-                        return Ok(Claiming::Nothing);
-                    }
-                    let taken: Option<ClaimedRow> = statement(TAKE)
-                        .bind::<SqlUuid, _>(lease.0)
-                        .bind::<Double, _>(lease_secs)
-                        .bind::<Text, _>(&worker)
-                        .bind::<SqlUuid, _>(device.0)
-                        .bind::<SqlUuid, _>(candidate.study)
-                        .bind::<Text, _>(&backend)
-                        .bind::<Text, _>(&model)
-                        .bind::<Bool, _>(candidate.exclusive)
-                        .bind::<Array<Text>, _>(&runners)
-                        .bind::<BigInt, _>(memory_bytes)
-                        .bind::<Integer, _>(count)
-                        .get_result(conn)
-                        .await
-                        .optional()?;
-                    if let Some(row) = taken {
-                        return row.claimed(lease, candidate.study);
-                    }
-                }
-            }
-            Ok(Claiming::Nothing)
-        })
-        .await;
-    match claimed {
-        // Noted by somebody else meanwhile: the same claim sent twice, or given back while it was under way.
-        Err(StoreError::Other(DieselError::DatabaseError(
-            DatabaseErrorKind::UniqueViolation,
-            _,
-        ))) => held(conn, lease, lease_secs, claim.project).await,
-        other => other,
+            Err(error) => return Err(error),
+        }
     }
+    Ok(Claiming::Nothing)
 }
 
-/// Puts the first of the candidates with the highest priority first that no other transaction has, and takes its row.
-async fn free_first(
+/// What one look for a probe came to.
+enum Look {
+    Done(Claiming),
+    /// What this study had open was taken meanwhile.
+    Late(Uuid),
+}
+
+/// In a transaction: looks for a probe once, but not for one of the studies in `tried`. Takes the row of one study at most, so that no two
+/// claims ever wait for each other.
+async fn look(
     conn: &mut AsyncPgConnection,
-    candidates: &mut [Candidate],
-) -> Result<(), StoreError> {
-    #[derive(QueryableByName)]
-    struct Free {
-        #[diesel(sql_type = SqlUuid)]
-        id: Uuid,
+    claim: &Claim<'_>,
+    tried: &[Uuid],
+) -> Result<Look, StoreError> {
+    let Some(load) = lock_device(conn, claim.device, claim.lease).await? else {
+        return Ok(Look::Done(Claiming::Nothing));
+    };
+    if load.is_lease_used {
+        let held = held(conn, claim.lease, claim.lease_secs, claim.project).await?;
+        return Ok(Look::Done(held));
     }
+    if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
+        return Ok(Look::Done(Claiming::Nothing));
+    }
+    let mut candidates = candidates(conn, claim, tried).await?;
+    // While an exclusive probe waits for the device to be empty, what comes after it does not start.
+    if load.shared > 0
+        && let Some(waits) = candidates.iter().position(|it| it.exclusive)
+    {
+        candidates.truncate(waits);
+    }
+    let Some(first) = candidates.as_slice().first() else {
+        return Ok(Look::Done(Claiming::Nothing));
+    };
     let equal: Vec<Uuid> = candidates
         .iter()
-        .take_while(|candidate| candidate.priority == candidates[0].priority)
-        .map(|candidate| candidate.study)
+        .take_while(|it| it.priority == first.priority)
+        .map(|it| it.study)
         .collect();
-    if equal.len() < 2 {
-        return Ok(());
-    }
-    let free: Option<Free> = statement(FREE)
-        .bind::<Array<SqlUuid>, _>(&equal)
+    let locked = match lock_one(conn, &equal, " SKIP LOCKED").await? {
+        Some(free) => Some(free),
+        // Somebody is at each of them: the one whose turn it is is waited for.
+        None => lock_one(conn, &equal[..1], "").await?,
+    };
+    let Some(locked) = locked else {
+        return Ok(Look::Late(first.study));
+    };
+    let exclusive = candidates
+        .iter()
+        .any(|it| it.study == locked.id && it.exclusive);
+    let taken: Option<ClaimedRow> = statement(TAKE)
+        .bind::<SqlUuid, _>(claim.lease.0)
+        .bind::<Double, _>(claim.lease_secs)
+        .bind::<Text, _>(claim.worker)
+        .bind::<SqlUuid, _>(claim.device.0)
+        .bind::<SqlUuid, _>(locked.id)
+        .bind::<Text, _>(claim.backend)
+        .bind::<Text, _>(claim.model)
+        .bind::<Bool, _>(exclusive)
+        .bind::<Array<Text>, _>(claim.runners)
+        .bind::<BigInt, _>(claim.memory_bytes)
+        .bind::<Integer, _>(claim.count)
+        .bind::<Integer, _>(locked.revision)
+        .bind::<Integer, _>(locked.wave)
+        .bind::<Bool, _>(locked.starts)
         .get_result(conn)
         .await
         .optional()?;
-    if let Some(place) = free.and_then(|free| equal.iter().position(|id| *id == free.id)) {
-        candidates[..=place].rotate_right(1);
+    Ok(match taken {
+        Some(row) => Look::Done(row.claimed(claim.lease, locked.id)?),
+        None => Look::Late(locked.id),
+    })
+}
+
+/// Studies that have something for the device, whose turn it is first.
+async fn candidates(
+    conn: &mut AsyncPgConnection,
+    claim: &Claim<'_>,
+    tried: &[Uuid],
+) -> Result<Vec<Candidate>, StoreError> {
+    for waits in ["IS NULL", "IS NOT NULL"] {
+        let found: Vec<Candidate> = statement(format!("{CANDIDATES} {waits} {TURNS}"))
+            .bind::<Text, _>(claim.backend)
+            .bind::<Text, _>(claim.model)
+            .bind::<Nullable<Text>, _>(claim.project)
+            .bind::<Array<Text>, _>(claim.runners)
+            .bind::<BigInt, _>(claim.memory_bytes)
+            .bind::<Integer, _>(claim.count)
+            .bind::<Array<SqlUuid>, _>(tried)
+            .load(conn)
+            .await?;
+        if !found.is_empty() {
+            return Ok(found);
+        }
     }
-    Ok(())
+    Ok(Vec::new())
+}
+
+async fn lock_one(
+    conn: &mut AsyncPgConnection,
+    studies: &[Uuid],
+    if_locked: &'static str,
+) -> Result<Option<Locked>, StoreError> {
+    Ok(statement(format!("{LOCK}{if_locked}"))
+        .bind::<Array<SqlUuid>, _>(studies)
+        .get_result(conn)
+        .await
+        .optional()?)
 }
 
 impl ClaimedRow {

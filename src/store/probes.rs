@@ -52,6 +52,18 @@ struct Linked {
     state: String,
     #[diesel(sql_type = diesel::sql_types::Bool)]
     existed: bool,
+    /// Device time of earlier attempts, seconds.
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    device_secs: f64,
+}
+
+/// What a wave came to when it was linked.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LinkedWave {
+    /// In which states its probes are.
+    pub counts: ProbeCounts,
+    /// Device time that is the study's already: of attempts at what had failed or was cancelled, and is open again.
+    pub device_secs: f64,
 }
 
 /// Queues a probe again that had failed or was cancelled; an ended or an open one stays as it is. The update that
@@ -67,13 +79,13 @@ const REVIVE: &str = "\
 
 /// Stores a wave. A probe that the project already has is linked, not made again, and so is one that was told
 /// something else and has found what is asked for; one whose figures a run to another target tells is stored as
-/// ended; one that failed or was cancelled is queued again with fresh attempts. Gives in which states they are: some may have ended already.
+/// ended; one that failed or was cancelled is queued again with fresh attempts. Some may have ended already.
 pub async fn link_wave(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
     wave: &[NewProbe],
-) -> Result<ProbeCounts, StoreError> {
-    let mut counts = ProbeCounts::default();
+) -> Result<LinkedWave, StoreError> {
+    let mut came_to = LinkedWave::default();
     let known = answers::find(conn, place.project, None, wave).await?;
     // In one order for everybody: two studies that link the same probes must not wait for each other. Rows that are
     // there come first, by their ids.
@@ -102,6 +114,7 @@ pub async fn link_wave(
                     id,
                     state: reading.state().as_str().to_owned(),
                     existed: true,
+                    device_secs: 0.0,
                 });
                 (linked, false)
             }
@@ -112,8 +125,12 @@ pub async fn link_wave(
             Some(linked) => linked,
             None => insert_or_find(conn, place, new, &spec).await?,
         };
-        counts.add(&linked.state, 1);
         let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
+        let is_reused = linked.existed && has_ended;
+        came_to.counts.add(&linked.state, 1);
+        if !is_reused {
+            came_to.device_secs += linked.device_secs;
+        }
         let predicted = |of: fn(&MemoryPrediction) -> Bytes| {
             let bytes = new.prediction.as_ref().map(|it| of(it).0);
             bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
@@ -125,7 +142,7 @@ pub async fn link_wave(
                 study_probes::probe.eq(linked.id),
                 study_probes::wave.eq(place.wave),
                 study_probes::position.eq(position),
-                study_probes::reused.eq(linked.existed && has_ended),
+                study_probes::reused.eq(is_reused),
                 study_probes::open.eq(!has_ended),
                 study_probes::spec.eq(differs.then_some(&spec)),
                 study_probes::why.eq(&new.why),
@@ -137,7 +154,7 @@ pub async fn link_wave(
             .await?;
     }
     if place.revision == 1 {
-        return Ok(counts);
+        return Ok(came_to);
     }
     // What an earlier revision of the study has made cost this study something.
     statement(
@@ -151,7 +168,7 @@ pub async fn link_wave(
     .bind::<Integer, _>(place.wave)
     .execute(conn)
     .await?;
-    Ok(counts)
+    Ok(came_to)
 }
 
 /// A probe by what it is told: made, or found.
@@ -165,7 +182,7 @@ async fn insert_or_find(
         "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course, runner) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
          ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
-         RETURNING id, state, (id <> $1) AS existed"
+         RETURNING id, state, (id <> $1) AS existed, device_secs"
     ))
     .bind::<SqlUuid, _>(Uuid::now_v7())
     .bind::<Text, _>(place.project)
@@ -187,7 +204,7 @@ async fn insert_or_find(
 /// A probe by its id, to be linked; none when it has been removed meanwhile.
 async fn revive(conn: &mut AsyncPgConnection, id: Uuid) -> Result<Option<Linked>, StoreError> {
     Ok(statement(format!(
-        "UPDATE probes p SET {REVIVE} WHERE id = $1 RETURNING id, state, true AS existed"
+        "UPDATE probes p SET {REVIVE} WHERE id = $1 RETURNING id, state, true AS existed, device_secs"
     ))
     .bind::<SqlUuid, _>(id)
     .get_result(conn)

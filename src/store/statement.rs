@@ -29,7 +29,8 @@ pub struct And<Before, SqlType, Value> {
 }
 
 /// A statement with the parameters `$1`, `$2`, …, to be bound in this order. Its text comes from a small set: a
-/// connection keeps each that it has seen, so what differs from call to call must be bound.
+/// connection keeps each that it has seen, so what differs from call to call must be bound. Columns are named one by one:
+/// Postgres refuses a kept statement whose `*` has come to mean more.
 pub fn statement(text: impl Into<Cow<'static, str>>) -> Statement<()> {
     Statement {
         text: text.into(),

@@ -62,6 +62,31 @@ async fn a_claim_passes_over_a_study_that_is_taken_just_now_but_not_for_a_less_u
     assert_ne!(claimed.study, later);
 }
 
+/// More workers than probes: what a claim has found is taken by others all the time, and nobody waits in a ring.
+#[tokio::test]
+async fn many_claims_of_a_few_probes_never_wait_for_each_other() {
+    const ROUNDS: usize = 12;
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let mut devices = Vec::new();
+    for number in 0..8 {
+        devices.push(device(&database, &format!("host {number}"), MODEL).await);
+    }
+    for round in 0..ROUNDS {
+        for _ in 0..2 {
+            study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+        }
+        // `claim` panics on an error, a deadlock say.
+        let claims = devices.iter().map(|device| claim(&database, *device, 30.0));
+        let claimed = futures::future::join_all(claims).await;
+        let claimed: Vec<_> = claimed.into_iter().flatten().collect();
+        assert_eq!(claimed.len(), 2, "round {round}");
+        for claimed in &claimed {
+            finish(&database, claimed).await;
+        }
+    }
+}
+
 /// Before Postgres has looked at a new queue it knows nothing of its size, and must not need to.
 #[tokio::test]
 async fn a_claim_on_a_new_queue_reads_no_more_than_the_queue() {

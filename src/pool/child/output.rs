@@ -266,8 +266,13 @@ impl EventLog {
     fn line(&mut self, line: &[u8], told: &mut impl FnMut(Word<'_>)) -> Result<(), String> {
         self.lines += 1;
         let number = self.lines;
-        self.event(line, told)
-            .map_err(|problem| format!("line {number} of its events: {problem}"))
+        // The reader of JSON repeats names as it finds them, however long and with whatever is in them.
+        self.event(line, told).map_err(|problem| {
+            clean(
+                &format!("line {number} of its events: {problem}"),
+                DETAIL_CHARS,
+            )
+        })
     }
 
     fn event(&mut self, line: &[u8], told: &mut impl FnMut(Word<'_>)) -> Result<(), String> {
@@ -546,6 +551,20 @@ mod tests {
         );
         assert!(tail.len() <= 100 && tail.ends_with("kůň\n"));
         assert!(!tail.contains('\u{fffd}'));
+    }
+
+    #[test]
+    fn what_breaks_the_contract_is_told_in_words_that_can_be_stored() {
+        for event in [
+            r#"{"event":"\u0000?:started"}"#.to_owned(),
+            r#"{"event":"started","\u0000":1}"#.to_owned(),
+            format!(r#"{{"event":"{}"}}"#, "a".repeat(3 * DETAIL_CHARS)),
+        ] {
+            let problem = hear(event.as_bytes(), usize::MAX, usize::MAX, 10).expect_err("no event");
+            assert!(problem.starts_with("line 1 of its events: "), "{problem}");
+            assert!(!problem.contains('\0'), "{problem:?}");
+            assert!(problem.chars().count() <= DETAIL_CHARS, "{problem}");
+        }
     }
 
     #[test]
