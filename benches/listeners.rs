@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 
 const FEW: usize = 5;
 const MANY: usize = 500;
+/// For their memory; the service is told to allow so many.
+const MORE: usize = 3000;
 const TURNS: usize = 15;
 /// Whose memory is looked at.
 const SERVICES: usize = 3;
@@ -29,14 +31,15 @@ async fn run() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (folder, postgres, database) = queue::database_of_its_own().await;
     let http = Client::new();
-    // Memory in services of their own: what one has once taken, it keeps for the next.
+    // Memory in services of their own, since what one has once taken it keeps; and from many listeners to more, since the
+    // first ones live in what was freed after the start.
     let mut memory = Vec::new();
     for _ in 0..SERVICES {
         let service = Served::start(&postgres.url(), &folder);
         service.is_ready(&http).await;
-        let (_, with_few) = service.turn(&http, FEW).await;
         let (_, with_many) = service.turn(&http, MANY).await;
-        memory.push((with_many - with_few) / (MANY - FEW) as f64 / 1024.0);
+        let (_, with_more) = service.turn(&http, MORE).await;
+        memory.push((with_more - with_many) / (MORE - MANY) as f64 / 1024.0);
     }
     let service = Served::start(&postgres.url(), &folder);
     service.is_ready(&http).await;
@@ -111,6 +114,8 @@ impl Served {
             .env("DATABASE_URL", database)
             .env("TRIALHEAD_DATA_DIR", folder.join("served"))
             .env("TRIALHEAD_API__REQUESTS_PER_SEC", "0")
+            .env("TRIALHEAD_API__MAX_LISTENERS", MORE.to_string())
+            .env("TRIALHEAD_API__MAX_CONNECTIONS", (2 * MORE).to_string())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
