@@ -206,12 +206,15 @@ pub async fn claim(
     claim: &Claim<'_>,
 ) -> Result<Claiming, StoreError> {
     let mut tried = Vec::new();
-    while tried.len() < MAX_LOOKS {
+    let mut late = None;
+    for _ in 0..MAX_LOOKS {
         begin(conn).await?;
         let looked = look(conn, claim, &tried).await;
         match finish(conn, looked).await {
             Ok(Look::Done(claiming)) => return Ok(claiming),
-            Ok(Look::Late(study)) => tried.push(study),
+            // What is open there now may be of another sort. A second time it is somebody else's turn.
+            Ok(Look::Late(study)) if late == Some(study) => tried.push(study),
+            Ok(Look::Late(study)) => late = Some(study),
             // Noted by somebody else meanwhile: the same claim sent twice, or given back while it was under way.
             Err(StoreError::Other(DieselError::DatabaseError(
                 DatabaseErrorKind::UniqueViolation,
@@ -608,7 +611,6 @@ pub async fn complete(
         {
             return completed_before(conn, fence).await;
         }
-        insert_measurements(conn, fence, &completion.measurements).await?;
         let end = AttemptEnd::of(&completion.outcome, &attempt, policy);
         end_attempt(
             conn,
@@ -620,6 +622,7 @@ pub async fn complete(
             &studies,
         )
         .await?;
+        insert_measurements(conn, fence, &completion.measurements).await?;
         Ok(Completed::Now(end.state))
     })
     .await
@@ -1001,9 +1004,10 @@ async fn insert_measurements(
         .map(|measurement| measurement.elapsed_secs)
         .collect();
     // That the probe is there is looked up for each row, by a statement of Postgres' own. Elsewhere plans are made anew for
-    // each use (see the session's settings), and here that would cost three times what the row does.
+    // each use (see the session's settings), and here that would cost three times what the row does. A plan that is kept
+    // must not have been made for a small table. Both last to the end of the transaction, so this comes last in it.
     statement(
-        "WITH mode AS MATERIALIZED (SELECT set_config('plan_cache_mode', 'auto', true)) \
+        "WITH mode AS MATERIALIZED (SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'off', true)) \
          INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
          SELECT $1, $2, m.* FROM mode CROSS JOIN \
             unnest($3::int[], $4::text[], $5::bigint[], $6::float8[], $7::text[], $8::float8[]) AS m \

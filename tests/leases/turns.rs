@@ -5,7 +5,7 @@ use std::time::Duration;
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use trialhead::probe::Task;
 use trialhead::store::leases::{self, Claim};
-use trialhead::store::{self, StoreError, studies};
+use trialhead::store::{self, StoreError, devices, events, studies};
 use trialhead::study::{LeaseId, StudyId};
 use uuid::Uuid;
 
@@ -84,6 +84,112 @@ async fn many_claims_of_a_few_probes_never_wait_for_each_other() {
         for claimed in &claimed {
             finish(&database, claimed).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn an_exclusive_probe_is_waited_for_though_its_study_is_taken_just_now() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let device = device(&database, "host", MODEL).await;
+    let shared = |_| Task::Smoke { steps: 1 };
+    let first = study(&database, MODEL, 0, 1, shared).await;
+    let running = claim(&database, device, 30.0).await.expect("a probe");
+    assert_eq!(running.study, first);
+    let exclusive = study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    study(&database, MODEL, 0, 1, shared).await;
+    let mut conn = database.connection().await.expect("a connection");
+    store::begin(&mut conn).await.expect("begins");
+    let held = studies::lock(&mut conn, "default", exclusive).await;
+    assert!(held.expect("a row").is_some());
+    assert!(
+        claim(&database, device, 30.0).await.is_none(),
+        "a shared probe started before the exclusive one that waits"
+    );
+    store::finish::<(), StoreError>(&mut conn, Ok(()))
+        .await
+        .expect("let go");
+    finish(&database, &running).await;
+    let claimed = claim(&database, device, 30.0).await.expect("a probe");
+    assert_eq!(claimed.study, exclusive);
+}
+
+/// What a claim has waited for may have changed what is open.
+#[tokio::test]
+async fn a_claim_that_has_waited_takes_what_is_open_then() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let device = device(&database, "host", MODEL).await;
+    let study = study(&database, MODEL, 0, 2, |number| match number {
+        0 => Task::Smoke { steps: 1 },
+        _ => Task::Memory { steps: 1 },
+    })
+    .await;
+    let mut conn = database.connection().await.expect("a connection");
+    store::begin(&mut conn).await.expect("begins");
+    let held = studies::lock(&mut conn, "default", study).await;
+    assert!(held.expect("a row").is_some());
+    let waiting = claim(&database, device, 30.0);
+    tokio::pin!(waiting);
+    let waited = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(waited.is_err(), "{waited:?}");
+    // The shared probe goes; what is left needs the device alone.
+    let gone = format!(
+        "UPDATE probes SET state = 'cancelled', ended_at = now() \
+         WHERE NOT exclusive AND id IN (SELECT probe FROM study_probes WHERE study = '{study}')"
+    );
+    let gone = diesel::sql_query(gone).execute(&mut *conn).await;
+    assert_eq!(gone.expect("cancelled"), 1);
+    store::finish::<(), StoreError>(&mut conn, Ok(()))
+        .await
+        .expect("let go");
+    let claimed = waiting.await.expect("the other probe");
+    assert!(claimed.exclusive);
+}
+
+/// Two claims may fall on the same moment of Postgres' clock: one of them starts the study.
+#[tokio::test]
+async fn a_study_starts_once() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let mut devices = Vec::new();
+    for host in ["one", "two"] {
+        devices.push(device(&database, host, MODEL).await);
+    }
+    let study = study(&database, MODEL, 0, 2, |_| Task::Memory { steps: 1 }).await;
+    let mut conn = database.connection().await.expect("a connection");
+    store::begin(&mut conn).await.expect("begins");
+    for device in devices {
+        let claimed = claim_in(&mut conn, device, MODEL, 1 << 33, 30.0).await;
+        assert!(claimed.is_some());
+    }
+    let log = events::list_after(&mut conn, study, 0, 10).await;
+    let log: Vec<String> = log
+        .expect("read")
+        .into_iter()
+        .map(|(seq, kind, _)| format!("{seq} {kind}"))
+        .collect();
+    assert_eq!(log, ["1 study", "2 probe", "3 probe"]);
+    store::finish::<(), StoreError>(&mut conn, Ok(()))
+        .await
+        .expect("committed");
+}
+
+/// An instance goes on while a newer one gives a table another column.
+#[tokio::test]
+async fn devices_are_read_on_after_a_column_was_added() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    device(&database, "host", MODEL).await;
+    let mut conn = database.connection().await.expect("a connection");
+    for _ in 0..2 {
+        let live = devices::live(&mut conn, 60.0).await.expect("read");
+        assert_eq!(live.len(), 1);
+        let add = "ALTER TABLE devices ADD COLUMN IF NOT EXISTS newer integer";
+        diesel::sql_query(add)
+            .execute(&mut *conn)
+            .await
+            .expect("added");
     }
 }
 
