@@ -58,16 +58,23 @@ apt_install() {
     [ "$status" -eq 0 ] || fail "apt-get could not install: $*"
 }
 
+# rust_is_recent VERSION: whether a compiler is not older than the project asks for.
+rust_is_recent() {
+    local wanted
+    wanted=$(rust_wanted)
+    [ "$(printf '%s\n%s\n' "$wanted" "${1%%-*}" | sort -V | head -n 1)" = "$wanted" ]
+}
+
+rust_wanted() { sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml; }
+
 require_rust() {
-    local wanted have_version oldest
+    local have_version
     # shellcheck source=/dev/null
     have cargo || [ ! -r "${HOME:-}/.cargo/env" ] || . "$HOME/.cargo/env"
     have cargo || fail "no Rust toolchain found. Install one with:
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y && . \"\$HOME/.cargo/env\""
-    wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     have_version=$(rustc --version | cut -d' ' -f2)
-    oldest=$(printf '%s\n%s\n' "$wanted" "${have_version%%-*}" | sort -V | head -n 1)
-    [ "$oldest" = "$wanted" ] || fail "Rust $have_version is too old, $wanted or newer is needed:
+    rust_is_recent "$have_version" || fail "Rust $have_version is too old, $(rust_wanted) or newer is needed:
     rustup update stable"
 }
 

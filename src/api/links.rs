@@ -1,9 +1,9 @@
 //! What can be asked next: OpenAPI links from an answer to the operations that go on from it, for generated clients and
 //! for tools that walk through a service.
 
+use utoipa::openapi::RefOr;
 use utoipa::openapi::link::LinkBuilder;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::{OpenApi as OpenApiDocument, RefOr};
 
 /// An answer whose id operations go on with.
 struct Links {
@@ -83,21 +83,11 @@ const LINKS: [Links; 7] = [
     },
 ];
 
-/// Adds the links to the document.
-pub fn add(document: &mut OpenApiDocument) {
-    for item in document.paths.paths.values_mut() {
-        let methods = [
-            &mut item.get,
-            &mut item.put,
-            &mut item.post,
-            &mut item.delete,
-        ];
-        for operation in methods.into_iter().flatten() {
-            for links in LINKS {
-                if operation.operation_id.as_deref() == Some(links.from) {
-                    links.add(operation);
-                }
-            }
+/// Adds its links to an operation.
+pub fn add(operation: &mut Operation) {
+    for links in LINKS {
+        if operation.operation_id.as_deref() == Some(links.from) {
+            links.add(operation);
         }
     }
 }

@@ -124,9 +124,9 @@ pub fn document() -> OpenApiDocument {
             document_access(path, operation);
             document_parameters(operation);
             document_files(operation);
+            links::add(operation);
         }
     }
-    links::add(&mut document);
     document
 }
 

@@ -58,23 +58,6 @@ pub struct Step {
     waiting_for: Option<String>,
 }
 
-/// Where a step belongs.
-#[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
-    /// The project.
-    pub project: &'a str,
-    /// Who made the study.
-    pub created_by: &'a str,
-    /// The study.
-    pub study: StudyId,
-    /// Its revision.
-    pub revision: i32,
-    /// The evidence version that the step was worked out from.
-    pub version: i64,
-    /// The number of the wave, if the step has one.
-    pub wave: i32,
-}
-
 /// Analysis, plan and recommendations, on a blocking thread.
 ///
 /// # Errors
@@ -142,6 +125,14 @@ pub enum Applied {
 }
 
 impl Step {
+    /// How the study ends with it, if it does.
+    fn ended(&self) -> Option<(EndedBecause, &str)> {
+        match &self.plan.next {
+            Next::Done { because, detail } => Some((*because, detail)),
+            _ => None,
+        }
+    }
+
     /// What is written about the study itself.
     fn advanced(&self, version: i64, wave: i32) -> Advanced<'_> {
         Advanced {
@@ -152,10 +143,7 @@ impl Step {
             remaining_probes: i64::try_from(self.plan.remaining_probes).unwrap_or(i64::MAX),
             remaining_device_secs: self.plan.remaining_device_secs,
             analysis: &self.analysis,
-            ended: match &self.plan.next {
-                Next::Done { because, detail } => Some((*because, detail.as_str())),
-                _ => None,
-            },
+            ended: self.ended(),
         }
     }
 
@@ -166,10 +154,7 @@ impl Step {
             let topics: Vec<_> = self.advices.iter().map(|advice| advice.topic).collect();
             log.push((EventKind::Recommendations, json!({ "topics": topics })));
         }
-        let because = match &self.plan.next {
-            Next::Done { because, .. } => Some(*because),
-            _ => None,
-        };
+        let because = self.ended().map(|(because, _)| because);
         let study = json!({
             "phase": self.plan.phase,
             "state": because.map(EndedBecause::state),
@@ -199,47 +184,42 @@ pub async fn begin(
         revision: row.revision,
         wave: 0,
     };
-    let linked = probes::link_wave(conn, place, &step.wave).await?;
-    if linked.counts.ended() > 0 {
-        studies::make_due(conn, new.id).await?;
-    }
+    let linked = link(conn, place, step).await?;
     recommendations::insert(conn, new.id, row.revision, &step.advices).await?;
     Ok((row, linked))
 }
 
-/// Writes a step, inside the caller's transaction.
+/// Links the wave of a step, if it has one. When some of it has ended already, the plan is due again.
+async fn link(
+    conn: &mut Connection,
+    place: WavePlace<'_>,
+    step: &Step,
+) -> Result<LinkedWave, StoreError> {
+    if step.wave.is_empty() {
+        return Ok(LinkedWave::default());
+    }
+    let linked = probes::link_wave(conn, place, &step.wave).await?;
+    if linked.counts.ended() > 0 {
+        studies::make_due(conn, place.study).await?;
+    }
+    Ok(linked)
+}
+
+/// Writes a step, worked out from the evidence of a version, inside the caller's transaction.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn apply(
     conn: &mut Connection,
-    place: Place<'_>,
+    place: WavePlace<'_>,
+    version: i64,
     step: &Step,
 ) -> Result<Applied, StoreError> {
-    let mut applied = Applied::Written;
-    let advanced = step.advanced(place.version, place.wave);
+    let advanced = step.advanced(version, place.wave);
     if !studies::set_advanced(conn, place.study, &advanced).await? {
         return Ok(Applied::Overtaken);
     }
-    if !step.wave.is_empty() {
-        let wave = WavePlace {
-            project: place.project,
-            created_by: place.created_by,
-            study: place.study,
-            revision: place.revision,
-            wave: place.wave,
-        };
-        let ended = probes::link_wave(conn, wave, &step.wave)
-            .await?
-            .counts
-            .ended();
-        if ended > 0 {
-            studies::make_due(conn, place.study).await?;
-        }
-        if usize::try_from(ended).is_ok_and(|ended| ended == step.wave.len()) {
-            applied = Applied::Answered;
-        }
-    }
+    let ended = link(conn, place, step).await?.counts.ended();
     if advanced.ended.is_some() && place.revision > 1 {
         // The plan is past everything that earlier revisions began.
         probes::cancel_superseded(conn, place.study, &ProbeKind::ALL).await?;
@@ -247,7 +227,12 @@ pub async fn apply(
     let is_advice_new =
         recommendations::replace(conn, place.study, place.revision, &step.advices).await?;
     events::append(conn, place.study, &step.log(is_advice_new)).await?;
-    Ok(applied)
+    let is_answered = ended > 0 && usize::try_from(ended).is_ok_and(|it| it == step.wave.len());
+    Ok(if is_answered {
+        Applied::Answered
+    } else {
+        Applied::Written
+    })
 }
 
 /// Moves a study on as far as its evidence allows.
@@ -302,18 +287,18 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
         )
         .await?;
 
-        let place = Place {
+        let place = WavePlace {
             project: &study.project,
             created_by: &study.created_by,
             study: id,
             revision: study.revision,
-            version: study.evidence_version,
             wave,
         };
+        let version = study.evidence_version;
         let new_definition = filled.then_some(&definition);
         let mut conn = context.database.connection().await?;
         store::begin(&mut conn).await?;
-        let work = write(&mut conn, place, &step, new_definition).await;
+        let work = write(&mut conn, place, version, &step, new_definition).await;
         let applied = store::finish(&mut conn, work).await?;
         drop(conn);
         match applied {
@@ -366,11 +351,12 @@ fn found(
 /// Writes a step and, when a device has just filled it in, the definition.
 async fn write(
     conn: &mut Connection,
-    place: Place<'_>,
+    place: WavePlace<'_>,
+    version: i64,
     step: &Step,
     new_definition: Option<&StudyDefinition>,
 ) -> Result<Applied, StoreError> {
-    let applied = apply(conn, place, step).await?;
+    let applied = apply(conn, place, version, step).await?;
     if applied != Applied::Overtaken
         && let Some(definition) = new_definition
     {

@@ -17,6 +17,7 @@ use crate::probe::inputs::figures;
 use crate::probe::{InfeasibleReason, Metric, ProbeKind};
 use crate::recommendation::{Topic, staleness};
 use crate::store::events::{self, EventKind};
+use crate::store::probes::WavePlace;
 use crate::store::studies::StudyRow;
 use crate::store::{self, Connection, StoreError, datasets, probes, recommendations, studies};
 use crate::study::{
@@ -333,15 +334,15 @@ async fn store_revision(
         "stale": consequences.stale.iter().map(|(topic, _)| topic).collect::<Vec<_>>(),
     });
     events::append(conn, id, &[(EventKind::Study, data)]).await?;
-    let place = advance::Place {
+    let place = WavePlace {
         project: &caller.project,
         created_by: &study.created_by,
         study: id,
         revision: study.revision + 1,
-        version: study.evidence_version + 1,
         wave: 0,
     };
-    if advance::apply(conn, place, step).await? == Applied::Overtaken {
+    let version = study.evidence_version + 1;
+    if advance::apply(conn, place, version, step).await? == Applied::Overtaken {
         // Impossible under the study's row, and then nothing must stay of it.
         return Err(StoreError::Unavailable("the study changed meanwhile".into()).into());
     }

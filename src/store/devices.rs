@@ -27,29 +27,39 @@ pub struct NewDevice<'a> {
     pub runners: &'a [String],
 }
 
-#[derive(QueryableByName)]
-struct Id {
-    #[diesel(sql_type = diesel::sql_types::Uuid)]
-    id: Uuid,
-}
-
 /// Makes a device known, or says that it is still there, unless just that was said within the last `fresh_secs` seconds.
 pub async fn register(
     conn: &mut AsyncPgConnection,
     new: &NewDevice<'_>,
     fresh_secs: f64,
 ) -> Result<DeviceId, StoreError> {
-    if let Some(id) = fresh(conn, new, fresh_secs).await? {
-        return Ok(id);
+    #[derive(QueryableByName)]
+    struct Id {
+        #[diesel(sql_type = diesel::sql_types::Uuid)]
+        id: Uuid,
     }
+    // The runners in order, so that two workers of one host never wait for each other.
     let row: Id = statement(
-        "INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots, driver, count) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-         ON CONFLICT (host, hardware) DO UPDATE SET backend = excluded.backend, \
-           model = excluded.model, threads = excluded.threads, \
-           memory_bytes = excluded.memory_bytes, available_bytes = excluded.available_bytes, \
-           slots = excluded.slots, driver = excluded.driver, count = excluded.count, last_seen = now() \
-         RETURNING id",
+        "WITH fresh AS (\
+            SELECT id FROM devices d WHERE host = $2 AND hardware = $3 \
+              AND (backend, model, threads, memory_bytes, available_bytes, slots, count) = ($4, $5, $6, $7, $8, $9, $11) \
+              AND driver IS NOT DISTINCT FROM $10 AND last_seen > now() - make_interval(secs => $13) \
+              AND NOT EXISTS (SELECT 1 FROM unnest($12::text[]) AS offered (runner) WHERE NOT EXISTS (\
+                SELECT 1 FROM device_runners r WHERE r.device = d.id AND r.runner = offered.runner \
+                  AND r.last_seen > now() - make_interval(secs => $13)))), \
+         told AS (\
+            INSERT INTO devices (id, host, hardware, backend, model, threads, memory_bytes, available_bytes, slots, driver, count) \
+            SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 WHERE NOT EXISTS (SELECT 1 FROM fresh) \
+            ON CONFLICT (host, hardware) DO UPDATE SET backend = excluded.backend, \
+              model = excluded.model, threads = excluded.threads, \
+              memory_bytes = excluded.memory_bytes, available_bytes = excluded.available_bytes, \
+              slots = excluded.slots, driver = excluded.driver, count = excluded.count, last_seen = now() \
+            RETURNING id), \
+         offered AS (\
+            INSERT INTO device_runners (device, runner) \
+            SELECT told.id, r FROM told, (SELECT DISTINCT unnest($12::text[]) AS r) runners ORDER BY r \
+            ON CONFLICT (device, runner) DO UPDATE SET last_seen = now()) \
+         SELECT id FROM fresh UNION ALL SELECT id FROM told",
     )
     .bind::<diesel::sql_types::Uuid, _>(Uuid::now_v7())
     .bind::<diesel::sql_types::Text, _>(new.host)
@@ -62,51 +72,11 @@ pub async fn register(
     .bind::<diesel::sql_types::Integer, _>(new.slots)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(new.driver)
     .bind::<diesel::sql_types::Integer, _>(new.count)
-    .get_result(conn)
-    .await?;
-    // In order, so that two workers of one host never wait for each other.
-    statement(
-        "INSERT INTO device_runners (device, runner) \
-         SELECT $1, r FROM (SELECT DISTINCT unnest($2::text[]) AS r) offered ORDER BY r \
-         ON CONFLICT (device, runner) DO UPDATE SET last_seen = now()",
-    )
-    .bind::<diesel::sql_types::Uuid, _>(row.id)
-    .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(new.runners)
-    .execute(conn)
-    .await?;
-    Ok(DeviceId(row.id))
-}
-
-/// A device of which the same was said just now.
-async fn fresh(
-    conn: &mut AsyncPgConnection,
-    new: &NewDevice<'_>,
-    fresh_secs: f64,
-) -> Result<Option<DeviceId>, StoreError> {
-    let row: Option<Id> = statement(
-        "SELECT id FROM devices d WHERE host = $1 AND hardware = $2 \
-           AND (backend, model, threads, memory_bytes, available_bytes, slots, count) = ($3, $4, $5, $6, $7, $8, $9) \
-           AND driver IS NOT DISTINCT FROM $10 AND last_seen > now() - make_interval(secs => $12) \
-           AND NOT EXISTS (SELECT 1 FROM unnest($11::text[]) AS offered (runner) WHERE NOT EXISTS (\
-                SELECT 1 FROM device_runners r WHERE r.device = d.id AND r.runner = offered.runner \
-                  AND r.last_seen > now() - make_interval(secs => $12)))",
-    )
-    .bind::<diesel::sql_types::Text, _>(new.host)
-    .bind::<diesel::sql_types::Text, _>(new.hardware)
-    .bind::<diesel::sql_types::Text, _>(new.backend)
-    .bind::<diesel::sql_types::Text, _>(new.model)
-    .bind::<diesel::sql_types::Integer, _>(new.threads)
-    .bind::<diesel::sql_types::BigInt, _>(new.memory_bytes)
-    .bind::<diesel::sql_types::BigInt, _>(new.available_bytes)
-    .bind::<diesel::sql_types::Integer, _>(new.slots)
-    .bind::<diesel::sql_types::Integer, _>(new.count)
-    .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(new.driver)
     .bind::<diesel::sql_types::Array<diesel::sql_types::Text>, _>(new.runners)
     .bind::<diesel::sql_types::Double, _>(fresh_secs)
     .get_result(conn)
-    .await
-    .optional()?;
-    Ok(row.map(|row| DeviceId(row.id)))
+    .await?;
+    Ok(DeviceId(row.id))
 }
 
 /// Says that the device of a running probe, with what its worker offers there, is still there, unless that was said

@@ -45,15 +45,35 @@ pub async fn append(
     study: StudyId,
     log: &[(EventKind, Value)],
 ) -> Result<(), StoreError> {
-    let (kinds, data) = columns(log);
-    statement(
-        "WITH numbered AS (\
-            UPDATE studies SET next_event_seq = next_event_seq + cardinality($2::text[]) WHERE id = $1 \
-            RETURNING id, next_event_seq - cardinality($2::text[]) AS first) \
+    let numbered = "UPDATE studies SET next_event_seq = next_event_seq + cardinality($2::text[]) WHERE id = $1 \
+        RETURNING next_event_seq - cardinality($2::text[]) AS first";
+    write(conn, study, numbered, log).await
+}
+
+/// Writes the first events of a study that is being stored, from number 1 on.
+pub(super) async fn begin(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    log: &[(EventKind, Value)],
+) -> Result<(), StoreError> {
+    write(conn, study, "SELECT 1 AS first", log).await
+}
+
+/// Writes events from the number on that a statement gives as `first`.
+async fn write(
+    conn: &mut AsyncPgConnection,
+    study: StudyId,
+    numbered: &'static str,
+    log: &[(EventKind, Value)],
+) -> Result<(), StoreError> {
+    let (kinds, data): (Vec<&str>, Vec<&Value>) =
+        log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip();
+    statement(format!(
+        "WITH numbered AS ({numbered}) \
          INSERT INTO study_events (study, seq, kind, data) \
-         SELECT id, first + place - 1, kind, data \
-         FROM numbered, unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)",
-    )
+         SELECT $1, first + place - 1, kind, data \
+         FROM numbered, unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)"
+    ))
     .bind::<SqlUuid, _>(study.0)
     .bind::<Array<Text>, _>(kinds)
     .bind::<Array<Jsonb>, _>(data)
@@ -81,30 +101,6 @@ pub(super) async fn append_to_each(
     .bind::<Text, _>(kind.as_str())
     .bind::<Jsonb, _>(data)
     .bind::<BigInt, _>(i64::from(makes_due))
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
-fn columns(log: &[(EventKind, Value)]) -> (Vec<&'static str>, Vec<&Value>) {
-    log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip()
-}
-
-/// Writes the first events of a study that is being stored, from number 1 on.
-pub(super) async fn begin(
-    conn: &mut AsyncPgConnection,
-    study: StudyId,
-    log: &[(EventKind, Value)],
-) -> Result<(), StoreError> {
-    let (kinds, data) = columns(log);
-    statement(
-        "INSERT INTO study_events (study, seq, kind, data) \
-         SELECT $1, place, kind, data \
-         FROM unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)",
-    )
-    .bind::<SqlUuid, _>(study.0)
-    .bind::<Array<Text>, _>(kinds)
-    .bind::<Array<Jsonb>, _>(data)
     .execute(conn)
     .await?;
     Ok(())

@@ -235,8 +235,8 @@ enum Look {
     Late(Uuid),
 }
 
-/// In a transaction: looks for a probe once, but not for one of the studies in `tried`. Takes the row of one study at most, so that no two
-/// claims ever wait for each other.
+/// Looks for a probe once, in the caller's transaction, but not for one of the studies in `tried`. Takes the row of one
+/// study at most, so that no two claims ever wait for each other.
 async fn look(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
@@ -711,15 +711,7 @@ pub async fn remove_old(
     older_than_days: u32,
     at_once: i64,
 ) -> Result<usize, StoreError> {
-    age::remove(
-        conn,
-        "DELETE FROM leases WHERE ctid = ANY(ARRAY(\
-            SELECT ctid FROM leases WHERE claimed_at < now() - make_interval(days => $1) \
-            ORDER BY claimed_at LIMIT $2))",
-        older_than_days,
-        at_once,
-    )
-    .await
+    age::remove_rows(conn, ("leases", "claimed_at"), older_than_days, at_once).await
 }
 
 /// Returns probes whose lease ran out to the queue, or ends them when they were lost too often.

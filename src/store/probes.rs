@@ -596,11 +596,9 @@ pub async fn remove_old_events(
     older_than_days: u32,
     at_once: i64,
 ) -> Result<usize, StoreError> {
-    age::remove(
+    age::remove_rows(
         conn,
-        "DELETE FROM study_events WHERE ctid = ANY(ARRAY(\
-            SELECT ctid FROM study_events WHERE created_at < now() - make_interval(days => $1) \
-            ORDER BY created_at LIMIT $2))",
+        ("study_events", "created_at"),
         older_than_days,
         at_once,
     )
