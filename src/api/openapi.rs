@@ -6,6 +6,7 @@ use actix_web::web::Data;
 use actix_web::{App, HttpRequest, HttpResponse};
 use serde_json::Value;
 use utoipa::OpenApi;
+use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -124,6 +125,7 @@ pub fn document() -> OpenApiDocument {
             document_access(path, operation);
             document_parameters(operation);
             document_files(operation);
+            document_headers(operation);
             links::add(operation);
         }
     }
@@ -204,6 +206,45 @@ fn document_parameters(operation: &mut Operation) {
             && let Some(only) = types.iter().find(|kind| **kind != Type::Null)
         {
             object.schema_type = SchemaType::Type(only.clone());
+        }
+    }
+}
+
+/// What every answer carries, and what comes with a refusal: said here once for all of them.
+fn document_headers(operation: &mut Operation) {
+    let header = |kind: Type, description: &str| {
+        HeaderBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(kind)))
+            .description(Some(description))
+            .build()
+    };
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else {
+            continue;
+        };
+        let mut add = |name: &str, header: Header| {
+            response.headers.insert(name.to_owned(), RefOr::T(header));
+        };
+        add(
+            "X-Request-Id",
+            header(
+                Type::String,
+                "Names the request in the service's log; the caller's own, where it sent one",
+            ),
+        );
+        match status.as_str() {
+            "429" | "503" => add(
+                "Retry-After",
+                header(Type::Integer, "When to try again, seconds"),
+            ),
+            "401" => add(
+                "WWW-Authenticate",
+                header(
+                    Type::String,
+                    "How to send an access token, and what was wrong with the one sent",
+                ),
+            ),
+            _ => {}
         }
     }
 }

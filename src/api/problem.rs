@@ -314,14 +314,11 @@ impl Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = HttpResponse::build(status);
         response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
-        let is_for_later = matches!(
-            self.code,
-            ProblemCode::TooManyStudies
-                | ProblemCode::TooManyUploads
-                | ProblemCode::IdempotencyKeyInUse
-                | ProblemCode::TooManyListeners
-                | ProblemCode::Unavailable
-        );
+        let is_for_later = self.code == ProblemCode::IdempotencyKeyInUse
+            || matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            );
         let retry_after = self.retry_after_secs.or(is_for_later.then_some(RETRY_SECS));
         if let Some(secs) = retry_after {
             response.insert_header((RETRY_AFTER, secs.to_string()));

@@ -389,12 +389,16 @@ async fn export(
     };
     loop {
         match response.chunk().await {
-            Ok(Some(piece)) => out.write_all(&piece)?,
+            Ok(Some(piece)) => {
+                if !is_read(out.write_all(&piece))? {
+                    return Ok(Done::Well);
+                }
+            }
             Ok(None) => break,
             Err(error) => return Err(server.broken(&error).into()),
         }
     }
-    out.flush()?;
+    is_read(out.flush())?;
     if let Some((part, file)) = place {
         std::fs::rename(part, file)?;
     }
@@ -408,9 +412,15 @@ fn pretty(value: &Value) -> String {
 
 fn print(text: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Whoever read it had enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    is_read(out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
+    Ok(())
+}
+
+/// Whether somebody still reads what was written; who had enough is no error.
+fn is_read(written: std::io::Result<()>) -> std::io::Result<bool> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
     }
 }

@@ -8,14 +8,21 @@ use trialhead::access::Scope;
 
 use crate::service::{TestService, digits};
 
-/// Runs the program against a service; what is given goes to its standard input.
-async fn run(base: &str, token: Option<&str>, arguments: &[&str], input: &str) -> Output {
+/// `trialhead study …` against a service.
+fn study(base: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trialhead"));
     command
         .arg("study")
         .args(arguments)
         .env_clear()
-        .env("TRIALHEAD_SERVER", base)
+        .env("TRIALHEAD_SERVER", base);
+    command
+}
+
+/// Runs the program against a service; what is given goes to its standard input.
+async fn run(base: &str, token: Option<&str>, arguments: &[&str], input: &str) -> Output {
+    let mut command = study(base, arguments);
+    command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -132,6 +139,15 @@ async fn a_study_is_submitted_watched_and_read() {
     let csv = run(&service.base, None, &["export", &id], "").await;
     assert_eq!(out(&csv).lines().count(), lines.lines().count() + 1);
     assert!(!folder.path().join("all.ndjson.part").exists());
+
+    // `export … | head` is well when head has had enough.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut export = study(&service.base, &["export", &id]);
+    export.stdout(writer);
+    let status = tokio::task::spawn_blocking(move || export.status());
+    let status = status.await.expect("it ran").expect("it starts");
+    assert_eq!(status.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -131,6 +131,21 @@ fn every_example_validates() {
     assert!(checked >= 3, "only {checked} examples were found");
 }
 
+#[test]
+fn answers_that_say_when_to_try_again_declare_it() {
+    let document = document();
+    for (path, method, operation) in operations(&document) {
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            let at = format!("{method} {path} {status}");
+            let declared = |name: &str| response["headers"][name].is_object();
+            assert!(declared("X-Request-Id"), "{at}");
+            let is_for_later = ["429", "503"].contains(&status.as_str());
+            assert!(!is_for_later || declared("Retry-After"), "{at}");
+            assert!(status != "401" || declared("WWW-Authenticate"), "{at}");
+        }
+    }
+}
+
 /// The schema that a JSON pointer leads to, through references.
 fn at_pointer<'a>(document: &'a Value, mut schema: &'a Value, pointer: &str) -> Option<&'a Value> {
     let resolve = |mut schema: &'a Value| {
