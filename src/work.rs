@@ -209,13 +209,14 @@ async fn until_stopped(
         ended = all_ended(&mut tasks) => ended,
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
+    // Noted before anything else: whoever reads the log, or kills this process, comes after it.
+    journal.stopping();
     match &first {
         Ok(()) => tracing::info!("draining: running probes are handed back"),
         Err(error) => {
             tracing::error!(%error, "a worker ended; what the others run is handed back");
         }
     }
-    journal.stopping();
     halt.send_replace(true);
     let rest = tokio::time::timeout(drain, async {
         let mut rest = Ok(());
