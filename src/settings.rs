@@ -280,7 +280,7 @@ pub struct ApiSettings {
     pub threads: Option<usize>,
     /// Requests under way at most, for each thread.
     pub max_connections: usize,
-    /// How long a client may take to send a request's head.
+    /// How long a client may take to send a request's head, and then send nothing of its body; 0: any time.
     pub request_timeout_secs: u64,
     /// `Host` headers accepted besides loopback ones; with any, others are refused.
     pub allowed_hosts: Vec<String>,

@@ -129,6 +129,7 @@ pub struct UploadQuery {
     responses(
         (status = 200, description = "The data set that this file became before", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("ETag" = String, description = "That of the data set there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
         (status = 201, description = "The data set", body = DatasetAnswer, headers(("Location" = String, description = "Where the data set is"), ("ETag" = String, description = "That of the data set there"), ("Idempotency-Replayed" = String, description = "`true`: this was the answer to the first request with the key"))),
+        (status = 408, description = "Nothing of the file came for too long", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The first request with the Idempotency-Key is being answered; try again after Retry-After", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The file is larger than allowed", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "The file is no data set: what is wrong, where, and what would mend it; or `idempotency_key_reused`: the key was used for another file, or for another way to read it", body = Problem, content_type = "application/problem+json"),

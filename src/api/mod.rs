@@ -4,11 +4,13 @@
 
 pub mod access;
 pub mod answers;
+mod bodies;
 pub mod catalog;
 pub mod conditional;
 pub mod datasets;
 pub mod devices;
 pub mod events;
+mod examples;
 pub mod health;
 pub mod hosts;
 pub mod idempotency;

@@ -17,8 +17,8 @@ use utoipa_actix_web::service_config::ServiceConfig;
 use super::events::StudyEvent;
 use super::problem::{Problem, ProblemCode};
 use super::{
-    answers, catalog, conditional, datasets, devices, events, health, leases, links, measurements,
-    metrics, probes, responses, revisions, studies,
+    answers, catalog, conditional, datasets, devices, events, examples, health, leases, links,
+    measurements, metrics, probes, responses, revisions, studies,
 };
 use crate::access::Scope;
 use crate::study::upload::{ArrayLayout, UploadTask};
@@ -127,6 +127,7 @@ pub fn document() -> OpenApiDocument {
             document_files(operation);
             document_headers(operation);
             links::add(operation);
+            examples::add(operation);
         }
     }
     document
@@ -157,7 +158,7 @@ fn document_access(path: &str, operation: &mut Operation) {
     responses.insert(
         "403".into(),
         responses::problem(&format!(
-            "The access token lacks the scope `{scope}`, or the Host header is not one that this service answers to"
+            "The access token lacks the scope `{scope}`, or the Host header is not one that this service answers to, or a browser says that a page of another site writes (`cross_site`)"
         )),
     );
     let too_many = if scope == Scope::Work.as_str() {
@@ -222,6 +223,7 @@ fn document_headers(operation: &mut Operation) {
         let RefOr::T(response) = response else {
             continue;
         };
+        let is_promised = response.description.contains("Retry-After");
         let mut add = |name: &str, header: Header| {
             response.headers.insert(name.to_owned(), RefOr::T(header));
         };
@@ -232,19 +234,22 @@ fn document_headers(operation: &mut Operation) {
                 "Names the request in the service's log; the caller's own, where it sent one",
             ),
         );
-        match status.as_str() {
-            "429" | "503" => add(
+        // A conflict that passes by itself says in its description when to try again.
+        let is_for_later = ["429", "503"].contains(&status.as_str()) || is_promised;
+        if is_for_later {
+            add(
                 "Retry-After",
                 header(Type::Integer, "When to try again, seconds"),
-            ),
-            "401" => add(
+            );
+        }
+        if status == "401" {
+            add(
                 "WWW-Authenticate",
                 header(
                     Type::String,
                     "How to send an access token, and what was wrong with the one sent",
                 ),
-            ),
-            _ => {}
+            );
         }
     }
 }

@@ -279,7 +279,7 @@ impl Problem {
             }
             StatusCode::REQUEST_TIMEOUT => Self::new(
                 ProblemCode::RequestTimeout,
-                "send the whole request within the time limit",
+                "nothing of the body came for longer than the limit (api.request_timeout_secs); send it whole",
             ),
             StatusCode::PAYLOAD_TOO_LARGE => Self::new(
                 ProblemCode::BodyTooLarge,
@@ -314,6 +314,10 @@ impl Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = HttpResponse::build(status);
         response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
+        if status == StatusCode::REQUEST_TIMEOUT {
+            // What still comes of that request is none of the next one's.
+            response.force_close();
+        }
         let is_for_later = self.code == ProblemCode::IdempotencyKeyInUse
             || matches!(
                 status,

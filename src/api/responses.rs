@@ -40,12 +40,13 @@ problems! {
     /// Any operation can answer so.
     Always {
         "400": "The request is not understood",
-        "403": "The Host header is not one that this service answers to",
+        "403": "The Host header is not one that this service answers to, or a browser says that a page of another site writes (`cross_site`)",
         "500": "A defect of the service; the log line carries the same request id",
         "503": "The database is away or the service is shutting down; try again after Retry-After",
     }
     /// The body is JSON, and not too much of it.
     JsonBody {
+        "408": "Nothing of the body came for too long",
         "413": "The body is larger than allowed",
         "415": "The body is not declared as JSON",
     }

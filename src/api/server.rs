@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task;
@@ -30,7 +31,7 @@ use super::access::{Access, PROJECT_HEADER};
 use super::operations::Operations;
 use super::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use super::state::Api;
-use super::{metrics, openapi, tls};
+use super::{bodies, metrics, openapi, tls};
 use crate::access::UnderWay;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
@@ -101,6 +102,8 @@ impl Server {
             event_heartbeat: Duration::from_secs_f64(settings.api.event_heartbeat_secs),
             max_event_stream: Duration::from_secs_f64(settings.api.max_event_stream_secs),
             slow_listener: Duration::from_secs_f64(settings.api.slow_listener_secs),
+            max_silence: NonZero::new(settings.api.request_timeout_secs)
+                .map(|secs| Duration::from_secs(secs.get())),
             stop,
             metrics,
             service_metrics: Mutex::new(None),
@@ -328,8 +331,14 @@ fn span(request: &ServiceRequest, path: &str, id: &HeaderValue) -> tracing::Span
     let mut segments = path.strip_prefix("/v1/").unwrap_or_default().split('/');
     if let (Some(kind), Some(thing)) = (segments.next(), segments.next())
         && let Ok(thing) = thing.parse::<Uuid>()
-        && let Some(name) = kind.strip_suffix('s')
     {
+        let name = match kind {
+            "studies" => "study",
+            "probes" => "probe",
+            "leases" => "lease",
+            "datasets" => "dataset",
+            _ => return span,
+        };
         span.record(name, field::display(thing));
     }
     span
@@ -364,7 +373,7 @@ fn add_headers(headers: &mut HeaderMap, id: HeaderValue, is_tls: bool) {
 }
 
 async fn answer(
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
     path: &str,
 ) -> Result<ServiceResponse<BoxBody>, Problem> {
@@ -383,7 +392,15 @@ async fn answer(
             return Ok(request.into_response(problem.response(Some(path))));
         }
     };
+    let patience = request
+        .app_data::<Data<Api>>()
+        .and_then(|api| api.max_silence);
+    let given_up = bodies::limit(&mut request, patience);
     let response = match AssertUnwindSafe(next.call(request)).catch_unwind().await {
+        // However the handler took it.
+        Ok(_) if given_up.is_true() => {
+            return Err(Problem::of_status(StatusCode::REQUEST_TIMEOUT));
+        }
         Ok(Ok(response)) => response.map_into_boxed_body(),
         Ok(Err(error)) => {
             return Err(Problem::of_status(error.as_response_error().status_code()));

@@ -30,6 +30,8 @@ pub struct Api {
     pub max_event_stream: Duration,
     /// How long a listener may take nothing of what is there for it.
     pub slow_listener: Duration,
+    /// How long a body may bring nothing, if there is a limit.
+    pub max_silence: Option<Duration>,
     /// Says when the service stops: claims and listeners wait no longer then.
     pub stop: watch::Receiver<bool>,
     /// Metrics of this instance.

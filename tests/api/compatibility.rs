@@ -80,30 +80,70 @@ impl Comparison<'_> {
                 if before["operationId"] != after["operationId"] {
                     self.say(&at, "has another operationId");
                 }
+                self.access(&at, before, after);
                 self.parameters(&at, before, after);
-                self.bodies(
-                    &at,
-                    Reader::Service,
-                    &before["requestBody"]["content"],
-                    &after["requestBody"]["content"],
-                );
+                self.request_body(&at, &before["requestBody"], &after["requestBody"]);
                 for (status, answer) in members(&before["responses"]) {
-                    if !status.starts_with('2') {
-                        continue;
+                    let at = format!("{at} {status}");
+                    match after["responses"].get(status) {
+                        None => self.say(&at, "is answered no more"),
+                        Some(now) => self.answer(&at, answer, now),
                     }
-                    let now = &after["responses"][status];
-                    if now.is_null() {
-                        self.say(&at, &format!("answers {status} no more"));
-                    }
-                    self.bodies(
-                        &format!("{at} {status}"),
-                        Reader::Caller,
-                        &answer["content"],
-                        &now["content"],
-                    );
                 }
             }
         }
+    }
+
+    /// A token that was enough still is.
+    fn access(&mut self, at: &str, before: &Value, after: &Value) {
+        let ways = |it: &Value| -> Vec<(BTreeSet<String>, bool)> {
+            elements(&it["security"])
+                .map(|way| {
+                    let scopes = members(way).flat_map(|(_, scopes)| texts(scopes));
+                    (
+                        scopes.map(ToOwned::to_owned).collect(),
+                        members(way).next().is_none(),
+                    )
+                })
+                .collect()
+        };
+        let (old, new) = (ways(before), ways(after));
+        let is_public = |ways: &[(BTreeSet<String>, bool)]| {
+            ways.is_empty() || ways.iter().any(|(_, is_public)| *is_public)
+        };
+        if is_public(&new) {
+            return;
+        }
+        if is_public(&old) {
+            self.say(at, "needs a token");
+            return;
+        }
+        for (scopes, _) in &old {
+            if !new.iter().any(|(needs, _)| needs.is_subset(scopes)) {
+                self.say(at, &format!("is not allowed with {scopes:?} any more"));
+            }
+        }
+    }
+
+    fn request_body(&mut self, at: &str, before: &Value, after: &Value) {
+        if after["required"] == true && before["required"] != true {
+            self.say(at, "needs a body");
+        }
+        self.bodies(at, Reader::Service, &before["content"], &after["content"]);
+    }
+
+    fn answer(&mut self, at: &str, before: &Value, after: &Value) {
+        for (name, _) in members(&before["headers"]) {
+            if after["headers"].get(name).is_none() {
+                self.say(at, &format!("has no header {name} any more"));
+            }
+        }
+        for (name, _) in members(&before["links"]) {
+            if after["links"].get(name).is_none() {
+                self.say(at, &format!("has no link {name} any more"));
+            }
+        }
+        self.bodies(at, Reader::Caller, &before["content"], &after["content"]);
     }
 
     fn parameters(&mut self, at: &str, before: &Value, after: &Value) {
@@ -123,6 +163,13 @@ impl Comparison<'_> {
             let old = elements(&before["parameters"]).find(|it| name(it) == name(new));
             if new["required"] == true && old.is_none_or(|old| old["required"] != true) {
                 self.say(at, &format!("needs {}", name(new)));
+            }
+            if let Some(old) = old {
+                let at = format!("{at} {}", name(new));
+                self.schemas(&at, Reader::Service, &old["schema"], &new["schema"]);
+                if old["schema"]["default"] != new["schema"]["default"] {
+                    self.say(&at, "has another default");
+                }
             }
         }
     }
@@ -157,13 +204,9 @@ impl Comparison<'_> {
         if !was.is_empty() && !lost.is_empty() {
             self.say(at, &format!("is of another type: {lost:?}"));
         }
-        for value in elements(&old["enum"]) {
-            if reader == Reader::Service
-                && !elements(&new["enum"]).any(|it| it == value)
-                && !new["enum"].is_null()
-            {
-                self.say(at, &format!("takes {value} no more"));
-            }
+        self.values(at, reader, old, new);
+        if reader == Reader::Service {
+            self.limits(at, old, new);
         }
         let (needed, needs) = (texts(&old["required"]), texts(&new["required"]));
         match reader {
@@ -195,6 +238,63 @@ impl Comparison<'_> {
                     None => self.say(at, &format!("has no {} any more", label(self.old, old))),
                 }
             }
+        }
+    }
+
+    /// A value that may be sent still may be; one that callers wait for or look at may still come.
+    fn values(&mut self, at: &str, reader: Reader, old: &Value, new: &Value) {
+        let any = |it: &Value| it["enum"].is_null();
+        for value in elements(&old["enum"]) {
+            if !any(new) && !elements(&new["enum"]).any(|it| it == value) {
+                let what = match reader {
+                    Reader::Service => "takes",
+                    Reader::Caller => "says",
+                };
+                self.say(at, &format!("{what} {value} no more"));
+            }
+        }
+        // What was any text is one of a few now.
+        if reader == Reader::Service && any(old) && !any(new) && !old["type"].is_null() {
+            self.say(at, "takes some values only");
+        }
+    }
+
+    /// Nothing that was sent is out of bounds now.
+    fn limits(&mut self, at: &str, old: &Value, new: &Value) {
+        for name in [
+            "minimum",
+            "exclusiveMinimum",
+            "minLength",
+            "minItems",
+            "minProperties",
+        ] {
+            let (was, is) = (old[name].as_f64(), new[name].as_f64());
+            if is.is_some_and(|is| was.is_none_or(|was| was < is)) {
+                self.say(at, &format!("has a higher {name}"));
+            }
+        }
+        for name in [
+            "maximum",
+            "exclusiveMaximum",
+            "maxLength",
+            "maxItems",
+            "maxProperties",
+        ] {
+            let (was, is) = (old[name].as_f64(), new[name].as_f64());
+            if is.is_some_and(|is| was.is_none_or(|was| was > is)) {
+                self.say(at, &format!("has a lower {name}"));
+            }
+        }
+        for name in ["pattern", "format", "multipleOf", "uniqueItems", "const"] {
+            if !new[name].is_null() && old[name] != new[name] && !old["type"].is_null() {
+                self.say(at, &format!("has another {name}"));
+            }
+        }
+        if new["additionalProperties"] == false
+            && old["additionalProperties"] != false
+            && !old["properties"].is_null()
+        {
+            self.say(at, "refuses what it does not know");
         }
     }
 
@@ -281,10 +381,20 @@ fn what_was_promised_is_kept_until_the_version_says_otherwise() {
 
 /// The document with something changed.
 fn changed(change: impl FnOnce(&mut Value)) -> Vec<String> {
-    let released = parsed(RELEASED);
-    let mut current = released.clone();
-    change(&mut current);
-    broken(&released, &current)
+    let before = parsed(CURRENT);
+    let mut after = before.clone();
+    change(&mut after);
+    broken(&before, &after)
+}
+
+/// A parameter of the list of studies.
+fn parameter<'a>(document: &'a mut Value, name: &str) -> &'a mut Value {
+    document["paths"]["/v1/studies"]["get"]["parameters"]
+        .as_array_mut()
+        .expect("a list")
+        .iter_mut()
+        .find(|it| it["name"] == name)
+        .expect("a parameter")
 }
 
 #[test]
@@ -296,10 +406,17 @@ fn what_breaks_callers_is_found_and_what_does_not_is_let_be() {
         it["components"]["schemas"]["Study"]["properties"]["more"] = json!({"type": "string"});
         it["components"]["schemas"]["StudyRequest"]["properties"]["more"] =
             json!({"type": "string"});
+        it["components"]["schemas"]["ProblemCode"]["enum"]
+            .as_array_mut()
+            .expect("a list")
+            .push(json!("one_more"));
+        it["paths"]["/v1/studies"]["get"]["responses"]["418"] = json!({"description": "new"});
+        it["paths"]["/v1/studies"]["post"]["security"] = json!([{"token": []}]);
+        parameter(it, "page_size")["schema"]["maximum"] = json!(100_000);
     });
     assert_eq!(added, Vec::<String>::new());
     type Change = (&'static str, fn(&mut Value));
-    let breaking: [Change; 7] = [
+    let breaking: [Change; 18] = [
         ("get /v1/studies: is gone", |it| {
             it["paths"]["/v1/studies"]
                 .as_object_mut()
@@ -314,6 +431,60 @@ fn what_breaks_callers_is_found_and_what_does_not_is_let_be() {
                 .as_array_mut()
                 .expect("a list");
             list.retain(|it| it["name"] != "page_size");
+        }),
+        ("is not allowed with {\"read\"} any more", |it| {
+            it["paths"]["/v1/studies"]["get"]["security"] = json!([{"token": ["admin"]}]);
+        }),
+        ("get /healthz: needs a token", |it| {
+            it["paths"]["/healthz"]["get"]["security"] = json!([{"token": ["read"]}]);
+        }),
+        ("page_size: has a lower maximum", |it| {
+            parameter(it, "page_size")["schema"]["maximum"] = json!(10);
+        }),
+        ("page_size: is of another type", |it| {
+            parameter(it, "page_size")["schema"]["type"] = json!("string");
+        }),
+        ("page_size: has another default", |it| {
+            parameter(it, "page_size")["schema"]["default"] = json!(7);
+        }),
+        ("state: takes \"running\" no more", |it| {
+            let state = parameter(it, "state")["schema"].clone();
+            let name = state["$ref"]
+                .as_str()
+                .map(|it| it.rsplit_once('/').expect("a name").1);
+            let schema = match name {
+                Some(name) => &mut it["components"]["schemas"][name],
+                None => &mut parameter(it, "state")["schema"],
+            };
+            schema["enum"]
+                .as_array_mut()
+                .expect("values")
+                .retain(|it| it != "running");
+        }),
+        ("/healthz 200: has no header X-Request-Id any more", |it| {
+            it["paths"]["/healthz"]["get"]["responses"]["200"]["headers"] = json!({});
+        }),
+        (
+            "post /v1/studies 202: has no link get_study any more",
+            |it| {
+                it["paths"]["/v1/studies"]["post"]["responses"]["202"]["links"] = json!({});
+            },
+        ),
+        ("post /v1/studies 422: is answered no more", |it| {
+            it["paths"]["/v1/studies"]["post"]["responses"]
+                .as_object_mut()
+                .expect("responses")
+                .remove("422");
+        }),
+        ("says \"lease_lost\" no more", |it| {
+            it["components"]["schemas"]["ProblemCode"]["enum"]
+                .as_array_mut()
+                .expect("a list")
+                .retain(|it| it != "lease_lost");
+        }),
+        ("needs a body", |it| {
+            it["paths"]["/v1/studies/{id}/cancel"]["post"]["requestBody"] =
+                json!({"required": true, "content": {}});
         }),
         ("has no phase any more", |it| {
             it["components"]["schemas"]["Study"]["properties"]

@@ -127,3 +127,89 @@ async fn who_has_too_much_under_way_waits_for_it_to_end() {
     }
     assert_eq!(service.get("/v1/studies").await.status, 200);
 }
+
+/// Everything that a connection says until it is closed.
+async fn said(service: &TestService, request: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = service.base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("connected");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    let all = stream.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(20), all)
+        .await
+        .expect("closed by the service")
+        .expect("text");
+    answer
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_given_up_and_its_place_is_free_again() {
+    let service = TestService::start(|settings| {
+        settings.workers = 0;
+        settings.api.request_timeout_secs = 1;
+        settings.datasets.max_uploads = 1;
+    })
+    .await;
+    let begun = |path: &str, kind: &str, body: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n\r\n{body}"
+        )
+    };
+    let upload = "/v1/datasets?name=half&format=csv";
+    let requests = [
+        begun("/v1/studies", "application/json", "{\"name\": \"ha"),
+        begun("/v1/studies", "application/json", ""),
+        begun(upload, "text/csv", "a,label\n1,x\n"),
+    ];
+    for request in &requests {
+        let answer = said(&service, request).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(
+            answer.to_lowercase().contains("connection: close"),
+            "{answer}"
+        );
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let problem: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!(problem["code"], "request_timeout", "{answer}");
+    }
+    // While one upload stands still another is one too many; then its place is free, and nothing of it was kept.
+    let (held, refused) = tokio::join!(said(&service, &requests[2]), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let url = format!("{}{upload}", service.base);
+        Answer::of(service.http.post(url).body("a,label\n1,x\n2,y\n")).await
+    });
+    refused.problem(429, "too_many_uploads");
+    assert!(wait_of(&refused) >= 1);
+    assert!(held.starts_with("HTTP/1.1 408 "), "{held}");
+    assert_eq!(
+        service.get("/v1/datasets").await.json()["items"],
+        json!([]),
+        "half a file is none"
+    );
+    let rows: String = (0..40)
+        .map(|row| format!("{row},{}\n", ["x", "y"][row % 2]))
+        .collect();
+    let url = format!("{}{upload}&target=label", service.base);
+    let whole = Answer::of(service.http.post(url).body(format!("a,label\n{rows}"))).await;
+    assert_eq!(whole.status, 201, "{}", whole.text);
+    // A slow body is no silent one: it takes longer than the limit and comes whole.
+    let parts = serde_json::to_string(&digits()).expect("JSON");
+    let parts: Vec<Result<String, std::io::Error>> = parts
+        .as_bytes()
+        .chunks(parts.len().div_ceil(6))
+        .map(|part| Ok(String::from_utf8_lossy(part).into_owned()))
+        .collect();
+    let slowly = futures::stream::iter(parts).then(async |part| {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        part
+    });
+    let post = service
+        .http
+        .post(format!("{}/v1/studies", service.base))
+        .header("content-type", "application/json")
+        .body(reqwest::Body::wrap_stream(Box::pin(slowly)));
+    assert_eq!(Answer::of(post).await.status, 202);
+}
