@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::api;
 use crate::library::Library;
-use crate::lifecycle::{self, Context, Followers};
+use crate::lifecycle::{self, Context, Followers, Room};
 use crate::metrics::{InstanceMetrics, Role};
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::gpus;
@@ -250,6 +250,7 @@ impl Service {
             waker: Waker::default(),
             rules: Arc::new(DefinitionRules::new(settings.limits.clone())),
             max_active_studies: settings.api.max_active_studies,
+            room: Room::default(),
             idempotency_hours: settings.api.idempotency_hours,
             alive_secs: pool.lease_secs * ALIVE_LEASES,
         };

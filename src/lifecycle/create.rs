@@ -1,6 +1,8 @@
 //! Creating a study: validate everything that can be known without running, then store the study
 //! and its first wave of probes in one transaction.
 
+use std::time::Instant;
+
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -199,12 +201,29 @@ async fn store_study(
     {
         return Err(dataset_is_gone());
     }
-    let active = studies::count_active(conn, new.project).await?;
-    let limit = context.max_active_studies;
-    if u64::try_from(active).unwrap_or(0) >= limit {
-        return Err(CreateError::TooManyStudies { limit });
-    }
+    has_room(conn, context, new.project).await?;
     Ok(advance::begin(conn, &new, step).await?)
+}
+
+/// Refuses one more study where the project has as many active ones as it may.
+pub(super) async fn has_room(
+    conn: &mut Connection,
+    context: &Context,
+    project: &str,
+) -> Result<(), CreateError> {
+    if context.room.take(project) {
+        return Ok(());
+    }
+    let limit = context.max_active_studies;
+    let at = Instant::now();
+    let active = studies::count_active(conn, project).await?;
+    match limit.checked_sub(u64::try_from(active).unwrap_or(0)) {
+        None | Some(0) => Err(CreateError::TooManyStudies { limit }),
+        Some(free) => {
+            context.room.counted(project, at, free);
+            Ok(())
+        }
+    }
 }
 
 /// What a study would do, without storing anything.

@@ -8,12 +8,14 @@ pub mod end;
 pub mod follow;
 mod replay;
 pub mod revise;
+mod room;
 
 pub use advance::{Advance, advance, run_advancer};
 pub use create::{CreateError, create, dry_run};
 pub use end::{EndError, cancel, delete};
 pub use follow::{FollowError, Followers, Following, Heard};
 pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
+pub use room::Room;
 
 use std::sync::Arc;
 
@@ -36,6 +38,8 @@ pub struct Context {
     pub rules: Arc<DefinitionRules>,
     /// Queued or running studies of a project at most.
     pub max_active_studies: u64,
+    /// What was counted of them lately.
+    pub room: Room,
     /// How long an `Idempotency-Key` is remembered.
     pub idempotency_hours: u32,
     /// A device not seen for this long is gone.

@@ -317,11 +317,7 @@ async fn store_revision(
         return Err(create::dataset_is_gone().into());
     }
     if study.study_state().has_ended() {
-        let active = studies::count_active(conn, &caller.project).await?;
-        let limit = context.max_active_studies;
-        if u64::try_from(active).unwrap_or(0) >= limit {
-            return Err(CreateError::TooManyStudies { limit }.into());
-        }
+        create::has_room(conn, context, &caller.project).await?;
     }
     let consequences = proposal.consequences(conn).await?;
     studies::revise(conn, &study, &proposal.new).await?;
