@@ -157,6 +157,15 @@ fn folder(settings: &Settings, findings: &mut Findings) -> bool {
         }
     };
     let there = existing(&folder);
+    if !there.is_dir() {
+        findings.add(
+            CHECK,
+            Verdict::Problem,
+            format!("{} is no folder", there.display()),
+            Some("set TRIALHEAD_DATA_DIR to a folder of this account's"),
+        );
+        return false;
+    }
     if let Err(error) = nix::unistd::access(&there, nix::unistd::AccessFlags::W_OK) {
         findings.add(
             CHECK,

@@ -442,7 +442,8 @@ async fn migrate(args: MigrateArgs) -> anyhow::Result<()> {
     let mode = if args.check {
         trialhead::store::connection::MigrateMode::Check
     } else {
-        migrate_mode(settings.database.migrate)
+        // Whoever says it means it, whatever the service may do when it starts.
+        trialhead::store::connection::MigrateMode::Auto
     };
     let result = trialhead::store::connection::migrate(&database, mode).await;
     if let Some(postgres) = postgres {

@@ -81,8 +81,12 @@ pub enum CliError {
     #[error("{0}")]
     File(String),
     /// What was found cannot be written.
-    #[error("cannot write: {0}")]
-    Write(#[from] std::io::Error),
+    #[error("cannot write {to}")]
+    Write {
+        to: String,
+        #[source]
+        error: std::io::Error,
+    },
 }
 
 fn what(error: &ClientError) -> String {
@@ -98,7 +102,7 @@ impl CliError {
             Self::Rest(RestError::Away(_)) => 5,
             Self::Rest(RestError::Refused(_)) => 6,
             Self::Rest(RestError::Missing(_)) => 7,
-            Self::Rest(RestError::Conflict(_) | RestError::Failed(_)) | Self::Write(_) => 1,
+            Self::Rest(RestError::Conflict(_) | RestError::Failed(_)) | Self::Write { .. } => 1,
         }
     }
 }

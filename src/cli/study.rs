@@ -383,14 +383,19 @@ async fn export(
     let (mut out, place): (Box<dyn std::io::Write + Send>, _) = match &file {
         Some(file) => {
             let part = file.with_added_extension("part");
-            (Box::new(std::fs::File::create(&part)?), Some((part, file)))
+            let created = std::fs::File::create(&part).map_err(unwritten(&part.display()))?;
+            (Box::new(created), Some((part, file)))
         }
         None => (Box::new(std::io::stdout()), None),
+    };
+    let to = match &place {
+        Some((part, _)) => part.display().to_string(),
+        None => OUTPUT.to_owned(),
     };
     loop {
         match response.chunk().await {
             Ok(Some(piece)) => {
-                if !is_read(out.write_all(&piece))? {
+                if !is_read(out.write_all(&piece)).map_err(unwritten(&to))? {
                     return Ok(Done::Well);
                 }
             }
@@ -398,9 +403,9 @@ async fn export(
             Err(error) => return Err(server.broken(&error).into()),
         }
     }
-    is_read(out.flush())?;
+    is_read(out.flush()).map_err(unwritten(&to))?;
     if let Some((part, file)) = place {
-        std::fs::rename(part, file)?;
+        std::fs::rename(part, file).map_err(unwritten(&file.display()))?;
     }
     Ok(Done::Well)
 }
@@ -412,8 +417,19 @@ fn pretty(value: &Value) -> String {
 
 fn print(text: &str) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
-    is_read(out.write_all(text.as_bytes()).and_then(|()| out.flush()))?;
+    is_read(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+        .map_err(unwritten(&OUTPUT))?;
     Ok(())
+}
+
+const OUTPUT: &str = "to standard output";
+
+fn unwritten(to: &impl std::fmt::Display) -> impl Fn(std::io::Error) -> CliError {
+    let to = to.to_string();
+    move |error| CliError::Write {
+        to: to.clone(),
+        error,
+    }
 }
 
 /// Whether somebody still reads what was written; who had enough is no error.

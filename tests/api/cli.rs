@@ -282,3 +282,299 @@ async fn the_doctor_says_what_is_well_and_what_to_mend() {
     assert!(said.contains("PROBLEM  database"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
 }
+
+const YAML: &str = "
+# What a person writes.
+name: digits, first batch size
+labels:
+  team: vision
+workload:
+  dataset: {builtin: digits}
+  model:
+    family: mlp
+    hidden: [64]
+batch_sizes:
+  min: 1
+  max: 64
+seed: 7
+";
+
+const TOML: &str = r#"
+# What a person writes.
+name = "digits, first batch size"
+labels.team = "vision"
+seed = 7
+
+[workload.dataset]
+builtin = "digits"
+
+[workload.model]
+family = "mlp"
+hidden = [64]
+
+[batch_sizes]
+min = 1
+max = 64
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_study_is_the_same_in_yaml_toml_and_json() {
+    let service = TestService::without_workers().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = json!({
+        "name": "digits, first batch size", "labels": {"team": "vision"}, "seed": 7,
+        "workload": {"dataset": {"builtin": "digits"}, "model": {"family": "mlp", "hidden": [64]}},
+        "batch_sizes": {"min": 1, "max": 64},
+    });
+    let mut definitions = Vec::new();
+    for (name, text) in [
+        ("study.yaml", YAML),
+        ("study.toml", TOML),
+        ("study.json", &json.to_string()),
+    ] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("writes");
+        let file = file.display().to_string();
+        let made = run(&service.base, None, &["submit", &file, "-o", "json"], "").await;
+        code(&made, 0);
+        let study: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+        let id = study["id"].as_str().expect("an id");
+        let definition = service.get(&format!("/v1/studies/{id}/definition")).await;
+        definitions.push(definition.json());
+    }
+    assert_eq!(definitions[0], definitions[1]);
+    assert_eq!(definitions[0], definitions[2]);
+    assert_eq!(definitions[0]["workload"]["model"]["hidden"], json!([64]));
+    // What cannot be read is said with its place.
+    for (name, text, place) in [
+        ("bad.yaml", "name: [1, 2\nseed: 7\n", "line"),
+        ("bad.toml", "name = \"a\"\nseed = = 7\n", "line 2"),
+        ("bad.json", "{\"name\": \"a\",\n \"seed\": }", "line 2"),
+    ] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("writes");
+        let file = file.display().to_string();
+        let refused = run(&service.base, None, &["submit", &file], "").await;
+        code(&refused, 2);
+        assert!(err(&refused).contains(place), "{refused:?}");
+        assert!(err(&refused).contains(name), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_study_without_an_answer_and_a_command_that_fails_have_codes_of_their_own() {
+    let service = TestService::start(|settings| {
+        let fails = [
+            crate::fake::executable().display().to_string(),
+            "failed".into(),
+        ];
+        settings.pool.child_command = Some(fails.to_vec());
+    })
+    .await;
+    let base = &service.base;
+    let watched = run(
+        base,
+        None,
+        &["submit", "-", "--watch"],
+        &digits().to_string(),
+    )
+    .await;
+    code(&watched, 3);
+    let list = run(base, None, &["list", "--state", "failed", "-o", "json"], "").await;
+    let list: Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let id = list[0]["id"].as_str().expect("an id");
+    let nowhere = ["export", id, "--file", "/nonexistent/folder/all.csv"];
+    let failed = run(base, None, &nowhere, "").await;
+    code(&failed, 1);
+    assert!(err(&failed).contains("/nonexistent/folder"), "{failed:?}");
+    let missing = run(base, None, &["submit", "/nonexistent/study.json"], "").await;
+    code(&missing, 2);
+    assert!(
+        err(&missing).contains("/nonexistent/study.json"),
+        "{missing:?}"
+    );
+}
+
+/// More rows than one statement of the export reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_of_many_measurements_is_whole_and_in_order() {
+    let service = TestService::with_worker().await;
+    let path = service.create(&digits()).await;
+    service.ended(&path).await;
+    let id = path.rsplit('/').next().expect("an id");
+    crate::postgres::execute(
+        service.database.url(),
+        &format!(
+            "INSERT INTO measurements (probe, attempt, seq, metric, value, unit, elapsed_secs)
+             SELECT p.id, p.attempt, 100000 + n, 'my_own', n, 'count', n / 1000.0
+               FROM (SELECT id, attempt FROM study_probes JOIN probes ON id = probe
+                      WHERE study = '{id}' AND state = 'succeeded' ORDER BY id LIMIT 1) p,
+                    generate_series(0, 6999) n"
+        ),
+    )
+    .await;
+    let csv = run(&service.base, None, &["export", id], "").await;
+    code(&csv, 0);
+    let text = out(&csv);
+    let mut lines = text.lines();
+    let header: Vec<&str> = lines.next().expect("a header").split(',').collect();
+    let column = |name: &str| header.iter().position(|it| *it == name).expect("a column");
+    let (metric, seq) = (column("metric"), column("seq"));
+    let rows: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    let others = rows.iter().filter(|row| row[metric] != "my_own").count();
+    assert!(others > 0);
+    let seqs: Vec<u64> = rows
+        .iter()
+        .filter(|row| row[metric] == "my_own")
+        .map(|row| row[seq].parse().expect("a number"))
+        .collect();
+    assert!(seqs.iter().copied().eq(100_000..107_000), "{}", seqs.len());
+    let ndjson = run(
+        &service.base,
+        None,
+        &["export", id, "--format", "ndjson"],
+        "",
+    )
+    .await;
+    let seqs: Vec<u64> = out(&ndjson)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .filter(|it| it["metric"] == "my_own")
+        .map(|it| it["seq"].as_u64().expect("a number"))
+        .collect();
+    assert!(seqs.iter().copied().eq(100_000..107_000), "{}", seqs.len());
+    assert_eq!(out(&ndjson).lines().count(), rows.len());
+}
+
+/// What a command writes to a terminal of 80 columns, which its standard error is.
+async fn on_a_terminal(mut command: Command) -> (Output, String) {
+    let size = nix::pty::Winsize {
+        ws_row: 24,
+        ws_col: 80,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = nix::pty::openpty(&size, None).expect("a terminal");
+    command
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::from(pty.slave));
+    let mut screen = std::fs::File::from(pty.master);
+    let run = move || {
+        let child = command.spawn().expect("it starts");
+        // The terminal's other end is this process's no more, so that reading ends with the child.
+        drop(command);
+        let reading = std::thread::spawn(move || {
+            let mut shown = Vec::new();
+            // The end of a terminal is an error of its own kind.
+            let _ = std::io::Read::read_to_end(&mut screen, &mut shown);
+            String::from_utf8_lossy(&shown).into_owned()
+        });
+        let output = child.wait_with_output().expect("it ends");
+        (output, reading.join().expect("read"))
+    };
+    tokio::task::spawn_blocking(run).await.expect("it ran")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_terminal_a_bar_tells_how_far_it_is() {
+    let service = TestService::with_worker().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("study.json");
+    std::fs::write(&file, digits().to_string()).expect("writes");
+    let file = file.display().to_string();
+    let (output, screen) = on_a_terminal(study(&service.base, &["submit", &file, "--watch"])).await;
+    code(&output, 0);
+    // It is drawn over and over, with the probes done, the phase and the device time in it.
+    assert!(screen.contains('\u{1b}'), "{screen}");
+    assert!(screen.contains(" probes"), "{screen}");
+    assert!(screen.contains(" of device time"), "{screen}");
+    assert!(screen.contains(" left"), "{screen}");
+    // The answer is not mixed with it.
+    assert!(!out(&output).contains('\u{1b}'), "{output:?}");
+    assert!(out(&output).contains("feasible_batch_sizes"), "{output:?}");
+}
+
+#[test]
+fn shells_complete_the_commands() {
+    let script = |shell: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_trialhead"))
+            .args(["completion", shell])
+            .output()
+            .expect("it runs");
+        code(&output, 0);
+        out(&output)
+    };
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let text = script(shell);
+        for word in ["recommendations", "submit", "doctor"] {
+            assert!(text.contains(word), "{shell} does not know {word}");
+        }
+    }
+    // And bash does it.
+    let asked = r#"
+        complete() { function="${*: -2:1}"; }
+        eval "$(cat)"
+        unset -f complete
+        COMP_WORDS=(trialhead study sub) COMP_CWORD=2
+        _trialhead trialhead sub study
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let mut bash = Command::new("bash")
+        .args(["-c", asked])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("bash");
+    let mut stdin = bash.stdin.take().expect("piped");
+    stdin.write_all(script("bash").as_bytes()).expect("sent");
+    drop(stdin);
+    let said = bash.wait_with_output().expect("it ends");
+    assert_eq!(out(&said).trim(), "submit", "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_finds_each_thing_that_is_wrong() {
+    let database = crate::postgres::TestDatabase::create().await;
+    let empty = crate::postgres::TestDatabase::create_empty().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data").display().to_string();
+    let locks = folder.path().join("locks").display().to_string();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").expect("writes");
+    let file = file.display().to_string();
+    let program = crate::service::trained().join(",");
+    let well = [
+        ("DATABASE_URL", database.url()),
+        ("TRIALHEAD_DATA_DIR", &data),
+        ("TRIALHEAD_POOL__LOCK_DIR", &locks),
+        ("TRIALHEAD_POOL__CHILD_COMMAND", &program),
+        ("TRIALHEAD_POOL__DEVICES", "cpu"),
+        ("TRIALHEAD_DATABASE__MIGRATE", "check"),
+    ];
+    for (check, setting, value, mend) in [
+        ("migrations", 0, empty.url(), "trialhead migrate"),
+        ("data folder", 1, file.as_str(), "TRIALHEAD_DATA_DIR"),
+        ("locks", 2, file.as_str(), "pool.lock_dir"),
+        ("devices", 4, "cuda", "pool.devices"),
+    ] {
+        let mut ill = well.to_vec();
+        ill[setting].1 = value;
+        let output = doctor(&ill, &[]).await;
+        code(&output, 1);
+        let said = out(&output);
+        let problem = format!("PROBLEM  {check}");
+        let lines: Vec<&str> = said
+            .lines()
+            .skip_while(|line| !line.starts_with(&problem))
+            .take(3)
+            .collect();
+        assert!(!lines.is_empty(), "{check} is not found:\n{said}");
+        assert!(
+            lines.iter().any(|line| line.contains(mend)),
+            "{check} does not say what to mend:\n{said}"
+        );
+    }
+}

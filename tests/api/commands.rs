@@ -11,7 +11,7 @@ use serde_json::Value;
 use trialhead::access::TokenText;
 
 use crate::postgres::{ServerDirectory, TestDatabase, execute};
-use crate::service::{Answer, PATIENCE, http_client};
+use crate::service::{Answer, PATIENCE, digits, http_client};
 
 /// The program with nothing but these variables.
 fn program(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
@@ -26,7 +26,7 @@ fn program(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     command
 }
 
-fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     program(arguments, variables).output().expect("it runs")
 }
 
@@ -35,19 +35,19 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
-fn stderr(output: &Output) -> String {
+pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("text")
 }
 
 /// A running `trialhead serve`; killed when dropped.
-struct Serving {
+pub struct Serving {
     child: Child,
-    base: String,
+    pub base: String,
     lines: mpsc::Receiver<String>,
 }
 
 impl Serving {
-    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut child = program(arguments, variables)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -78,7 +78,7 @@ impl Serving {
         Self { child, base, lines }
     }
 
-    async fn get(&self, path: &str, token: Option<&str>) -> Answer {
+    pub async fn get(&self, path: &str, token: Option<&str>) -> Answer {
         let mut request = http_client().get(format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.bearer_auth(token);
@@ -87,7 +87,7 @@ impl Serving {
     }
 
     /// Ends it and gives what it has logged since it served.
-    fn stop(mut self) -> String {
+    pub fn stop(mut self) -> String {
         let pid = Pid::from_raw(self.child.id().cast_signed());
         kill(pid, Signal::SIGTERM).expect("it is there");
         self.child.wait().expect("it ends");
@@ -356,6 +356,82 @@ async fn no_log_line_shows_a_secret() {
         assert!(!log.contains(secret));
         assert!(!stderr(&made).contains(secret));
     }
+}
+
+/// Lines of an object each, with the ids that somebody who looks for a request, a study or a probe has.
+#[tokio::test]
+async fn log_lines_are_objects_with_the_ids_of_what_they_are_about() {
+    let database = TestDatabase::create().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (data, locks) = (at("data"), at("locks"));
+    let child = format!(
+        "{},simulate,2e7,1e5,1e-3,1e-5",
+        crate::fake::executable().display()
+    );
+    let variables = [
+        ("DATABASE_URL", database.url()),
+        ("TRIALHEAD_DATA_DIR", &data),
+        ("TRIALHEAD_POOL__LOCK_DIR", &locks),
+        ("TRIALHEAD_POOL__HOST", &data),
+        ("TRIALHEAD_POOL__DEVICES", "cpu"),
+        ("TRIALHEAD_POOL__CHILD_COMMAND", &child),
+        ("TRIALHEAD_LOG__FORMAT", "json"),
+        ("TRIALHEAD_LOG__FILTER", "info,trialhead::api=debug"),
+    ];
+    let serving = Serving::start(&["serve", "--listen", "127.0.0.1:0"], &variables);
+    let http = http_client();
+    let post = http
+        .post(format!("{}/v1/studies", serving.base))
+        .header("x-request-id", "made-by-the-test")
+        .json(&digits());
+    let study = Answer::of(post).await.json()["id"].clone();
+    let path = format!("/v1/studies/{}", study.as_str().expect("an id"));
+    let probe = loop {
+        let list = serving.get(&format!("{path}/probes"), None).await.json();
+        let items = list["items"].as_array().expect("a list");
+        let ended = items.iter().find(|it| it["probe"]["state"] == "succeeded");
+        if let Some(ended) = ended {
+            break ended["probe"]["id"].clone();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let named = http
+        .get(format!("{}{path}", serving.base))
+        .header("x-request-id", "asked-by-the-test");
+    assert_eq!(Answer::of(named).await.status, 200);
+    let log = serving.stop();
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no object: {line}")))
+        .collect();
+    assert!(
+        lines
+            .iter()
+            .all(|it| it["timestamp"].is_string() && it["level"].is_string()),
+        "{log}"
+    );
+    // Whatever a request's handler says carries the request's id.
+    let created = lines.iter().find(|it| it["message"] == "study created");
+    let created = created.unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(created["study"], study);
+    assert_eq!(created["span"]["request_id"], "made-by-the-test");
+    let asked = lines
+        .iter()
+        .find(|it| it["span"]["request_id"] == "asked-by-the-test");
+    let asked = asked.unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(
+        (&asked["message"], &asked["status"]),
+        (&"answered".into(), &200.into())
+    );
+    // The path names a study, and so does the line.
+    let span = &asked["span"];
+    assert_eq!(span["path"].as_str(), Some(path.as_str()));
+    assert_eq!(span["study"], study);
+    let run = lines.iter().filter(|it| it["probe"] == probe);
+    let told: Vec<&Value> = run.collect();
+    assert!(!told.is_empty(), "{probe} in {log}");
+    assert!(told.iter().all(|it| it["study"] == study), "{told:?}");
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ mod gpus;
 mod idempotency;
 mod leases;
 mod limits;
+mod operations;
 mod prescriptions;
 mod problems;
 mod retention;

@@ -7,6 +7,5 @@ mod postgres;
 mod connections;
 mod encrypted;
 mod managed;
-mod operations;
 mod processes;
 mod storage;
