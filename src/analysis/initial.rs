@@ -366,9 +366,9 @@ pub fn reference(definition: &StudyDefinition) -> Option<ReferenceResult> {
         let model = serde_json::from_value::<Model>(reference.model.clone());
         dataset.is_ok_and(|it| it == workload.dataset) && model.is_ok_and(|it| it == workload.model)
     };
-    let families = catalog::model_families();
-    let mut references = families.into_iter().flat_map(|family| family.references);
-    references.find(is_of)
+    let families = catalog::model_families().iter();
+    let mut references = families.flat_map(|family| &family.references);
+    references.find(|it| is_of(it)).cloned()
 }
 
 /// Works out where to start; `None` where it is not asked for, or no batch size can be trained.

@@ -48,8 +48,8 @@ pub struct Device {
     pub last_seen: DateTime<Utc>,
 }
 
-impl From<DeviceRow> for Device {
-    fn from(row: DeviceRow) -> Self {
+impl Device {
+    fn new(row: DeviceRow, running_probes: i64) -> Self {
         Self {
             id: DeviceId(row.id),
             host: row.host,
@@ -63,8 +63,8 @@ impl From<DeviceRow> for Device {
             runners: row.runners,
             slots: row.slots,
             count: row.count,
-            running_probes: row.running_probes,
-            busy: row.running_probes > 0,
+            running_probes,
+            busy: running_probes > 0,
             last_seen: row.last_seen,
         }
     }
@@ -93,7 +93,13 @@ pub struct Devices {
 pub async fn list_devices(api: Data<Api>) -> Result<Json<Devices>, Problem> {
     let mut conn = api.context.database.connection().await?;
     let rows = devices::live(&mut conn, api.context.alive_secs).await?;
+    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    let running = devices::running_probes(&mut conn, &ids).await?;
+    let device = |row: DeviceRow| {
+        let running_probes = running.get(&row.id).copied().unwrap_or(0);
+        Device::new(row, running_probes)
+    };
     Ok(Json(Devices {
-        items: rows.into_iter().map(Device::from).collect(),
+        items: rows.into_iter().map(device).collect(),
     }))
 }

@@ -8,6 +8,8 @@ mod models;
 mod optimizers;
 mod parameters;
 
+use std::sync::LazyLock;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -320,19 +322,22 @@ pub struct ProbeKindEntry {
 }
 
 /// The optimizers.
-pub fn optimizer_families() -> Vec<OptimizerFamily> {
-    optimizers::optimizers()
+pub fn optimizer_families() -> &'static [OptimizerFamily] {
+    static ONCE: LazyLock<Vec<OptimizerFamily>> = LazyLock::new(optimizers::optimizers);
+    &ONCE
 }
 
 /// The model families.
-pub fn model_families() -> Vec<ModelFamily> {
-    models::families()
+pub fn model_families() -> &'static [ModelFamily] {
+    static ONCE: LazyLock<Vec<ModelFamily>> = LazyLock::new(models::families);
+    &ONCE
 }
 
 /// The range over which a hyperparameter of an optimizer is searched, where it is known.
 pub fn search_range(optimizer: &str, hyperparameter: &str) -> Option<SearchRange> {
-    let families = optimizers::optimizers();
-    let family = families.iter().find(|family| family.name == optimizer)?;
+    let family = optimizer_families()
+        .iter()
+        .find(|family| family.name == optimizer)?;
     let mut all = family.hyperparameters.iter();
     all.find(|it| it.name == hyperparameter)
         .map(|it| it.search_space.clone())

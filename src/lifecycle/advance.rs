@@ -31,6 +31,9 @@ const MAX_ANSWERED: usize = 16;
 /// Wake-ups within this time lead to one look.
 const COALESCE: Duration = Duration::from_millis(40);
 
+/// So many times as long as a look took is waited before the next: among thousands of studies it takes a while.
+const PAUSE_FOR_A_LOOK: u32 = 9;
+
 /// Studies that wait for a device are looked at this often at most.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
 
@@ -396,7 +399,8 @@ pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Rec
     loop {
         wake.mark_unchanged();
         let mut full = false;
-        match advance_due(&context).await {
+        let mut took = Duration::ZERO;
+        match advance_due(&context, &mut took).await {
             Ok(moved) => full = moved >= STUDIES_PER_LOOK,
             Err(error) => tracing::warn!(%error, "studies could not be advanced; trying again"),
         }
@@ -424,16 +428,19 @@ pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Rec
         };
         if was_woken {
             // Many completions at once are one look, not many.
-            tokio::time::sleep(COALESCE).await;
+            tokio::time::sleep(COALESCE.max((PAUSE_FOR_A_LOOK * took).min(waiting_every))).await;
         }
     }
 }
 
-/// One look at everything that is due. Gives how many studies moved.
-async fn advance_due(context: &Context) -> Result<i64, StoreError> {
+/// One look at everything that is due. Gives how many studies moved, and how long it took to find them.
+async fn advance_due(context: &Context, took: &mut Duration) -> Result<i64, StoreError> {
     let due = {
         let mut conn = context.database.connection().await?;
-        studies::due(&mut conn, STUDIES_PER_LOOK).await?
+        let began = Instant::now();
+        let due = studies::due(&mut conn, STUDIES_PER_LOOK).await?;
+        *took = began.elapsed();
+        due
     };
     advance_each(context, due).await
 }

@@ -144,7 +144,7 @@ pub async fn create(
     )
     .await?;
     let mut conn = context.database.connection().await?;
-    store::begin(&mut conn).await?;
+    store::begin_by_kept_plans(&mut conn).await?;
     let work = async {
         if let Some(key) = key
             && let Some(answer) = kept_answers::claim(&mut conn, key, &request).await?

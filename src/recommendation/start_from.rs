@@ -50,7 +50,7 @@ pub fn advise(
             "start_from": entry.name,
             "task": facts.target.task(),
             "model": smallest,
-            "sizes": ladder(&entry, &sizes, &facts),
+            "sizes": ladder(entry, &sizes, &facts),
             "optimizer": optimizer,
             "gradient_clipping": GradientClipping::first_for(&smallest),
             "provenance": entry.provenance,
@@ -58,9 +58,9 @@ pub fn advise(
             "reference": initial::reference(definition),
             "reproduced": reproduction.map(|it| it.reproduced),
             "reproduction": reproduction,
-            "alternatives": alternatives(&entry, &facts),
+            "alternatives": alternatives(entry, &facts),
         }),
-        summary: summary(&entry, &smallest, &optimizer, &facts, reproduction),
+        summary: summary(entry, &smallest, &optimizer, &facts, reproduction),
         basis: Basis::RuleOfThumb,
         confidence: Confidence {
             grade,
@@ -80,15 +80,15 @@ pub fn advise(
 
 /// The catalog's entry: that of the study's family, or the simplest that reads the data set where the model is one
 /// of the study's own.
-fn entry(asked: &Model, facts: &Facts) -> Option<ModelFamily> {
-    let families = catalog::model_families();
+fn entry(asked: &Model, facts: &Facts) -> Option<&'static ModelFamily> {
     let name = match asked {
         Model::Sequential { .. } | Model::External { .. } => {
             crate::study::defaults::default_model(facts).family()
         }
         family => family.family(),
     };
-    families.into_iter().find(|family| family.name == name)
+    let mut families = catalog::model_families().iter();
+    families.find(|family| family.name == name)
 }
 
 /// The sizes with what they take, those that fit the data set.
@@ -111,7 +111,7 @@ fn ladder(entry: &ModelFamily, sizes: &[Model], facts: &Facts) -> Vec<Value> {
 /// Other families that read the data set, with what they are known to reach.
 fn alternatives(entry: &ModelFamily, facts: &Facts) -> Vec<Value> {
     catalog::model_families()
-        .into_iter()
+        .iter()
         .filter(|family| family.name != entry.name)
         .filter_map(|family| {
             let smallest = initial::sizes(family.name).into_iter().next()?;

@@ -13,7 +13,7 @@ use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
 use super::statement::statement;
-use super::transaction::{begin, finish};
+use super::transaction::{begin_by_kept_plans, finish};
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
 use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
 
@@ -133,43 +133,56 @@ struct ClaimedRow {
 /// that of the first is looked at: a specification is long, and to read each that is queued would cost most of a claim.
 /// Studies that are said to wait for a worker are looked at when there are no others: a thousand that wait for a GPU
 /// would stand before each claim of a processor, and that they wait may have ceased to be true.
+///
+/// Its plan is kept, so there is only one that it can have: study after study in the order of their turns, of each the open
+/// probes in theirs, of each its row. `OFFSET 0` keeps the parts apart, and that a state is compared as it is not
+/// stored keeps the index of all queued probes out of it.
 const CANDIDATES: &str = "\
     SELECT s.id AS study, s.priority, q.exclusive FROM studies s \
-    JOIN LATERAL (\
-        SELECT p.exclusive, (p.spec #>> '{limits,memory_bytes}')::numeric AS memory \
-        FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-        WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
-          AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) \
-        ORDER BY sp.position LIMIT 1) q ON coalesce(q.memory, 0) <= $5 \
+    CROSS JOIN LATERAL (\
+        SELECT p.exclusive, p.memory FROM (\
+            SELECT sp.probe FROM study_probes sp \
+            WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
+            ORDER BY sp.position OFFSET 0) sp \
+        CROSS JOIN LATERAL (\
+            SELECT p.exclusive, (p.spec #>> '{limits,memory_bytes}')::numeric AS memory FROM probes p \
+            WHERE p.id = sp.probe AND p.state || '' = 'queued' AND p.not_before <= now() \
+              AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) OFFSET 0) p \
+        LIMIT 1) q \
     WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
-      AND s.id <> ALL($7) AND s.waiting_for";
+      AND coalesce(q.memory, 0) <= $5 AND s.id <> ALL($7) AND s.waiting_for";
 
 /// Whose turn it is first.
 const TURNS: &str = "ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
 
 /// Takes the row of the first of several active studies: of one, waiting for whoever has it, or of several with
-/// `SKIP LOCKED` the first that nobody has just now.
+/// `SKIP LOCKED` the first that nobody has just now. An active study is one that has not ended: said so, no index of active
+/// studies can tempt the plan.
 const LOCK: &str = "\
     SELECT s.id, s.revision, s.wave, s.started_at IS NULL AS starts \
     FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, turn) JOIN studies s ON s.id = asked.id \
-    WHERE s.state IN ('queued', 'running') ORDER BY asked.turn LIMIT 1 FOR UPDATE OF s";
+    WHERE s.ended_at IS NULL ORDER BY asked.turn LIMIT 1 FOR UPDATE OF s";
 
 /// Takes the first open probe of a study whose row is taken already; one that another worker is just taking is passed
 /// over. The lease is noted in the same statement, and a lease that was noted before undoes it. The study has had its
 /// turn, and its log says so. Others that wait for the same probe would have to be locked for that; they hear of its end.
+/// As for what is open, there is one plan that it can have.
 const TAKE: &str = "\
     WITH taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
         lease_expires_at = now() + make_interval(secs => $2), worker = $3, device = $4, \
         started_at = now(), ended_at = NULL, reason = NULL, detail = NULL, \
         progress_phase = NULL, progress_fraction = NULL, cancel_requested = false \
     WHERE id = (\
-        SELECT p.id FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-        WHERE sp.study = $5 AND sp.revision = $12 AND sp.wave = $13 AND sp.open \
-          AND p.state = 'queued' AND p.not_before <= now() \
-          AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $11 \
-          AND (p.exclusive = $8) AND p.runner = ANY($9) \
-        ORDER BY sp.position LIMIT 1 FOR UPDATE OF p SKIP LOCKED) \
+        SELECT q.id FROM (\
+            SELECT sp.probe FROM study_probes sp \
+            WHERE sp.study = $5 AND sp.revision = $12 AND sp.wave = $13 AND sp.open \
+            ORDER BY sp.position OFFSET 0) sp \
+        CROSS JOIN LATERAL (\
+            SELECT p.id FROM probes p \
+            WHERE p.id = sp.probe AND p.state || '' = 'queued' AND p.not_before <= now() \
+              AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $11 \
+              AND (p.exclusive = $8) AND p.runner = ANY($9) FOR UPDATE SKIP LOCKED) q \
+        LIMIT 1) \
       AND coalesce((spec #>> '{limits,memory_bytes}')::numeric, 0) <= $10 \
     RETURNING id, attempt, exclusive, spec, project, kind, batch_size), \
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken), \
@@ -208,7 +221,7 @@ pub async fn claim(
     let mut tried = Vec::new();
     let mut late = None;
     for _ in 0..MAX_LOOKS {
-        begin(conn).await?;
+        begin_by_kept_plans(conn).await?;
         let looked = look(conn, claim, &tried).await;
         match finish(conn, looked).await {
             Ok(Look::Done(claiming)) => return Ok(claiming),
@@ -441,29 +454,21 @@ pub async fn is_of_project(
     Ok(rows > 0)
 }
 
-/// What an attempt has told of its whole probe so far: the kind of the probe and the names of its figures.
-pub async fn told(
-    conn: &mut AsyncPgConnection,
-    fence: Fence,
-) -> Result<Option<(String, Vec<String>)>, StoreError> {
+/// The names of the figures that an attempt has told of its whole probe so far.
+async fn told(conn: &mut AsyncPgConnection, fence: Fence) -> Result<Vec<String>, StoreError> {
     #[derive(QueryableByName)]
-    struct Row {
+    struct Told {
         #[diesel(sql_type = Text)]
-        kind: String,
-        #[diesel(sql_type = Array<Text>)]
-        metrics: Vec<String>,
+        metric: String,
     }
-    let row: Option<Row> = statement(
-        "SELECT p.kind, ARRAY(SELECT DISTINCT m.metric FROM measurements m \
-            WHERE m.probe = p.id AND m.attempt = $2 AND m.step IS NULL) AS metrics \
-         FROM probes p WHERE p.id = $1",
+    let rows: Vec<Told> = statement(
+        "SELECT DISTINCT metric FROM measurements WHERE probe = $1 AND attempt = $2 AND step IS NULL",
     )
     .bind::<SqlUuid, _>(fence.probe.0)
     .bind::<Integer, _>(fence.attempt)
-    .get_result(conn)
-    .await
-    .optional()?;
-    Ok(row.map(|row| (row.kind, row.metrics)))
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.metric).collect())
 }
 
 /// What a heartbeat brings back.
@@ -497,27 +502,16 @@ pub async fn heartbeat(
     if beat.measurements.is_empty() {
         return prolong(conn, beat).await;
     }
-    let (fence, lease_secs) = (beat.fence, beat.lease_secs);
-    let progress = beat
-        .progress
-        .map(|(phase, fraction)| (phase.to_owned(), fraction));
-    let measurements = beat.measurements.to_vec();
-    conn.transaction(async move |conn| {
-        let beat = Beat {
-            fence,
-            lease_secs,
-            progress: progress
-                .as_ref()
-                .map(|(phase, fraction)| (phase.as_str(), *fraction)),
-            measurements: &[],
-        };
+    begin_by_kept_plans(conn).await?;
+    let work = async {
         let answer = prolong(conn, beat).await?;
         if matches!(answer, Heartbeat::Held { .. }) {
-            insert_measurements(conn, fence, &measurements).await?;
+            insert_measurements(conn, beat.fence, beat.measurements).await?;
         }
         Ok(answer)
-    })
-    .await
+    }
+    .await;
+    finish(conn, work).await
 }
 
 async fn prolong(conn: &mut AsyncPgConnection, beat: Beat<'_>) -> Result<Heartbeat, StoreError> {
@@ -591,6 +585,9 @@ pub enum Completed {
     Fenced,
 }
 
+/// What a probe of a kind that succeeded would have told and did not, by the names of the figures that came before its end.
+pub type Missing<'a> = &'a (dyn Fn(&str, &[String]) -> Option<String> + Sync);
+
 /// Ends an attempt: stores what it measured, its outcome, and makes the plan of every study that
 /// waits for it due. O(1) in the size of the study.
 pub async fn complete(
@@ -598,34 +595,63 @@ pub async fn complete(
     completion: &Completion,
     policy: RetryPolicy,
 ) -> Result<Completed, StoreError> {
-    let completion = completion.clone();
-    conn.transaction(async move |conn| {
-        let fence = completion.fence;
-        let studies = lock_waiting_studies(conn, fence.probe).await?;
-        let Some(attempt) = lock_attempt(conn, fence.probe).await? else {
-            return Ok(Completed::Fenced);
-        };
-        if attempt.lease != Some(fence.lease.0)
-            || attempt.attempt != fence.attempt
-            || attempt.state != ProbeState::Running.as_str()
-        {
-            return completed_before(conn, fence).await;
+    complete_whole(conn, completion, policy, &|_, _| None).await
+}
+
+/// The same, but one that succeeded and has something missing has failed.
+pub async fn complete_whole(
+    conn: &mut AsyncPgConnection,
+    completion: &Completion,
+    policy: RetryPolicy,
+    missing: Missing<'_>,
+) -> Result<Completed, StoreError> {
+    begin_by_kept_plans(conn).await?;
+    let ended = end(conn, completion, policy, missing).await;
+    finish(conn, ended).await
+}
+
+/// In the caller's transaction.
+async fn end(
+    conn: &mut AsyncPgConnection,
+    completion: &Completion,
+    policy: RetryPolicy,
+    missing: Missing<'_>,
+) -> Result<Completed, StoreError> {
+    let fence = completion.fence;
+    let studies = lock_waiting_studies(conn, fence.probe).await?;
+    let Some(attempt) = lock_attempt(conn, fence.probe).await? else {
+        return Ok(Completed::Fenced);
+    };
+    if attempt.lease != Some(fence.lease.0)
+        || attempt.attempt != fence.attempt
+        || attempt.state != ProbeState::Running.as_str()
+    {
+        return completed_before(conn, fence).await;
+    }
+    let mut end = AttemptEnd::of(&completion.outcome, &attempt, policy);
+    if completion.outcome == Outcome::Succeeded && missing(&attempt.kind, &[]).is_some() {
+        // What was told before came with heartbeats.
+        let told = told(conn, fence).await?;
+        if let Some(detail) = missing(&attempt.kind, &told) {
+            let outcome = Outcome::Failed {
+                reason: FailureReason::InvalidOutput,
+                detail,
+            };
+            end = AttemptEnd::of(&outcome, &attempt, policy);
         }
-        let end = AttemptEnd::of(&completion.outcome, &attempt, policy);
-        end_attempt(
-            conn,
-            fence.probe,
-            Some(fence.lease),
-            &end,
-            Some(completion.stderr_tail.as_str()),
-            completion.device_secs,
-            &studies,
-        )
-        .await?;
-        insert_measurements(conn, fence, &completion.measurements).await?;
-        Ok(Completed::Now(end.state))
-    })
-    .await
+    }
+    end_attempt(
+        conn,
+        fence.probe,
+        Some(fence.lease),
+        &end,
+        Some(completion.stderr_tail.as_str()),
+        completion.device_secs,
+        &studies,
+    )
+    .await?;
+    insert_measurements(conn, fence, &completion.measurements).await?;
+    Ok(Completed::Now(end.state))
 }
 
 /// What the first completion of this attempt made of the probe, if there was one.
@@ -801,7 +827,7 @@ async fn lock_waiting_studies(
     let rows: Vec<Waiting> = statement(
         "SELECT id FROM studies s \
          WHERE id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) \
-           AND state IN ('queued', 'running') AND EXISTS (\
+           AND ended_at IS NULL AND EXISTS (\
             SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision) \
          ORDER BY id FOR UPDATE",
     )
@@ -959,6 +985,8 @@ async fn end_attempt(
     .await
 }
 
+/// In a transaction with kept plans: that the probe is there is looked up for each row, by a statement of Postgres' own, and
+/// to plan that anew for each would cost three times what the row does.
 async fn insert_measurements(
     conn: &mut AsyncPgConnection,
     fence: Fence,
@@ -995,13 +1023,9 @@ async fn insert_measurements(
         .iter()
         .map(|measurement| measurement.elapsed_secs)
         .collect();
-    // That the probe is there is looked up for each row, by a statement of Postgres' own. Elsewhere plans are made anew for
-    // each use (see the session's settings), and here that would cost three times what the row does. A plan that is kept
-    // must not have been made for a small table. Both last to the end of the transaction, so this comes last in it.
     statement(
-        "WITH mode AS MATERIALIZED (SELECT set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'off', true)) \
-         INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
-         SELECT $1, $2, m.* FROM mode CROSS JOIN \
+        "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
+         SELECT $1, $2, m.* FROM \
             unnest($3::int[], $4::text[], $5::bigint[], $6::float8[], $7::text[], $8::float8[]) AS m \
          ON CONFLICT DO NOTHING",
     )

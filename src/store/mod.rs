@@ -23,4 +23,4 @@ pub mod transaction;
 pub mod wake;
 
 pub use error::StoreError;
-pub use transaction::{Connection, begin, finish};
+pub use transaction::{Connection, begin, begin_by_kept_plans, finish};

@@ -276,7 +276,8 @@ pub async fn nudge_stuck(conn: &mut AsyncPgConnection) -> Result<usize, StoreErr
 }
 
 /// Says of active studies whose probes no live worker can run what they wait for, and stops saying
-/// so once one can. Gives how many changed.
+/// so once one can. Gives how many changed. Written so that there is one way to do it, study by study: where Postgres may
+/// choose, it joins thousands of studies that came since it looked last as if they were one.
 pub async fn refresh_waiting(
     conn: &mut AsyncPgConnection,
     alive_secs: f64,
@@ -290,21 +291,21 @@ pub async fn refresh_waiting(
     }
     conn.transaction(async move |conn| {
         let changed: Vec<Changed> = statement(
-            "UPDATE studies s SET waiting_for = w.waiting_for, updated_at = now() FROM (\
-                SELECT a.id, min(CASE WHEN p.state = 'queued' AND d.model IS NULL THEN \
-                    'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
-                    || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END END) AS waiting_for \
-                FROM studies a \
-                JOIN study_probes sp ON sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open \
-                JOIN probes p ON p.id = sp.probe \
-                LEFT JOIN (SELECT DISTINCT e.backend, e.model, r.runner FROM devices e \
-                    JOIN device_runners r ON r.device = e.id \
-                    WHERE e.last_seen > now() - make_interval(secs => $1) \
-                      AND r.last_seen > now() - make_interval(secs => $1)) d \
-                  ON d.backend = p.backend AND d.model = p.device_model AND d.runner = p.runner \
-                WHERE a.state IN ('queued', 'running') GROUP BY a.id) w \
-             WHERE s.id = w.id AND s.state IN ('queued', 'running') \
-               AND s.waiting_for IS DISTINCT FROM w.waiting_for \
+            "WITH looked AS MATERIALIZED (\
+                SELECT a.id, a.waiting_for AS before, n.now FROM studies a CROSS JOIN LATERAL (\
+                    SELECT count(*) AS open, min(CASE WHEN p.state = 'queued' AND NOT EXISTS (\
+                            SELECT 1 FROM devices e JOIN device_runners r ON r.device = e.id \
+                            WHERE e.backend = p.backend AND e.model = p.device_model AND r.runner = p.runner \
+                              AND e.last_seen > now() - make_interval(secs => $1) \
+                              AND r.last_seen > now() - make_interval(secs => $1)) \
+                        THEN 'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
+                            || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END \
+                        END) AS now \
+                    FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+                    WHERE sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open) n \
+                WHERE a.state IN ('queued', 'running') AND n.open > 0) \
+             UPDATE studies s SET waiting_for = l.now, updated_at = now() FROM looked l \
+             WHERE s.id = l.id AND s.ended_at IS NULL AND l.before IS DISTINCT FROM l.now \
              RETURNING s.id, s.waiting_for",
         )
         .bind::<diesel::sql_types::Double, _>(alive_secs)
@@ -654,7 +655,7 @@ pub struct WaitingStudy {
     pub runner: String,
 }
 
-/// Active studies that wait.
+/// Active studies that wait and have nothing to run yet: what others wait for is for [`refresh_waiting`] to say.
 pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
@@ -671,7 +672,8 @@ pub async fn waiting(conn: &mut AsyncPgConnection) -> Result<Vec<WaitingStudy>, 
         "SELECT s.id, s.waiting_for, r.definition -> 'device' AS device, \
             coalesce(r.definition #>> '{runner,name}', 'burn') AS runner \
          FROM studies s JOIN study_revisions r ON r.study = s.id AND r.revision = s.revision \
-         WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL \
+         WHERE s.state IN ('queued', 'running') AND s.waiting_for IS NOT NULL AND NOT EXISTS (\
+            SELECT 1 FROM study_probes sp WHERE sp.study = s.id AND sp.revision = s.revision) \
          ORDER BY s.priority DESC, s.id",
     )
     .load(conn)

@@ -1,16 +1,17 @@
 //! Whose turn it is, and who has a device alone.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use diesel_async::{AsyncConnection, RunQueryDsl};
-use trialhead::probe::Task;
-use trialhead::store::leases::{self, Claim};
+use trialhead::probe::{Measurement, Outcome, ProbeState, Task};
+use trialhead::store::leases::{self, Claim, Claimed, Completed, Completion};
 use trialhead::store::{self, StoreError, devices, events, studies};
 use trialhead::study::{LeaseId, StudyId};
 use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, claim, claim_as, claim_in, database, device, finish, study};
+use crate::queue::{MODEL, POLICY, claim, claim_as, claim_in, database, device, finish, study};
 
 #[tokio::test]
 async fn studies_of_one_priority_take_turns_and_a_higher_one_goes_first() {
@@ -224,6 +225,94 @@ async fn a_claim_on_a_new_queue_reads_no_more_than_the_queue() {
         .await
         .expect("a transaction");
     assert!(claimed.is_some());
+}
+
+/// How many rows of each table this connection has read.
+async fn rows_read(conn: &mut store::Connection) -> HashMap<String, i64> {
+    #[derive(diesel::QueryableByName)]
+    struct Read {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        table: String,
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        rows: i64,
+    }
+    let read: Vec<Read> = diesel::sql_query(
+        "SELECT relname::text AS table, seq_tup_read + coalesce(idx_tup_fetch, 0) AS rows \
+         FROM pg_stat_xact_user_tables",
+    )
+    .load(conn)
+    .await
+    .expect("read");
+    read.into_iter().map(|it| (it.table, it.rows)).collect()
+}
+
+/// Plans are kept by their connection from when there was next to nothing, and Postgres has not looked at the tables since.
+#[tokio::test]
+async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() {
+    const MANY: u32 = 400;
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let here = device(&database, "host", MODEL).await;
+    let mut conn = database.connection().await.expect("a connection");
+    let smoke = |_| Task::Smoke { steps: 1 };
+    let ended = |claimed: &Claimed| Completion {
+        fence: claimed.fence(),
+        outcome: Outcome::Succeeded,
+        measurements: vec![Measurement {
+            seq: 0,
+            metric: "my_own".into(),
+            step: None,
+            value: 1.0,
+            unit: "count".into(),
+            elapsed_secs: 0.1,
+        }],
+        stderr_tail: String::new(),
+        device_secs: 0.1,
+    };
+    for _ in 0..8 {
+        study(&database, MODEL, 0, 1, smoke).await;
+        let claimed = claim_in(&mut conn, here, MODEL, 1 << 33, 30.0).await;
+        let completion = ended(&claimed.expect("a probe"));
+        leases::complete(&mut conn, &completion, POLICY)
+            .await
+            .expect("completes");
+    }
+    // Studies with much that is done and much that is open, and others that a claim has no business with.
+    for _ in 0..2 {
+        study(&database, MODEL, 0, MANY, smoke).await;
+        study(&database, "another processor", 0, MANY, smoke).await;
+    }
+    for statement in [
+        "UPDATE probes SET state = 'succeeded', ended_at = now() WHERE id IN (\
+            SELECT probe FROM study_probes WHERE open AND position < 300)",
+        "INSERT INTO measurements (probe, attempt, seq, metric, value, unit, elapsed_secs) \
+         SELECT id, 1, n, 'my_own', 1, 'count', 0 FROM (SELECT id FROM probes LIMIT 100) p, generate_series(10, 29) n",
+    ] {
+        diesel::sql_query(statement)
+            .execute(&mut *conn)
+            .await
+            .expect("made");
+    }
+    let waiting = studies::refresh_waiting(&mut conn, 60.0).await;
+    assert_eq!(waiting.expect("looks"), 2);
+    store::begin_by_kept_plans(&mut conn).await.expect("begins");
+    let before = rows_read(&mut conn).await;
+    let claimed = claim_in(&mut conn, here, MODEL, 1 << 33, 30.0).await;
+    let completion = ended(&claimed.expect("a probe"));
+    let completed = leases::complete(&mut conn, &completion, POLICY).await;
+    assert_eq!(
+        completed.expect("completes"),
+        Completed::Now(ProbeState::Succeeded)
+    );
+    let after = rows_read(&mut conn).await;
+    store::finish::<(), StoreError>(&mut conn, Ok(()))
+        .await
+        .expect("committed");
+    assert!(after["probes"] > before["probes"]);
+    for (table, rows) in after {
+        let read = rows - before.get(&table).unwrap_or(&0);
+        assert!(read <= 40, "{read} rows of {table} were read");
+    }
 }
 
 #[tokio::test]

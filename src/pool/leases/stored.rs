@@ -1,7 +1,9 @@
 //! The lease protocol by function calls: straight to the database. The pool inside `serve` uses it, and so
 //! do the REST routes for everybody else.
 
+use std::collections::HashMap;
 use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -15,7 +17,8 @@ use crate::library::Library;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::pool::housekeeping;
-use crate::probe::{FailureReason, Outcome, PROTOCOL};
+use crate::pool::inventory::DeviceFacts;
+use crate::probe::PROTOCOL;
 use crate::settings::PoolSettings;
 use crate::store::leases::{
     self, Beat, Claim, Claimed, Claiming, Completed, Completion, Fence, Heartbeat, RetryPolicy,
@@ -56,7 +59,20 @@ pub struct StoredLeases {
     settings: PoolSettings,
     contents: Library,
     metrics: InstanceMetrics,
+    registered: Arc<Mutex<HashMap<(String, String), Registered>>>,
 }
+
+/// What a worker said of its device, and when that was stored.
+#[derive(Debug)]
+struct Registered {
+    facts: DeviceFacts,
+    runners: Vec<String>,
+    device: DeviceId,
+    at: Instant,
+}
+
+/// Devices of which what was said last is kept; beyond that those that were not heard of lately make room.
+const MANY_DEVICES: usize = 10_000;
 
 impl From<StoreError> for LeaseError {
     fn from(error: StoreError) -> Self {
@@ -81,7 +97,42 @@ impl StoredLeases {
             settings,
             contents,
             metrics,
+            registered: Arc::default(),
         }
+    }
+
+    /// Makes a device known, unless just the same was said of it a moment ago.
+    async fn register(&self, request: &ClaimRequest) -> Result<DeviceId, StoreError> {
+        let (facts, runners) = (&request.device, &request.runners);
+        let place = (facts.host.clone(), facts.hardware.clone());
+        let fresh = Duration::from_secs_f64(self.context.alive_secs / 6.0);
+        let is_fresh = |it: &Registered| it.at.elapsed() < fresh;
+        let known = || {
+            self.registered
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(it) = known().get(&place)
+            && is_fresh(it)
+            && it.facts == *facts
+            && it.runners == *runners
+        {
+            return Ok(it.device);
+        }
+        let at = Instant::now();
+        let device = housekeeping::register(&self.context, facts, runners).await?;
+        let mut known = known();
+        if known.len() >= MANY_DEVICES {
+            known.retain(|_, it| is_fresh(it));
+        }
+        let registered = Registered {
+            facts: facts.clone(),
+            runners: runners.clone(),
+            device,
+            at,
+        };
+        known.insert(place, registered);
+        Ok(device)
     }
 
     async fn try_claim(
@@ -136,8 +187,7 @@ impl StoredLeases {
         // A device that is waited with must not be taken for gone.
         let fresh = Duration::from_secs_f64(self.context.alive_secs / 3.0);
         let mut wake = self.context.waker.subscribe();
-        let mut device =
-            housekeeping::register(&self.context, &request.device, &request.runners).await?;
+        let mut device = self.register(request).await?;
         let mut registered = Instant::now();
         while !*stop.borrow() {
             wake.mark_unchanged();
@@ -161,8 +211,7 @@ impl StoredLeases {
             }
             tokio::time::sleep_until(next_look).await;
             if registered.elapsed() >= fresh {
-                device = housekeeping::register(&self.context, &request.device, &request.runners)
-                    .await?;
+                device = self.register(request).await?;
                 registered = Instant::now();
             }
         }
@@ -270,18 +319,6 @@ impl StoredLeases {
         };
         self.must_be_of(request.probe_id, project).await?;
         let mut conn = self.context.database.connection().await?;
-        if request.outcome == Outcome::Succeeded {
-            // What was told before came with heartbeats.
-            let told = leases::told(&mut conn, fence).await?;
-            if let Some((kind, metrics)) = told
-                && let Some(detail) = check::missing(&kind, &metrics, &request.measurements)
-            {
-                request.outcome = Outcome::Failed {
-                    reason: FailureReason::InvalidOutput,
-                    detail,
-                };
-            }
-        }
         let completion = Completion {
             fence,
             outcome: request.outcome,
@@ -289,8 +326,10 @@ impl StoredLeases {
             stderr_tail: request.stderr_tail,
             device_secs: request.device_secs,
         };
-        let completed =
-            leases::complete(&mut conn, &completion, retry_policy(&self.settings)).await?;
+        let missing =
+            |kind: &str, told: &[String]| check::missing(kind, told, &completion.measurements);
+        let policy = retry_policy(&self.settings);
+        let completed = leases::complete_whole(&mut conn, &completion, policy, &missing).await?;
         drop(conn);
         match completed {
             Completed::Now(state) => {

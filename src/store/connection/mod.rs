@@ -290,9 +290,10 @@ impl Database {
 
 fn session_settings(config: &DatabaseConfig) -> String {
     // Plans are made anew for each statement: one that was made and kept while the tables were empty
-    // walks through whole tables when they have grown, and the queue is slow for ever after.
+    // walks through whole tables when they have grown, and the queue is slow for ever after. Nothing here takes so long
+    // that compiling it would pay.
     format!(
-        "SET plan_cache_mode = force_custom_plan; SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET timezone = 'UTC'",
+        "SET plan_cache_mode = force_custom_plan; SET jit = off; SET statement_timeout = {}; SET idle_in_transaction_session_timeout = {}; SET timezone = 'UTC'",
         config.statement_timeout.as_millis(),
         config.idle_in_transaction_timeout.as_millis()
     )
