@@ -45,35 +45,16 @@ pub async fn append(
     study: StudyId,
     log: &[(EventKind, Value)],
 ) -> Result<(), StoreError> {
-    let numbered = "UPDATE studies SET next_event_seq = next_event_seq + cardinality($2::text[]) WHERE id = $1 \
-        RETURNING next_event_seq - cardinality($2::text[]) AS first";
-    write(conn, study, numbered, log).await
-}
-
-/// Writes the first events of a study that is being stored, from number 1 on.
-pub(super) async fn begin(
-    conn: &mut AsyncPgConnection,
-    study: StudyId,
-    log: &[(EventKind, Value)],
-) -> Result<(), StoreError> {
-    write(conn, study, "SELECT 1 AS first", log).await
-}
-
-/// Writes events from the number on that a statement gives as `first`.
-async fn write(
-    conn: &mut AsyncPgConnection,
-    study: StudyId,
-    numbered: &'static str,
-    log: &[(EventKind, Value)],
-) -> Result<(), StoreError> {
     let (kinds, data): (Vec<&str>, Vec<&Value>) =
         log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip();
-    statement(format!(
-        "WITH numbered AS ({numbered}) \
+    statement(
+        "WITH numbered AS (\
+            UPDATE studies SET next_event_seq = next_event_seq + cardinality($2::text[]) WHERE id = $1 \
+            RETURNING next_event_seq - cardinality($2::text[]) AS first) \
          INSERT INTO study_events (study, seq, kind, data) \
          SELECT $1, first + place - 1, kind, data \
-         FROM numbered, unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)"
-    ))
+         FROM numbered, unnest($2::text[], $3::jsonb[]) WITH ORDINALITY AS log (kind, data, place)",
+    )
     .bind::<SqlUuid, _>(study.0)
     .bind::<Array<Text>, _>(kinds)
     .bind::<Array<Jsonb>, _>(data)

@@ -121,9 +121,10 @@ pub async fn link_wave(
             None => (None, false),
         };
         let differs = differs && found.is_some();
+        let is_new = found.is_none();
         let linked = match found {
             Some(linked) => linked,
-            None => insert_or_find(conn, place, new, &spec).await?,
+            None => insert_or_find(conn, place, position, new, &spec).await?,
         };
         let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
         let is_reused = linked.existed && has_ended;
@@ -131,10 +132,10 @@ pub async fn link_wave(
         if !is_reused {
             came_to.device_secs += linked.device_secs;
         }
-        let predicted = |of: fn(&MemoryPrediction) -> Bytes| {
-            let bytes = new.prediction.as_ref().map(|it| of(it).0);
-            bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
-        };
+        if is_new {
+            continue;
+        }
+        let predicted = |of| predicted(new, of);
         diesel::insert_into(study_probes::table)
             .values((
                 study_probes::study.eq(place.study.0),
@@ -171,18 +172,33 @@ pub async fn link_wave(
     Ok(came_to)
 }
 
-/// A probe by what it is told: made, or found.
+/// A figure of what is predicted of a probe's memory.
+fn predicted(new: &NewProbe, of: fn(&MemoryPrediction) -> Bytes) -> Option<i64> {
+    let bytes = new.prediction.as_ref().map(|it| of(it).0);
+    bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
+}
+
+/// A probe by what it is told: made, or found; and linked as it is.
 async fn insert_or_find(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
+    position: i32,
     new: &NewProbe,
     spec: &serde_json::Value,
 ) -> Result<Linked, StoreError> {
+    type Bytes8 = diesel::sql_types::Nullable<diesel::sql_types::BigInt>;
     Ok(statement(format!(
-        "INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course, runner) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
-         ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
-         RETURNING id, state, (id <> $1) AS existed, device_secs"
+        "WITH probe AS (\
+            INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, \
+                exclusive, spec, course, runner) \
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+            ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
+            RETURNING id, state, (id <> $1) AS existed, state NOT IN ('queued', 'running') AS ended, device_secs), \
+         linked AS (\
+            INSERT INTO study_probes (study, revision, wave, position, probe, reused, open, why, predicted_bytes, \
+                predicted_lower_bytes, predicted_upper_bytes) \
+            SELECT $14, $15, $16, $17, id, existed AND ended, NOT ended, $18, $19, $20, $21 FROM probe) \
+         SELECT id, state, existed, device_secs FROM probe"
     ))
     .bind::<SqlUuid, _>(Uuid::now_v7())
     .bind::<Text, _>(place.project)
@@ -197,6 +213,14 @@ async fn insert_or_find(
     .bind::<diesel::sql_types::Jsonb, _>(spec)
     .bind::<diesel::sql_types::Nullable<Text>, _>(&new.course)
     .bind::<Text, _>(&new.spec.runner.name)
+    .bind::<SqlUuid, _>(place.study.0)
+    .bind::<Integer, _>(place.revision)
+    .bind::<Integer, _>(place.wave)
+    .bind::<Integer, _>(position)
+    .bind::<Text, _>(&new.why)
+    .bind::<Bytes8, _>(predicted(new, |it| it.peak_bytes))
+    .bind::<Bytes8, _>(predicted(new, |it| it.ci_lower))
+    .bind::<Bytes8, _>(predicted(new, |it| it.ci_upper))
     .get_result(conn)
     .await?)
 }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use diesel::dsl::{case_when, now};
+use diesel::dsl::now;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -17,8 +17,10 @@ use super::schema::{studies, study_revisions};
 use super::statement::statement;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
 
+type SqlUuid = diesel::sql_types::Uuid;
+
 /// A study as stored, without its definition and analysis.
-#[derive(Debug, Clone, Queryable, Selectable)]
+#[derive(Debug, Clone, Queryable, QueryableByName, Selectable)]
 #[diesel(table_name = studies, check_for_backend(diesel::pg::Pg))]
 pub struct StudyRow {
     pub id: Uuid,
@@ -86,46 +88,52 @@ pub async fn insert(
         because,
         detail,
     } = advanced.ending();
-    let row = diesel::insert_into(studies::table)
-        .values((
-            studies::id.eq(new.id.0),
-            studies::project.eq(new.project),
-            studies::created_by.eq(new.created_by),
-            studies::name.eq(&definition.name),
-            studies::labels.eq(labels),
-            studies::workload.eq(workload_name(definition)),
-            studies::priority.eq(definition.priority),
-            studies::state.eq(state.unwrap_or(StudyState::Queued.as_str())),
-            studies::ended_because.eq(because),
-            studies::ended_detail.eq(detail),
-            studies::ended_at.eq(case_when(
-                state.is_some().into_sql::<Bool>(),
-                now.into_sql::<Timestamptz>(),
-            )),
-            studies::evidence_version.eq(advanced.version),
-            studies::advanced_version.eq(advanced.version),
-            studies::phase.eq(advanced.phase),
-            studies::waiting_for.eq(advanced.waiting_for),
-            studies::wave.eq(advanced.wave.unwrap_or(0)),
-            studies::remaining_probes.eq(advanced.remaining_probes),
-            studies::remaining_device_secs.eq(advanced.remaining_device_secs),
-            studies::analysis.eq(advanced.analysis),
-            studies::next_event_seq.eq(1 + i64::try_from(log.len()).unwrap_or(i64::MAX - 1)),
-        ))
-        .returning(StudyRow::as_returning())
+    let (kinds, data): (Vec<&str>, Vec<&serde_json::Value>) =
+        log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip();
+    Ok(statement(INSERT)
+        .bind::<SqlUuid, _>(new.id.0)
+        .bind::<Text, _>(new.project)
+        .bind::<Text, _>(new.created_by)
+        .bind::<Text, _>(&definition.name)
+        .bind::<Jsonb, _>(labels)
+        .bind::<Text, _>(workload_name(definition))
+        .bind::<Integer, _>(definition.priority)
+        .bind::<Text, _>(state.unwrap_or(StudyState::Queued.as_str()))
+        .bind::<Nullable<Text>, _>(because)
+        .bind::<Nullable<Text>, _>(detail)
+        .bind::<Bool, _>(state.is_some())
+        .bind::<BigInt, _>(advanced.version)
+        .bind::<Text, _>(advanced.phase)
+        .bind::<Nullable<Text>, _>(advanced.waiting_for)
+        .bind::<Integer, _>(advanced.wave.unwrap_or(0))
+        .bind::<BigInt, _>(advanced.remaining_probes)
+        .bind::<Double, _>(advanced.remaining_device_secs)
+        .bind::<Jsonb, _>(advanced.analysis)
+        .bind::<Jsonb, _>(definition_json(definition)?)
+        .bind::<Array<Text>, _>(kinds)
+        .bind::<Array<Jsonb>, _>(data)
         .get_result(conn)
-        .await?;
-    diesel::insert_into(study_revisions::table)
-        .values((
-            study_revisions::study.eq(new.id.0),
-            study_revisions::revision.eq(1),
-            study_revisions::definition.eq(definition_json(definition)?),
-        ))
-        .execute(conn)
-        .await?;
-    events::begin(conn, new.id, log).await?;
-    Ok(row)
+        .await?)
 }
+
+/// A study, its first revision and its log in one way to the server.
+const INSERT: &str = "\
+    WITH study AS (\
+        INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, \
+            ended_detail, ended_at, evidence_version, advanced_version, phase, waiting_for, wave, remaining_probes, \
+            remaining_device_secs, analysis, next_event_seq) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $11 THEN now() END, $12, $12, $13, $14, $15, $16, \
+            $17, $18, 1 + cardinality($20::text[])) \
+        RETURNING id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
+            waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
+            remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at), \
+    revised AS (INSERT INTO study_revisions (study, revision, definition) SELECT id, revision, $19 FROM study), \
+    logged AS (\
+        INSERT INTO study_events (study, seq, kind, data) SELECT study.id, log.place, log.kind, log.data \
+        FROM study, unnest($20::text[], $21::jsonb[]) WITH ORDINALITY AS log (kind, data, place)) \
+    SELECT id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
+        waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
+        remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at FROM study";
 
 /// `digits/mlp`: what lists are filtered by.
 pub fn workload_name(definition: &StudyDefinition) -> String {

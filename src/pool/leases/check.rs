@@ -73,6 +73,14 @@ fn device(device: &DeviceFacts, wrong: &mut Wrong) {
     if let Some(driver) = &device.driver {
         name("/device/driver", driver, wrong);
     }
+    for (place, bytes) in [
+        ("/device/memory_bytes", device.memory_bytes),
+        ("/device/available_bytes", device.available_bytes),
+    ] {
+        if i64::try_from(bytes.0).is_err() {
+            wrong.push((place.to_owned(), format!("must be at most {}", i64::MAX)));
+        }
+    }
     for (place, number) in [
         ("/device/threads", device.threads),
         ("/device/slots", device.slots),
