@@ -149,11 +149,12 @@ async fn run(python: &Path) {
     let _ = std::fs::remove_dir_all(folder);
 }
 
-/// Thousands of studies that wait for a device are no part of what comes next.
+/// Thousands of studies that wait for a device or a worker are no part of what comes next.
 async fn put_away(client: &tokio_postgres::Client) {
     client
         .batch_execute(
-            "UPDATE studies SET state = 'cancelled', ended_at = now() WHERE state = 'queued'",
+            "DELETE FROM studies WHERE state IN ('queued', 'running'); \
+             DELETE FROM probes p WHERE NOT EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = p.id)",
         )
         .await
         .expect("put away");

@@ -32,7 +32,7 @@ const MAX_ANSWERED: usize = 16;
 const COALESCE: Duration = Duration::from_millis(40);
 
 /// So many times as long as a look took is waited before the next: among thousands of studies it takes a while.
-const PAUSE_FOR_A_LOOK: u32 = 9;
+const PAUSE_FOR_A_LOOK: u32 = 19;
 
 /// Studies that wait for a device are looked at this often at most.
 const WAITING_EVERY: Duration = Duration::from_secs(1);
@@ -179,7 +179,8 @@ pub async fn begin(
     step: &Step,
 ) -> Result<(StudyRow, LinkedWave), StoreError> {
     let log = step.log(!step.advices.is_empty());
-    let row = studies::insert(conn, new, &step.advanced(1, 0), &log).await?;
+    let advanced = step.advanced(1, 0);
+    let row = studies::insert(conn, new, &advanced, &log, &step.advices).await?;
     let place = WavePlace {
         project: new.project,
         created_by: new.created_by,
@@ -188,7 +189,6 @@ pub async fn begin(
         wave: 0,
     };
     let linked = link(conn, place, step).await?;
-    recommendations::insert(conn, new.id, row.revision, &step.advices).await?;
     Ok((row, linked))
 }
 

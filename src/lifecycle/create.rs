@@ -123,7 +123,8 @@ pub async fn create(
     key: Option<&IdempotencyKey>,
     answer: impl Fn(StudyRow, ProbeCounts, f64) -> Result<Answer, StoreError>,
 ) -> Result<Answered, CreateError> {
-    let request = hash(body);
+    // What tells the same request again.
+    let request = key.map_or_else(String::new, |_| hash(body));
     if let Some(key) = key {
         let mut conn = context.database.connection().await?;
         if let Some(answer) = kept_answers::find(&mut conn, key, &request).await? {

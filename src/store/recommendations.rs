@@ -101,8 +101,32 @@ pub async fn replace(
     Ok(changed > 0)
 }
 
+/// Recommendations as columns, with new ids.
+pub(super) struct Rows<'a> {
+    pub ids: Vec<Uuid>,
+    pub topics: Vec<&'a str>,
+    pub grades: Vec<&'a str>,
+    pub bodies: Vec<serde_json::Value>,
+}
+
+impl<'a> Rows<'a> {
+    pub fn of(advices: &'a [Advice]) -> Result<Self, StoreError> {
+        let body = |advice| {
+            serde_json::to_value(advice)
+                .map_err(|error| StoreError::unreadable("recommendation", error))
+        };
+        let grade = |advice: &'a Advice| advice.confidence.grade.as_str();
+        Ok(Self {
+            ids: advices.iter().map(|_| Uuid::now_v7()).collect(),
+            topics: advices.iter().map(|advice| advice.topic.as_str()).collect(),
+            grades: advices.iter().map(grade).collect(),
+            bodies: advices.iter().map(body).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 /// Stores what is recommended for a revision; what says the same already stays as it is. Gives how many changed.
-pub async fn insert(
+async fn insert(
     conn: &mut AsyncPgConnection,
     study: StudyId,
     revision: i32,
@@ -111,18 +135,7 @@ pub async fn insert(
     if advices.is_empty() {
         return Ok(0);
     }
-    let mut bodies = Vec::with_capacity(advices.len());
-    for advice in advices {
-        let body = serde_json::to_value(advice)
-            .map_err(|error| StoreError::unreadable("recommendation", error))?;
-        bodies.push(body);
-    }
-    let ids: Vec<Uuid> = advices.iter().map(|_| Uuid::now_v7()).collect();
-    let topics: Vec<&str> = advices.iter().map(|advice| advice.topic.as_str()).collect();
-    let grades: Vec<&str> = advices
-        .iter()
-        .map(|advice| advice.confidence.grade.as_str())
-        .collect();
+    let rows = Rows::of(advices)?;
     Ok(statement(
         "INSERT INTO recommendations (id, study, revision, topic, grade, body) \
          SELECT id, $1, $2, topic, grade, body \
@@ -133,10 +146,10 @@ pub async fn insert(
     )
     .bind::<SqlUuid, _>(study.0)
     .bind::<Integer, _>(revision)
-    .bind::<Array<SqlUuid>, _>(ids)
-    .bind::<Array<Text>, _>(topics)
-    .bind::<Array<Text>, _>(grades)
-    .bind::<Array<Jsonb>, _>(bodies)
+    .bind::<Array<SqlUuid>, _>(rows.ids)
+    .bind::<Array<Text>, _>(rows.topics)
+    .bind::<Array<Text>, _>(rows.grades)
+    .bind::<Array<Jsonb>, _>(rows.bodies)
     .execute(conn)
     .await?)
 }

@@ -13,8 +13,10 @@ use uuid::Uuid;
 use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
+use super::recommendations;
 use super::schema::{studies, study_revisions};
 use super::statement::statement;
+use crate::recommendation::Advice;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
 
 type SqlUuid = diesel::sql_types::Uuid;
@@ -73,12 +75,13 @@ pub struct NewStudy<'a> {
     pub definition: &'a StudyDefinition,
 }
 
-/// Stores a study, its first revision, where it stands at once, and the first events of its log.
+/// Stores a study, its first revision, where it stands at once, what is recommended already, and the first events of its log.
 pub async fn insert(
     conn: &mut AsyncPgConnection,
     new: &NewStudy<'_>,
     advanced: &Advanced<'_>,
     log: &[(EventKind, serde_json::Value)],
+    advices: &[Advice],
 ) -> Result<StudyRow, StoreError> {
     let definition = new.definition;
     let labels = serde_json::to_value(&definition.labels)
@@ -90,6 +93,7 @@ pub async fn insert(
     } = advanced.ending();
     let (kinds, data): (Vec<&str>, Vec<&serde_json::Value>) =
         log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip();
+    let advised = recommendations::Rows::of(advices)?;
     Ok(statement(INSERT)
         .bind::<SqlUuid, _>(new.id.0)
         .bind::<Text, _>(new.project)
@@ -112,11 +116,15 @@ pub async fn insert(
         .bind::<Jsonb, _>(definition_json(definition)?)
         .bind::<Array<Text>, _>(kinds)
         .bind::<Array<Jsonb>, _>(data)
+        .bind::<Array<SqlUuid>, _>(advised.ids)
+        .bind::<Array<Text>, _>(advised.topics)
+        .bind::<Array<Text>, _>(advised.grades)
+        .bind::<Array<Jsonb>, _>(advised.bodies)
         .get_result(conn)
         .await?)
 }
 
-/// A study, its first revision and its log in one way to the server.
+/// A study with all that belongs to it from the beginning in one way to the server.
 const INSERT: &str = "\
     WITH study AS (\
         INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, \
@@ -130,7 +138,11 @@ const INSERT: &str = "\
     revised AS (INSERT INTO study_revisions (study, revision, definition) SELECT id, revision, $19 FROM study), \
     logged AS (\
         INSERT INTO study_events (study, seq, kind, data) SELECT study.id, log.place, log.kind, log.data \
-        FROM study, unnest($20::text[], $21::jsonb[]) WITH ORDINALITY AS log (kind, data, place)) \
+        FROM study, unnest($20::text[], $21::jsonb[]) WITH ORDINALITY AS log (kind, data, place)), \
+    advised AS (\
+        INSERT INTO recommendations (id, study, revision, topic, grade, body) \
+        SELECT advice.id, study.id, study.revision, advice.topic, advice.grade, advice.body \
+        FROM study, unnest($22::uuid[], $23::text[], $24::text[], $25::jsonb[]) AS advice (id, topic, grade, body)) \
     SELECT id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
         waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
         remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at FROM study";

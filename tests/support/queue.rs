@@ -130,7 +130,7 @@ pub async fn study(
         analysis: &serde_json::Value::Null,
         ended: None,
     };
-    studies::insert(&mut conn, &new, &advanced, &[])
+    studies::insert(&mut conn, &new, &advanced, &[], &[])
         .await
         .expect("inserted");
     let wave: Vec<NewProbe> = (0..count)
