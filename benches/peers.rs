@@ -153,7 +153,9 @@ async fn run(python: &Path) {
 async fn put_away(client: &tokio_postgres::Client) {
     client
         .batch_execute(
-            "DELETE FROM studies WHERE state IN ('queued', 'running'); \
+            // A plan kept from when there were no measurements would walk through millions for each probe.
+            "SET plan_cache_mode = force_custom_plan; \
+             DELETE FROM studies WHERE state IN ('queued', 'running'); \
              DELETE FROM probes p WHERE NOT EXISTS (SELECT 1 FROM study_probes sp WHERE sp.probe = p.id)",
         )
         .await
