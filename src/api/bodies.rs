@@ -1,10 +1,10 @@
 //! Bodies that do not come: nobody keeps a place by sending nothing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use actix_web::HttpMessage as _;
@@ -14,55 +14,64 @@ use actix_web::web::Bytes;
 use futures::Stream;
 use tokio::time::{Instant, Sleep};
 
-/// Whether a body was given up.
-#[derive(Debug, Clone, Default)]
-pub struct GivenUp(Rc<Cell<bool>>);
+/// A body that is waited for with patience.
+#[derive(Clone)]
+pub struct Patience(Rc<Waited>);
 
-impl GivenUp {
-    pub fn is_true(&self) -> bool {
-        self.0.get()
+struct Waited {
+    body: RefCell<Payload>,
+    is_over: Cell<bool>,
+}
+
+impl Patience {
+    /// Whether the body was given up. Whoever answers then holds this until the answer is out: a body that is not
+    /// dropped is what makes the server close the connection, and not wait for the rest to throw it away.
+    pub fn is_over(&self) -> bool {
+        self.0.is_over.get()
     }
 }
 
 /// From here on the body of the request ends with an error when it brings nothing for so long.
-pub fn limit(request: &mut ServiceRequest, patience: Option<Duration>) -> GivenUp {
-    let given_up = GivenUp::default();
-    let Some(patience) = patience else {
-        return given_up;
+pub fn limit(request: &mut ServiceRequest, patience: Option<Duration>) -> Patience {
+    let body = match patience {
+        Some(_) => request.take_payload(),
+        None => Payload::None,
     };
-    let body: Payload = match request.take_payload() {
-        Payload::None => Payload::None,
-        body => Payload::Stream {
-            payload: Box::pin(Limited {
-                body,
-                patience,
-                sleep: Box::pin(tokio::time::sleep(patience)),
-                given_up: given_up.clone(),
-            }),
-        },
-    };
-    request.set_payload(body);
-    given_up
+    let has_body = !matches!(body, Payload::None);
+    let waited = Patience(Rc::new(Waited {
+        body: RefCell::new(body),
+        is_over: Cell::new(false),
+    }));
+    if let Some(patience) = patience.filter(|_| has_body) {
+        let limited = Limited {
+            waited: waited.clone(),
+            patience,
+            sleep: Box::pin(tokio::time::sleep(patience)),
+        };
+        let payload = Box::pin(limited);
+        request.set_payload(Payload::Stream { payload });
+    }
+    waited
 }
 
 struct Limited {
-    body: Payload,
+    waited: Patience,
     patience: Duration,
     sleep: Pin<Box<Sleep>>,
-    given_up: GivenUp,
 }
 
 impl Stream for Limited {
     type Item = Result<Bytes, PayloadError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Poll::Ready(next) = Pin::new(&mut self.body).poll_next(context) {
+        let next = Pin::new(&mut *self.waited.0.body.borrow_mut()).poll_next(context);
+        if let Poll::Ready(next) = next {
             let deadline = Instant::now() + self.patience;
             self.sleep.as_mut().reset(deadline);
             return Poll::Ready(next);
         }
-        std::task::ready!(self.sleep.as_mut().poll(context));
-        self.given_up.0.set(true);
+        ready!(self.sleep.as_mut().poll(context));
+        self.waited.0.is_over.set(true);
         Poll::Ready(Some(Err(PayloadError::Io(io::ErrorKind::TimedOut.into()))))
     }
 }

@@ -32,7 +32,6 @@ use super::operations::Operations;
 use super::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use super::state::Api;
 use super::{bodies, metrics, openapi, tls};
-use crate::access::UnderWay;
 use crate::lifecycle::Context;
 use crate::metrics::InstanceMetrics;
 use crate::pool::leases::StoredLeases;
@@ -395,11 +394,19 @@ async fn answer(
     let patience = request
         .app_data::<Data<Api>>()
         .and_then(|api| api.max_silence);
-    let given_up = bodies::limit(&mut request, patience);
+    let patience = bodies::limit(&mut request, patience);
     let response = match AssertUnwindSafe(next.call(request)).catch_unwind().await {
         // However the handler took it.
-        Ok(_) if given_up.is_true() => {
-            return Err(Problem::of_status(StatusCode::REQUEST_TIMEOUT));
+        Ok(Ok(response)) if patience.is_over() => {
+            let problem = Problem::of_status(StatusCode::REQUEST_TIMEOUT);
+            let response = response.into_response(problem.response(Some(path)));
+            return Ok(response.map_body(|_, body| {
+                Held {
+                    body: body.boxed(),
+                    _until_sent: patience,
+                }
+                .boxed()
+            }));
         }
         Ok(Ok(response)) => response.map_into_boxed_body(),
         Ok(Err(error)) => {
@@ -415,7 +422,7 @@ async fn answer(
         Some(under_way) => response.map_body(|_, body| {
             Held {
                 body,
-                _under_way: under_way,
+                _until_sent: under_way,
             }
             .boxed()
         }),
@@ -437,13 +444,13 @@ async fn answer(
     Ok(response.into_response(Problem::of_status(status).response(Some(path))))
 }
 
-/// A body whose request is under way until it was sent.
-struct Held {
+/// A body that holds something until it was sent.
+struct Held<T> {
     body: BoxBody,
-    _under_way: UnderWay,
+    _until_sent: T,
 }
 
-impl MessageBody for Held {
+impl<T: Unpin> MessageBody for Held<T> {
     type Error = <BoxBody as MessageBody>::Error;
 
     fn size(&self) -> BodySize {

@@ -428,7 +428,11 @@ pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Rec
         };
         if was_woken {
             // Many completions at once are one look, not many.
-            tokio::time::sleep(COALESCE.max((PAUSE_FOR_A_LOOK * took).min(waiting_every))).await;
+            let pause = COALESCE.max((PAUSE_FOR_A_LOOK * took).min(waiting_every));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
         }
     }
 }
@@ -438,9 +442,9 @@ async fn advance_due(context: &Context, took: &mut Duration) -> Result<i64, Stor
     let due = {
         let mut conn = context.database.connection().await?;
         let began = Instant::now();
-        let due = studies::due(&mut conn, STUDIES_PER_LOOK).await?;
+        let due = studies::due(&mut conn, STUDIES_PER_LOOK).await;
         *took = began.elapsed();
-        due
+        due?
     };
     advance_each(context, due).await
 }

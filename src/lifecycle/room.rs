@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 /// A count is believed for so long,
 const BELIEVED: Duration = Duration::from_secs(1);
-/// and for this part of the room that it found. So up to ten services that count beside each other exceed no limit.
+/// and for this part of the room that it found, the place that was counted for among them. So up to ten services that
+/// count beside each other exceed no limit.
 const SHARE: u64 = 10;
 /// Projects whose counts are kept; beyond that those that are believed no more make room.
 const MANY: usize = 1000;
@@ -41,7 +42,11 @@ impl Room {
         if counts.len() >= MANY {
             counts.retain(|_, it| it.at.elapsed() < BELIEVED);
         }
-        let left = free / SHARE;
+        // One that was made later knows more.
+        if counts.get(project).is_some_and(|it| it.at > at) {
+            return;
+        }
+        let left = (free / SHARE).saturating_sub(1);
         counts.insert(project.to_owned(), Counted { at, left });
     }
 }
@@ -54,11 +59,16 @@ mod tests {
     fn a_tenth_of_what_was_free_is_taken_without_counting_and_no_more() {
         let room = Room::default();
         assert!(!room.take("a"), "nobody has counted");
-        room.counted("a", Instant::now(), 39);
-        assert_eq!((0..10).filter(|_| room.take("a")).count(), 3);
+        let now = Instant::now();
+        room.counted("a", now, 39);
+        assert_eq!((0..10).filter(|_| room.take("a")).count(), 2);
+        // A count that was made before that one comes too late.
+        let before = now.checked_sub(Duration::from_millis(1));
+        room.counted("a", before.expect("the machine runs for longer"), 1000);
+        assert!(!room.take("a"));
         assert!(!room.take("b"), "each project has its own");
         // The last places are counted one by one.
-        room.counted("a", Instant::now(), 9);
+        room.counted("a", Instant::now(), 19);
         assert!(!room.take("a"));
     }
 

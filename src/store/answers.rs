@@ -1,7 +1,7 @@
 //! What is known already of probes that are wanted: one that has ended and answers, or a training run to another
 //! target from whose evaluations the figures are read.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Double, Integer, Nullable, Text};
@@ -123,7 +123,7 @@ pub(super) async fn find(
         .collect())
 }
 
-/// For each probe wanted, one of the project's that has ended and answers it. The very same one comes first, then
+/// For each probe wanted (each looked up apart, so that a plan can be kept), one of the project's that has ended and answers it. The very same one comes first, then
 /// the one that ended last.
 async fn find_answers(
     conn: &mut AsyncPgConnection,
@@ -131,7 +131,8 @@ async fn find_answers(
     study: Option<StudyId>,
     wanted: &[NewProbe],
 ) -> Result<Vec<Option<Answer>>, StoreError> {
-    let hashes: Vec<&str> = wanted.iter().map(|new| new.inputs.as_str()).collect();
+    let hashes: BTreeSet<&str> = wanted.iter().map(|new| new.inputs.as_str()).collect();
+    let hashes: Vec<&str> = hashes.into_iter().collect();
     let rows: Vec<AnswerRow> = statement(
         "SELECT p.id, p.inputs, p.identity, p.state, p.reason, p.detail, p.spec, p.device_secs, \
             CASE WHEN p.kind IN ('smoke', 'memory', 'confirmation') THEN (\
@@ -139,8 +140,11 @@ async fn find_answers(
                AND m.metric = 'peak_memory' AND m.step IS NULL LIMIT 1) END AS peak, \
             EXISTS (SELECT 1 FROM study_probes sp WHERE sp.study = $3 AND sp.probe = p.id \
                AND (sp.paid_before OR NOT sp.reused)) AS is_own \
-         FROM probes p WHERE p.project = $1 AND p.inputs = ANY($2) \
-           AND p.state IN ('succeeded', 'infeasible') ORDER BY p.ended_at DESC, p.id",
+         FROM unnest($2::text[]) AS asked (inputs) CROSS JOIN LATERAL (\
+            SELECT p.id, p.inputs, p.identity, p.state, p.reason, p.detail, p.spec, p.device_secs, p.kind, p.attempt, p.ended_at \
+            FROM probes p WHERE p.project = $1 AND p.inputs = asked.inputs \
+              AND p.state IN ('succeeded', 'infeasible') OFFSET 0) p \
+         ORDER BY p.ended_at DESC, p.id",
     )
     .bind::<Text, _>(project)
     .bind::<Array<Text>, _>(hashes)
@@ -239,14 +243,17 @@ async fn find_courses(
     project: &str,
     wanted: &[&NewProbe],
 ) -> Result<HashMap<String, Vec<Course>>, StoreError> {
-    let hashes: Vec<&str> = wanted
+    let hashes: BTreeSet<&str> = wanted
         .iter()
         .filter_map(|new| new.course.as_deref())
         .collect();
+    let hashes: Vec<&str> = hashes.into_iter().collect();
     let rows: Vec<CourseRow> = statement(
-        "SELECT p.id, p.attempt, p.course, p.state, p.detail FROM probes p \
-         WHERE p.project = $1 AND p.course = ANY($2) AND p.read_from IS NULL \
-           AND (p.state = 'succeeded' OR (p.state = 'infeasible' AND p.reason = 'diverged')) \
+        "SELECT p.id, p.attempt, p.course, p.state, p.detail \
+         FROM unnest($2::text[]) AS asked (course) CROSS JOIN LATERAL (\
+            SELECT p.id, p.attempt, p.course, p.state, p.detail, p.ended_at FROM probes p \
+            WHERE p.project = $1 AND p.course = asked.course AND p.read_from IS NULL \
+              AND p.state IN ('succeeded', 'infeasible') AND (p.state = 'succeeded' OR p.reason = 'diverged') OFFSET 0) p \
          ORDER BY p.ended_at DESC, p.id",
     )
     .bind::<Text, _>(project)

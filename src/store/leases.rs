@@ -205,7 +205,7 @@ const MAX_LOOKS: usize = 16;
 /// What a lease that was used before still holds, prolonged.
 const HELD: &str = "\
     UPDATE probes p SET lease_expires_at = now() + make_interval(secs => $2) FROM leases l \
-    WHERE l.id = $1 AND p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt AND p.state = 'running' \
+    WHERE l.id = $1 AND p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt AND p.state || '' = 'running' \
       AND ($3::text IS NULL OR p.project = $3) \
     RETURNING p.id, p.attempt, p.exclusive, p.spec, p.project, \
         (SELECT sp.study FROM study_probes sp WHERE sp.probe = p.id LIMIT 1) AS study";
@@ -526,7 +526,7 @@ async fn prolong(conn: &mut AsyncPgConnection, beat: Beat<'_>) -> Result<Heartbe
         "UPDATE probes SET lease_expires_at = now() + make_interval(secs => $4), \
             progress_phase = coalesce($5, progress_phase), \
             progress_fraction = coalesce($6, progress_fraction) \
-         WHERE id = $1 AND lease = $2 AND attempt = $3 AND state = 'running' \
+         WHERE id = $1 AND lease = $2 AND attempt = $3 AND state || '' = 'running' \
          RETURNING cancel_requested",
     )
     .bind::<SqlUuid, _>(fence.probe.0)

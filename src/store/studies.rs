@@ -326,6 +326,7 @@ pub async fn refresh_waiting(
                 WHERE a.state IN ('queued', 'running') AND n.open > 0) \
              UPDATE studies s SET waiting_for = l.now, updated_at = now() FROM looked l \
              WHERE s.id = l.id AND s.ended_at IS NULL AND l.before IS DISTINCT FROM l.now \
+               AND s.waiting_for IS DISTINCT FROM l.now \
              RETURNING s.id, s.waiting_for",
         )
         .bind::<diesel::sql_types::Double, _>(alive_secs)
@@ -578,12 +579,21 @@ async fn count_probes(
 
 /// Studies of a project that have not ended.
 pub async fn count_active(conn: &mut AsyncPgConnection, project: &str) -> Result<i64, StoreError> {
-    Ok(studies::table
-        .filter(studies::project.eq(project))
-        .filter(studies::state.eq_any(["queued", "running"]))
-        .count()
-        .get_result(conn)
-        .await?)
+    #[derive(QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = BigInt)]
+        count: i64,
+    }
+    // Those of all projects, by the index that has no others: there is one plan for that.
+    let row: Count = statement(
+        "SELECT count(*) AS count FROM (\
+            SELECT project FROM studies WHERE state IN ('queued', 'running') OFFSET 0) active \
+         WHERE project = $1",
+    )
+    .bind::<Text, _>(project)
+    .get_result(conn)
+    .await?;
+    Ok(row.count)
 }
 
 /// Takes the row of a study for the rest of the transaction.

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::{Value, json};
 use trialhead::access::Scope;
 
@@ -455,6 +456,11 @@ async fn on_a_terminal(mut command: Command) -> (Output, String) {
         ws_ypixel: 0,
     };
     let pty = nix::pty::openpty(&size, None).expect("a terminal");
+    // What another test starts meanwhile must not hold it open.
+    for end in [&pty.master, &pty.slave] {
+        let close = FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC);
+        fcntl(end, close).expect("a flag");
+    }
     command
         .env("TERM", "xterm")
         .stdin(Stdio::null())

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -387,7 +387,9 @@ async fn log_lines_are_objects_with_the_ids_of_what_they_are_about() {
         .json(&digits());
     let study = Answer::of(post).await.json()["id"].clone();
     let path = format!("/v1/studies/{}", study.as_str().expect("an id"));
+    let until = Instant::now() + PATIENCE;
     let probe = loop {
+        assert!(Instant::now() < until, "no probe succeeded");
         let list = serving.get(&format!("{path}/probes"), None).await.json();
         let items = list["items"].as_array().expect("a list");
         let ended = items.iter().find(|it| it["probe"]["state"] == "succeeded");

@@ -203,6 +203,9 @@ async fn the_service_takes_what_the_examples_send() {
             .post(&format!("/v1/leases/{lease}/{verb}"), &body)
             .await;
         assert_eq!(answer.status, 200, "{template}: {}", answer.text);
+        if verb == "complete" {
+            assert_eq!(answer.json()["state"], "succeeded", "{body}");
+        }
     }
 }
 

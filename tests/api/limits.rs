@@ -149,7 +149,7 @@ async fn said(service: &TestService, request: &str) -> String {
 async fn a_body_that_does_not_come_is_given_up_and_its_place_is_free_again() {
     let service = TestService::start(|settings| {
         settings.workers = 0;
-        settings.api.request_timeout_secs = 1;
+        settings.api.request_timeout_secs = 2;
         settings.datasets.max_uploads = 1;
     })
     .await;
@@ -159,7 +159,9 @@ async fn a_body_that_does_not_come_is_given_up_and_its_place_is_free_again() {
         )
     };
     let upload = "/v1/datasets?name=half&format=csv";
+    let chunked = "POST /v1/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{\"nam\r\n";
     let requests = [
+        chunked.to_owned(),
         begun("/v1/studies", "application/json", "{\"name\": \"ha"),
         begun("/v1/studies", "application/json", ""),
         begun(upload, "text/csv", "a,label\n1,x\n"),
@@ -176,10 +178,15 @@ async fn a_body_that_does_not_come_is_given_up_and_its_place_is_free_again() {
         assert_eq!(problem["code"], "request_timeout", "{answer}");
     }
     // While one upload stands still another is one too many; then its place is free, and nothing of it was kept.
-    let (held, refused) = tokio::join!(said(&service, &requests[2]), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let url = format!("{}{upload}", service.base);
-        Answer::of(service.http.post(url).body("a,label\n1,x\n2,y\n")).await
+    let (held, refused) = tokio::join!(said(&service, &requests[3]), async {
+        // No data set either, for as long as the first is not seen.
+        loop {
+            let url = format!("{}{upload}", service.base);
+            let answer = Answer::of(service.http.post(url).body("a,label\n")).await;
+            if answer.status != 422 {
+                break answer;
+            }
+        }
     });
     refused.problem(429, "too_many_uploads");
     assert!(wait_of(&refused) >= 1);

@@ -9,6 +9,7 @@ next uses.
 import json
 import os
 import re
+import time
 import urllib.request
 import uuid
 from typing import Any
@@ -44,13 +45,14 @@ def new_study(model: str) -> str:
 
 def lease() -> dict[str, Any]:
     """A lease that holds a probe: the one of the last heartbeat, or a new one."""
-    if not held:
+    # A lease that nobody prolongs runs out.
+    if time.monotonic() - held.get("since", 0.0) > 15:
         new_study("fuzzed")
         size = {"memory_bytes": 1 << 33, "available_bytes": 1 << 33, "threads": 1, "slots": 1}
         # A host of its own each: what ended wrongly must not stand in the way.
         device = {"host": str(uuid.uuid4()), "hardware": "cpu", "backend": "cpu", "model": "fuzzed", **size}
         claim = {"lease_id": str(uuid.uuid4()), "worker": "hook", "protocol": 1, "device": device, "runners": ["burn"], "wait_secs": 5}
-        held.update(call("POST", "/v1/leases", claim)[1])
+        held.update(call("POST", "/v1/leases", claim)[1], since=time.monotonic())
     return held
 
 

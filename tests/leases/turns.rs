@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use diesel_async::{AsyncConnection, RunQueryDsl};
 use trialhead::probe::{Measurement, Outcome, ProbeState, Task};
-use trialhead::store::leases::{self, Claim, Claimed, Completed, Completion};
+use trialhead::store::leases::{self, Beat, Claim, Claimed, Completed, Completion, Heartbeat};
 use trialhead::store::{self, StoreError, devices, events, studies};
 use trialhead::study::{LeaseId, StudyId};
 use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, claim_as, claim_in, database, device, finish, study};
+use crate::queue::{
+    MODEL, POLICY, claim, claim_as, claim_in, database, device, finish, study, study_in,
+};
 
 #[tokio::test]
 async fn studies_of_one_priority_take_turns_and_a_higher_one_goes_first() {
@@ -270,9 +272,21 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
         device_secs: 0.1,
     };
     for _ in 0..8 {
-        study(&database, MODEL, 0, 1, smoke).await;
+        store::begin_by_kept_plans(&mut conn).await.expect("begins");
+        study_in(&mut conn, MODEL, 0, 1, smoke).await;
+        store::finish::<(), StoreError>(&mut conn, Ok(()))
+            .await
+            .expect("committed");
         let claimed = claim_in(&mut conn, here, MODEL, 1 << 33, 30.0).await;
-        let completion = ended(&claimed.expect("a probe"));
+        let claimed = claimed.expect("a probe");
+        let completion = ended(&claimed);
+        let beat = Beat {
+            fence: claimed.fence(),
+            lease_secs: 30.0,
+            progress: None,
+            measurements: &completion.measurements,
+        };
+        leases::heartbeat(&mut conn, beat).await.expect("held");
         leases::complete(&mut conn, &completion, POLICY)
             .await
             .expect("completes");
@@ -282,9 +296,20 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
         study(&database, MODEL, 0, MANY, smoke).await;
         study(&database, "another processor", 0, MANY, smoke).await;
     }
+    // And probes that others run, and studies that ended long ago.
+    study(&database, "a third processor", 0, MANY, smoke).await;
     for statement in [
         "UPDATE probes SET state = 'succeeded', ended_at = now() WHERE id IN (\
-            SELECT probe FROM study_probes WHERE open AND position < 300)",
+            SELECT probe FROM study_probes WHERE open AND position < 300) AND device_model <> 'a third processor'",
+        "UPDATE probes SET state = 'running', lease = gen_random_uuid(), lease_expires_at = now() + interval '1 hour' \
+         WHERE device_model = 'a third processor'",
+        "UPDATE studies SET state = 'cancelled', ended_at = now() WHERE id IN (\
+            SELECT study FROM study_probes JOIN probes ON id = probe WHERE device_model = 'a third processor')",
+        "INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, phase, \
+            evidence_version, advanced_version, remaining_probes, remaining_device_secs, ended_at) \
+         SELECT gen_random_uuid(), project, created_by, name, labels, workload, priority, 'succeeded', 'answered', phase, \
+            evidence_version, advanced_version, 0, 0, now() \
+         FROM (SELECT * FROM studies LIMIT 1) s, generate_series(1, 400)",
         "INSERT INTO measurements (probe, attempt, seq, metric, value, unit, elapsed_secs) \
          SELECT id, 1, n, 'my_own', 1, 'count', 0 FROM (SELECT id FROM probes LIMIT 100) p, generate_series(10, 29) n",
     ] {
@@ -298,7 +323,17 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
     store::begin_by_kept_plans(&mut conn).await.expect("begins");
     let before = rows_read(&mut conn).await;
     let claimed = claim_in(&mut conn, here, MODEL, 1 << 33, 30.0).await;
-    let completion = ended(&claimed.expect("a probe"));
+    let claimed = claimed.expect("a probe");
+    let completion = ended(&claimed);
+    let beat = Beat {
+        fence: claimed.fence(),
+        lease_secs: 30.0,
+        progress: Some(("sampling", 0.5)),
+        measurements: &completion.measurements,
+    };
+    let held = leases::heartbeat(&mut conn, beat).await;
+    assert!(matches!(held.expect("held"), Heartbeat::Held { .. }));
+    study_in(&mut conn, MODEL, 0, 1, smoke).await;
     let completed = leases::complete(&mut conn, &completion, POLICY).await;
     assert_eq!(
         completed.expect("completes"),

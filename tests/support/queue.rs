@@ -109,17 +109,36 @@ pub async fn study(
     count: u32,
     task: impl Fn(u32) -> Task,
 ) -> StudyId {
+    let mut conn = database.connection().await.expect("a connection");
+    // In one transaction: services that run meanwhile must not plan it before its probes are there.
+    store::begin(&mut conn).await.expect("begins");
+    let id = study_in(&mut conn, model, priority, count, task).await;
+    store::finish::<(), store::StoreError>(&mut conn, Ok(()))
+        .await
+        .expect("committed");
+    id
+}
+
+/// The same in a transaction of the caller's.
+#[allow(dead_code, reason = "not every bench needs it")]
+pub async fn study_in(
+    conn: &mut store::Connection,
+    model: &str,
+    priority: i32,
+    count: u32,
+    task: impl Fn(u32) -> Task,
+) -> StudyId {
     let definition = definition(priority);
     let id = StudyId(Uuid::now_v7());
-    let mut conn = database.connection().await.expect("a connection");
     let new = NewStudy {
         id,
         project: "default",
         created_by: "test",
         definition: &definition,
     };
-    // In one transaction: services that run meanwhile must not plan it before its probes are there.
-    store::begin(&mut conn).await.expect("begins");
+    studies::count_active(conn, "default")
+        .await
+        .expect("counted");
     let advanced = studies::Advanced {
         version: 1,
         phase: "testing",
@@ -130,7 +149,7 @@ pub async fn study(
         analysis: &serde_json::Value::Null,
         ended: None,
     };
-    studies::insert(&mut conn, &new, &advanced, &[], &[])
+    studies::insert(conn, &new, &advanced, &[], &[])
         .await
         .expect("inserted");
     let wave: Vec<NewProbe> = (0..count)
@@ -153,8 +172,7 @@ pub async fn study(
         revision: 1,
         wave: 0,
     };
-    let linked = probes::link_wave(&mut conn, place, &wave).await;
-    store::finish(&mut conn, linked).await.expect("committed");
+    probes::link_wave(conn, place, &wave).await.expect("linked");
     id
 }
 

@@ -101,8 +101,8 @@ impl StoredLeases {
         }
     }
 
-    /// Makes a device known, unless just the same was said of it a moment ago.
-    async fn register(&self, request: &ClaimRequest) -> Result<DeviceId, StoreError> {
+    /// Makes a device known, unless just the same was said of it a moment ago. Gives when it was said.
+    async fn register(&self, request: &ClaimRequest) -> Result<(DeviceId, Instant), StoreError> {
         let (facts, runners) = (&request.device, &request.runners);
         let place = (facts.host.clone(), facts.hardware.clone());
         let fresh = Duration::from_secs_f64(self.context.alive_secs / 6.0);
@@ -117,7 +117,7 @@ impl StoredLeases {
             && it.facts == *facts
             && it.runners == *runners
         {
-            return Ok(it.device);
+            return Ok((it.device, it.at));
         }
         let at = Instant::now();
         let device = housekeeping::register(&self.context, facts, runners).await?;
@@ -132,7 +132,7 @@ impl StoredLeases {
             at,
         };
         known.insert(place, registered);
-        Ok(device)
+        Ok((device, at))
     }
 
     async fn try_claim(
@@ -187,8 +187,7 @@ impl StoredLeases {
         // A device that is waited with must not be taken for gone.
         let fresh = Duration::from_secs_f64(self.context.alive_secs / 3.0);
         let mut wake = self.context.waker.subscribe();
-        let mut device = self.register(request).await?;
-        let mut registered = Instant::now();
+        let (mut device, mut registered) = self.register(request).await?;
         while !*stop.borrow() {
             wake.mark_unchanged();
             let next_look = Instant::now() + BETWEEN_LOOKS;
@@ -211,8 +210,7 @@ impl StoredLeases {
             }
             tokio::time::sleep_until(next_look).await;
             if registered.elapsed() >= fresh {
-                device = self.register(request).await?;
-                registered = Instant::now();
+                (device, registered) = self.register(request).await?;
             }
         }
         Ok(None)
