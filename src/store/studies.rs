@@ -124,7 +124,7 @@ pub async fn insert(
         .await?)
 }
 
-/// A study with all that belongs to it from the beginning in one way to the server.
+/// A study with all that belongs to it from the beginning in one way to the server. `*` is what its first part names.
 const INSERT: &str = "\
     WITH study AS (\
         INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, \
@@ -143,9 +143,7 @@ const INSERT: &str = "\
         INSERT INTO recommendations (id, study, revision, topic, grade, body) \
         SELECT advice.id, study.id, study.revision, advice.topic, advice.grade, advice.body \
         FROM study, unnest($22::uuid[], $23::text[], $24::text[], $25::jsonb[]) AS advice (id, topic, grade, body)) \
-    SELECT id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
-        waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
-        remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at FROM study";
+    SELECT * FROM study";
 
 /// `digits/mlp`: what lists are filtered by.
 pub fn workload_name(definition: &StudyDefinition) -> String {

@@ -271,6 +271,14 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
         stderr_tail: String::new(),
         device_secs: 0.1,
     };
+    fn beat(completion: &Completion) -> Beat<'_> {
+        Beat {
+            fence: completion.fence,
+            lease_secs: 30.0,
+            progress: Some(("sampling", 0.5)),
+            measurements: &completion.measurements,
+        }
+    }
     for _ in 0..8 {
         store::begin_by_kept_plans(&mut conn).await.expect("begins");
         study_in(&mut conn, MODEL, 0, 1, smoke).await;
@@ -280,13 +288,8 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
         let claimed = claim_in(&mut conn, here, MODEL, 1 << 33, 30.0).await;
         let claimed = claimed.expect("a probe");
         let completion = ended(&claimed);
-        let beat = Beat {
-            fence: claimed.fence(),
-            lease_secs: 30.0,
-            progress: None,
-            measurements: &completion.measurements,
-        };
-        leases::heartbeat(&mut conn, beat).await.expect("held");
+        let held = leases::heartbeat(&mut conn, beat(&completion)).await;
+        held.expect("held");
         leases::complete(&mut conn, &completion, POLICY)
             .await
             .expect("completes");
@@ -325,13 +328,7 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
     let claimed = claim_in(&mut conn, here, MODEL, 1 << 33, 30.0).await;
     let claimed = claimed.expect("a probe");
     let completion = ended(&claimed);
-    let beat = Beat {
-        fence: claimed.fence(),
-        lease_secs: 30.0,
-        progress: Some(("sampling", 0.5)),
-        measurements: &completion.measurements,
-    };
-    let held = leases::heartbeat(&mut conn, beat).await;
+    let held = leases::heartbeat(&mut conn, beat(&completion)).await;
     assert!(matches!(held.expect("held"), Heartbeat::Held { .. }));
     study_in(&mut conn, MODEL, 0, 1, smoke).await;
     let completed = leases::complete(&mut conn, &completion, POLICY).await;
