@@ -5,6 +5,8 @@ use serde_json::Value;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{Content, RefOr};
 
+use super::openapi::OCTETS;
+
 /// A recorded text.
 struct Example {
     operation: &'static str,
@@ -16,7 +18,6 @@ struct Example {
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
-const OCTETS: &str = "application/octet-stream";
 
 macro_rules! examples {
     ($($operation:literal $place:literal $kind:expr, $extension:literal;)*) => {

@@ -276,7 +276,7 @@ fn document_files(operation: &mut Operation) {
     }
 }
 
-const OCTETS: &str = "application/octet-stream";
+pub(super) const OCTETS: &str = "application/octet-stream";
 
 /// Gives each variant of a tagged enum a schema of its own, named by its tag and the enum: `ResidualLayer`. Generators name
 /// what they make by it, and some can read neither a variant that has its own enum inside nor one put together of parts
