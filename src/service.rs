@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::api;
 use crate::library::Library;
-use crate::lifecycle::{self, Context, Followers, Room};
+use crate::lifecycle::{self, Context, Followers, Live, Room};
 use crate::metrics::{InstanceMetrics, Role};
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::gpus;
@@ -253,6 +253,7 @@ impl Service {
             room: Room::default(),
             idempotency_hours: settings.api.idempotency_hours,
             alive_secs: pool.lease_secs * ALIVE_LEASES,
+            live: Live::default(),
         };
         let metrics = InstanceMetrics::new(Role::Serve)?;
         metrics.watch_database(context.database.timings())?;

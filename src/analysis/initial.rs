@@ -11,12 +11,15 @@
 //! What comes next is found by going through these rules from the start and looking up every run they ask for, so it
 //! depends on what the runs said and not on when they said it.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::steps::setup;
 use super::{Caveat, Evidence, Feasibility, ProbeRecord, ThroughputAnalysis};
-use crate::catalog::{self, ReferenceResult};
+use crate::catalog::{self, ModelFamily, ReferenceResult};
 use crate::probe::{InfeasibleReason, Metric, ProbeKind, ProbeState, Task, TrainingRun};
 use crate::statistics::intervals::{mean, median, standard_deviation, student_t_quantile};
 use crate::study::{
@@ -326,7 +329,7 @@ pub fn ladder(definition: &StudyDefinition) -> Vec<Model> {
     let mut models: Vec<Model> = match definition.model_from {
         // Another program's has no sizes that the service could try.
         _ if asked.is_external() => return vec![asked.clone()],
-        ModelFrom::Default => sizes(asked.family()),
+        ModelFrom::Default => sizes(asked.family()).to_vec(),
         // All else that the study asks is about this very model: it is settled.
         ModelFrom::Study if is_settled(definition) => vec![asked.clone()],
         ModelFrom::Study => WIDTHS
@@ -342,33 +345,41 @@ pub fn ladder(definition: &StudyDefinition) -> Vec<Model> {
 }
 
 /// The catalog's sizes of a family, small to large.
-pub fn sizes(family: &str) -> Vec<Model> {
-    let families = catalog::model_families();
-    let Some(found) = families.iter().find(|it| it.name == family) else {
-        return Vec::new();
-    };
-    found
-        .sizes
-        .iter()
-        .filter_map(|size| {
-            let mut posted = size.parameters.clone();
-            posted["family"] = family.into();
-            serde_json::from_value(posted).ok()
-        })
-        .collect()
+pub fn sizes(family: &str) -> &'static [Model] {
+    static SIZES: LazyLock<BTreeMap<&str, Vec<Model>>> = LazyLock::new(|| {
+        let models = |family: &ModelFamily| {
+            let sizes = family.sizes.iter();
+            let models = sizes.filter_map(|size| {
+                let mut posted = size.parameters.clone();
+                posted["family"] = family.name.into();
+                serde_json::from_value(posted).ok()
+            });
+            models.collect()
+        };
+        let families = catalog::model_families().iter();
+        families.map(|it| (it.name, models(it))).collect()
+    });
+    SIZES.get(family).map_or(&[], Vec::as_slice)
 }
 
 /// A published result that the study's model and data set can reproduce.
-pub fn reference(definition: &StudyDefinition) -> Option<ReferenceResult> {
+pub fn reference(definition: &StudyDefinition) -> Option<&'static ReferenceResult> {
+    static REFERENCES: LazyLock<Vec<(Dataset, Model, &ReferenceResult)>> = LazyLock::new(|| {
+        let families = catalog::model_families().iter();
+        let references = families.flat_map(|family| &family.references);
+        let read = |reference: &'static ReferenceResult| {
+            let dataset = serde_json::from_value(reference.dataset.clone()).ok()?;
+            let model = serde_json::from_value(reference.model.clone()).ok()?;
+            Some((dataset, model, reference))
+        };
+        references.filter_map(read).collect()
+    });
     let workload = &definition.workload;
-    let is_of = |reference: &ReferenceResult| {
-        let dataset = serde_json::from_value::<Dataset>(reference.dataset.clone());
-        let model = serde_json::from_value::<Model>(reference.model.clone());
-        dataset.is_ok_and(|it| it == workload.dataset) && model.is_ok_and(|it| it == workload.model)
+    let mut references = REFERENCES.iter();
+    let is_of = |(dataset, model, _): &&(Dataset, Model, _)| {
+        *dataset == workload.dataset && *model == workload.model
     };
-    let families = catalog::model_families().iter();
-    let mut references = families.flat_map(|family| &family.references);
-    references.find(|it| is_of(it)).cloned()
+    references.find(is_of).map(|(_, _, reference)| *reference)
 }
 
 /// Works out where to start; `None` where it is not asked for, or no batch size can be trained.
@@ -873,7 +884,7 @@ impl<'a> Ladder<'a> {
             })
             .collect();
         match self.find_all(wanted) {
-            Ok(runs) => (Some(reproduction(&reference, metric, &runs)), Vec::new()),
+            Ok(runs) => (Some(reproduction(reference, metric, &runs)), Vec::new()),
             Err(missing) => (None, missing),
         }
     }

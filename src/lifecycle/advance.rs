@@ -3,12 +3,13 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::DateTime;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::Context;
 use super::device::{self, Choice, Wish};
-use crate::analysis::{self, Evidence};
+use crate::analysis::{self, Analysis, Evidence};
 use crate::plan::{self, Next, Plan, PlannedProbe};
 use crate::probe::{ProbeKind, fingerprint, inputs};
 use crate::recommendation::{self, Advice};
@@ -34,8 +35,12 @@ const COALESCE: Duration = Duration::from_millis(40);
 /// So many times as long as a look took is waited before the next: among thousands of studies it takes a while.
 const PAUSE_FOR_A_LOOK: u32 = 19;
 
-/// Studies that wait for a device are looked at this often at most.
+/// Studies that wait for a device are looked at this often at most,
 const WAITING_EVERY: Duration = Duration::from_secs(1);
+/// and this often at least. In between they are looked at while devices come, go or change, and for as long after that as it
+/// may take to store a study that was worked out before.
+const WAITING_ALWAYS: Duration = Duration::from_secs(10);
+const STILL: Duration = Duration::from_secs(5);
 
 /// Studies that one look takes on.
 const STUDIES_PER_LOOK: i64 = 64;
@@ -54,45 +59,40 @@ pub enum Advance {
 /// What the evidence makes of a study: everything that is to be written.
 #[derive(Debug, Clone)]
 pub struct Step {
-    analysis: serde_json::Value,
+    analysis: Analysis,
     plan: Plan,
     advices: Vec<Advice>,
     wave: Vec<NewProbe>,
     waiting_for: Option<String>,
 }
 
-/// Analysis, plan and recommendations, on a blocking thread.
+/// Analysis, plan and recommendations.
 ///
 /// # Errors
 /// When a result cannot be expressed as JSON: a defect.
-pub async fn work_out(
-    project: String,
+pub fn work_out(
+    project: &str,
     study: StudyId,
-    definition: StudyDefinition,
-    evidence: Evidence,
+    definition: &StudyDefinition,
+    evidence: &Evidence,
     waiting_for: Option<String>,
 ) -> Result<Step, StoreError> {
-    let work = move || {
-        let analysis = analysis::analyze(&definition, &evidence);
-        let plan = plan::plan(&definition, &evidence, &analysis);
-        let advices = recommendation::recommend(&definition, &evidence, &analysis);
-        let owner = (!definition.reuse).then_some(study);
-        let wave = match &plan.next {
-            Next::Wave(planned) => new_probes(&project, owner, planned)?,
-            _ => Vec::new(),
-        };
-        Ok::<_, serde_json::Error>(Step {
-            analysis: serde_json::to_value(&analysis)?,
-            plan,
-            advices,
-            wave,
-            waiting_for,
-        })
+    let analysis = analysis::analyze(definition, evidence);
+    let plan = plan::plan(definition, evidence, &analysis);
+    let advices = recommendation::recommend(definition, evidence, &analysis);
+    let owner = (!definition.reuse).then_some(study);
+    let wave = match &plan.next {
+        Next::Wave(planned) => new_probes(project, owner, planned)
+            .map_err(|error| StoreError::unreadable(format!("study {study}"), error))?,
+        _ => Vec::new(),
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| StoreError::unreadable(format!("study {study}"), error))?
-        .map_err(|error| StoreError::unreadable(format!("study {study}"), error))
+    Ok(Step {
+        analysis,
+        plan,
+        advices,
+        wave,
+        waiting_for,
+    })
 }
 
 /// Planned probes as they are looked for and stored. `owner` is the study that refuses reuse.
@@ -281,14 +281,14 @@ pub async fn advance(context: &Context, id: StudyId) -> Result<Advance, StoreErr
         let wave = i32::try_from(evidence.next_wave()).unwrap_or(i32::MAX);
         drop(conn);
 
-        let step = work_out(
-            study.project.clone(),
-            id,
-            definition.clone(),
-            evidence,
-            waiting_for,
-        )
-        .await?;
+        let project = study.project.clone();
+        let work = move || {
+            let step = work_out(&project, id, &definition, &evidence, waiting_for)?;
+            Ok::<_, StoreError>((step, definition))
+        };
+        let (step, definition) = tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| StoreError::unreadable(format!("study {id}"), error))??;
 
         let place = WavePlace {
             project: &study.project,
@@ -396,6 +396,7 @@ pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Rec
     let mut wake = context.waker.subscribe();
     let waiting_every = WAITING_EVERY.min(tick);
     let mut next_waiting = Instant::now();
+    let mut looks = Looks::default();
     loop {
         wake.mark_unchanged();
         let mut full = false;
@@ -406,7 +407,7 @@ pub async fn run_advancer(context: Context, tick: Duration, mut stop: watch::Rec
         }
         if Instant::now() >= next_waiting {
             next_waiting = Instant::now() + waiting_every;
-            match advance_waiting(&context).await {
+            match advance_waiting(&context, &mut looks).await {
                 Ok(moved) if moved >= STUDIES_PER_LOOK => {
                     full = true;
                     next_waiting = Instant::now();
@@ -449,16 +450,46 @@ async fn advance_due(context: &Context, took: &mut Duration) -> Result<i64, Stor
     advance_each(context, due).await
 }
 
-/// Advances the waiting studies for which a device has come, or something else is missing than before.
-async fn advance_waiting(context: &Context) -> Result<i64, StoreError> {
-    let changed = {
-        let mut conn = context.database.connection().await?;
-        let waiting = studies::waiting(&mut conn).await?;
-        if waiting.is_empty() {
-            return Ok(0);
+/// When waiting studies have to be looked at.
+#[derive(Debug, Default)]
+struct Looks {
+    /// What the devices were when they were looked at, and since when.
+    devices: Option<(Vec<DeviceRow>, Instant)>,
+    last: Option<Instant>,
+}
+
+impl Looks {
+    fn is_due(&mut self, live: &[DeviceRow]) -> bool {
+        // That one was seen again is no change.
+        let devices: Vec<DeviceRow> = live
+            .iter()
+            .map(|device| DeviceRow {
+                last_seen: DateTime::UNIX_EPOCH,
+                ..device.clone()
+            })
+            .collect();
+        if !matches!(&self.devices, Some((known, _)) if *known == devices) {
+            self.devices = Some((devices, Instant::now()));
         }
-        let live = devices::live(&mut conn, context.alive_secs).await?;
-        waiting
+        let within = |at: Option<Instant>, time| at.is_some_and(|at| at.elapsed() < time);
+        let changed = self.devices.as_ref().map(|(_, since)| *since);
+        within(changed, STILL) || !within(self.last, WAITING_ALWAYS)
+    }
+}
+
+/// Advances the waiting studies for which a device has come, or something else is missing than before.
+async fn advance_waiting(context: &Context, looks: &mut Looks) -> Result<i64, StoreError> {
+    let live = context
+        .live
+        .devices(&context.database, context.alive_secs)
+        .await?;
+    if !looks.is_due(&live) {
+        return Ok(0);
+    }
+    let changed: Vec<StudyId> = {
+        let mut conn = context.database.connection().await?;
+        studies::waiting(&mut conn)
+            .await?
             .into_iter()
             // Where the device is known, its worker is waited for: housekeeping says when it is there.
             .filter(|study| study.device.resolved().is_none())
@@ -470,7 +501,12 @@ async fn advance_waiting(context: &Context) -> Result<i64, StoreError> {
             .take(usize::try_from(STUDIES_PER_LOOK).unwrap_or(usize::MAX))
             .collect()
     };
-    advance_each(context, changed).await
+    let found = changed.len();
+    let moved = advance_each(context, changed).await?;
+    // Where it was full, some were left for the next look.
+    let is_full = i64::try_from(found).is_ok_and(|found| found >= STUDIES_PER_LOOK);
+    looks.last = (!is_full).then(Instant::now);
+    Ok(moved)
 }
 
 async fn advance_each(context: &Context, ids: Vec<StudyId>) -> Result<i64, StoreError> {
@@ -485,4 +521,57 @@ async fn advance_each(context: &Context, ids: Vec<StudyId>) -> Result<i64, Store
         }
     }
     Ok(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    fn device(model: &str) -> DeviceRow {
+        DeviceRow {
+            id: Uuid::nil(),
+            host: "here".into(),
+            hardware: "cpu".into(),
+            backend: "cpu".into(),
+            model: model.into(),
+            driver: None,
+            threads: 2,
+            memory_bytes: 1 << 30,
+            available_bytes: 1 << 30,
+            slots: 1,
+            count: 1,
+            runners: vec!["burn".into()],
+            last_seen: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    /// Looks at `live` so long after they came, and so long after the last look.
+    fn looks(live: &[DeviceRow], came: Duration, last: Duration) -> Looks {
+        let before = |time| Instant::now().checked_sub(time);
+        Looks {
+            devices: before(came).map(|at| (live.to_vec(), at)),
+            last: before(last),
+        }
+    }
+
+    #[test]
+    fn waiting_studies_are_looked_at_while_devices_change_and_now_and_then() {
+        let second = Duration::from_secs(1);
+        let live = [device("a")];
+        assert!(Looks::default().is_due(&live), "nobody has looked yet");
+        assert!(looks(&live, 2 * second, second).is_due(&live), "just come");
+        assert!(!looks(&live, 2 * STILL, second).is_due(&live));
+        assert!(looks(&live, 2 * STILL, WAITING_ALWAYS).is_due(&live));
+        // Another one, or none any more, is a change; that it was seen again is none.
+        assert!(looks(&live, 2 * STILL, second).is_due(&[device("b")]));
+        assert!(looks(&live, 2 * STILL, second).is_due(&[]));
+        let mut again = device("a");
+        again.last_seen += second;
+        assert!(!looks(&live, 2 * STILL, second).is_due(&[again]));
+        // Where the last look was full, there is more to be looked at.
+        let mut full = looks(&live, 2 * STILL, second);
+        full.last = None;
+        assert!(full.is_due(&live));
+    }
 }

@@ -15,7 +15,7 @@ use crate::plan::{self, DryRun};
 use crate::store::kept_answers::{self, Answer, Answered, IdempotencyKey, KeyError};
 use crate::store::probes::LinkedWave;
 use crate::store::studies::{NewStudy, ProbeCounts, StudyRow};
-use crate::store::{self, Connection, StoreError, datasets, devices, studies};
+use crate::store::{self, Connection, StoreError, datasets, studies};
 use crate::study::validation::{self, Rejected, Violation};
 use crate::study::{
     Dataset, DeviceChoice, DeviceRequest, StudyDefinition, StudyId, StudyRequest, defaults,
@@ -52,19 +52,22 @@ pub(super) async fn define(
     body: &[u8],
     before: Option<&StudyDefinition>,
 ) -> Result<(StudyDefinition, Option<String>), CreateError> {
-    let mut conn = context.database.connection().await?;
     let stored = match validation::named_dataset(body) {
         None => None,
-        Some(id) => match datasets::find(&mut conn, &caller.project, id).await? {
-            None => None,
-            Some(row) => Some(row.stored()?),
-        },
+        Some(id) => {
+            let mut conn = context.database.connection().await?;
+            let row = datasets::find(&mut conn, &caller.project, id).await?;
+            row.map(|row| row.stored()).transpose()?
+        }
     };
     let mut request = context.rules.parse_body(body, stored.as_ref())?;
     if let Some(before) = before {
         keep_device(&mut request.device, &before.device);
     }
-    let live = devices::live(&mut conn, context.alive_secs).await?;
+    let live = context
+        .live
+        .devices(&context.database, context.alive_secs)
+        .await?;
     let choice = device::choose(wish(&request), &live);
     if let Some(violation) = choice.violation() {
         return Err(match choice {
@@ -136,14 +139,9 @@ pub async fn create(
     }
     let (definition, waiting_for) = define(context, caller, body, None).await?;
     let id = StudyId(Uuid::now_v7());
-    let step = advance::work_out(
-        caller.project.clone(),
-        id,
-        definition.clone(),
-        Evidence::default(),
-        waiting_for,
-    )
-    .await?;
+    // Nothing is measured yet, so this takes less time than to hand it to another thread would.
+    let nothing = Evidence::default();
+    let step = advance::work_out(&caller.project, id, &definition, &nothing, waiting_for)?;
     let mut conn = context.database.connection().await?;
     store::begin_by_kept_plans(&mut conn).await?;
     let work = async {

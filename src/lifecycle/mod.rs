@@ -6,6 +6,7 @@ pub mod create;
 pub mod device;
 pub mod end;
 pub mod follow;
+mod live;
 mod replay;
 pub mod revise;
 mod room;
@@ -14,6 +15,7 @@ pub use advance::{Advance, advance, run_advancer};
 pub use create::{CreateError, create, dry_run};
 pub use end::{EndError, cancel, delete};
 pub use follow::{FollowError, Followers, Following, Heard};
+pub use live::{Devices, Live};
 pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
 pub use room::Room;
 
@@ -44,6 +46,8 @@ pub struct Context {
     pub idempotency_hours: u32,
     /// A device not seen for this long is gone.
     pub alive_secs: f64,
+    /// Those that are not.
+    pub live: Live,
 }
 
 /// The name of who asks without an access token.

@@ -270,14 +270,9 @@ pub async fn revise(
             consequences,
         });
     }
-    let step = advance::work_out(
-        caller.project.clone(),
-        id,
-        proposal.new.clone(),
-        Evidence::default(),
-        proposal.waiting_for.clone(),
-    )
-    .await?;
+    let waiting_for = proposal.waiting_for.clone();
+    let nothing = Evidence::default();
+    let step = advance::work_out(&caller.project, id, &proposal.new, &nothing, waiting_for)?;
     let mut conn = context.database.connection().await?;
     store::begin(&mut conn).await?;
     let work = store_revision(&mut conn, context, caller, &proposal, &step).await;

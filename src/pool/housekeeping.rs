@@ -42,7 +42,9 @@ pub async fn register(
         count: i32::try_from(facts.count).unwrap_or(i32::MAX),
         runners,
     };
-    devices::register(&mut conn, &new, context.alive_secs / 6.0).await
+    let registered = devices::register(&mut conn, &new, context.alive_secs / 6.0).await;
+    context.live.changed();
+    registered
 }
 
 /// Runs every step on a tick until told to stop. `facts` are the devices of this service's workers.

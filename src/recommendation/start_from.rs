@@ -20,8 +20,8 @@ pub fn advise(
     let is_custom = matches!(asked, Model::Sequential { .. } | Model::External { .. });
     let entry = entry(asked, &facts)?;
     let sizes = initial::sizes(entry.name);
-    let smallest = sizes.first()?.clone();
-    let optimizer = Optimizer::first_for(&smallest);
+    let smallest = sizes.first()?;
+    let optimizer = Optimizer::first_for(smallest);
     let reproduction = analysis
         .initial
         .as_ref()
@@ -50,9 +50,9 @@ pub fn advise(
             "start_from": entry.name,
             "task": facts.target.task(),
             "model": smallest,
-            "sizes": ladder(entry, &sizes, &facts),
+            "sizes": ladder(entry, sizes, &facts),
             "optimizer": optimizer,
-            "gradient_clipping": GradientClipping::first_for(&smallest),
+            "gradient_clipping": GradientClipping::first_for(smallest),
             "provenance": entry.provenance,
             "known_result": entry.known_result,
             "reference": initial::reference(definition),
@@ -60,7 +60,7 @@ pub fn advise(
             "reproduction": reproduction,
             "alternatives": alternatives(entry, &facts),
         }),
-        summary: summary(entry, &smallest, &optimizer, &facts, reproduction),
+        summary: summary(entry, smallest, &optimizer, &facts, reproduction),
         basis: Basis::RuleOfThumb,
         confidence: Confidence {
             grade,
@@ -114,8 +114,8 @@ fn alternatives(entry: &ModelFamily, facts: &Facts) -> Vec<Value> {
         .iter()
         .filter(|family| family.name != entry.name)
         .filter_map(|family| {
-            let smallest = initial::sizes(family.name).into_iter().next()?;
-            Network::new(&smallest, facts).ok()?;
+            let smallest = initial::sizes(family.name).first()?;
+            Network::new(smallest, facts).ok()?;
             Some(json!({
                 "family": family.name,
                 "optimizer": family.first_optimizer,

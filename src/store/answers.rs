@@ -9,6 +9,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use super::json::Json;
 use super::probes::{Figure, NewProbe, WavePlace, figures_by_probe};
 use super::statement::statement;
 use crate::analysis::ProbeRecord;
@@ -366,7 +367,6 @@ pub(super) async fn insert_reading(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
     new: &NewProbe,
-    spec: &serde_json::Value,
     reading: &Reading,
 ) -> Result<Option<Uuid>, StoreError> {
     #[derive(QueryableByName)]
@@ -391,7 +391,7 @@ pub(super) async fn insert_reading(
     .bind::<Text, _>(new.spec.device.backend.as_str())
     .bind::<Text, _>(&new.spec.device.model)
     .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
-    .bind::<diesel::sql_types::Jsonb, _>(spec)
+    .bind::<diesel::sql_types::Jsonb, _>(Json(&new.spec))
     .bind::<Text, _>(reading.state().as_str())
     .bind::<Nullable<Text>, _>(reading.infeasible.map(InfeasibleReason::as_str))
     .bind::<Nullable<Text>, _>(&reading.detail)

@@ -115,7 +115,7 @@ pub async fn touch_of_probe(
 }
 
 /// A device as stored, with what runs on it.
-#[derive(Debug, Clone, QueryableByName)]
+#[derive(Debug, Clone, PartialEq, QueryableByName)]
 pub struct DeviceRow {
     #[diesel(sql_type = diesel::sql_types::Uuid)]
     pub id: Uuid,

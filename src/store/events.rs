@@ -63,30 +63,6 @@ pub async fn append(
     Ok(())
 }
 
-/// Appends one event to several studies; with `makes_due` it is evidence, and their plans are due. Takes their rows.
-pub(super) async fn append_to_each(
-    conn: &mut AsyncPgConnection,
-    studies: &[Uuid],
-    kind: EventKind,
-    data: &Value,
-    makes_due: bool,
-) -> Result<(), StoreError> {
-    statement(
-        "WITH numbered AS (\
-            UPDATE studies SET next_event_seq = next_event_seq + 1, \
-                evidence_version = evidence_version + $4 \
-            WHERE id = ANY($1) RETURNING id, next_event_seq - 1 AS seq) \
-         INSERT INTO study_events (study, seq, kind, data) SELECT id, seq, $2, $3 FROM numbered",
-    )
-    .bind::<Array<SqlUuid>, _>(studies)
-    .bind::<Text, _>(kind.as_str())
-    .bind::<Jsonb, _>(data)
-    .bind::<BigInt, _>(i64::from(makes_due))
-    .execute(conn)
-    .await?;
-    Ok(())
-}
-
 /// Events of a study after a number, oldest first: `(seq, kind, data)`.
 pub async fn list_after(
     conn: &mut AsyncPgConnection,

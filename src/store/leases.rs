@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::age;
 use super::error::StoreError;
-use super::events::{self, EventKind};
+use super::events::EventKind;
 use super::statement::statement;
 use super::transaction::{begin_by_kept_plans, finish};
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
@@ -79,13 +79,11 @@ pub struct Claimed {
     pub project: String,
 }
 
-#[derive(QueryableByName)]
+/// A study that has something for a device.
+#[derive(Debug, Clone, Copy)]
 struct Candidate {
-    #[diesel(sql_type = SqlUuid)]
     study: Uuid,
-    #[diesel(sql_type = Integer)]
     priority: i32,
-    #[diesel(sql_type = Bool)]
     exclusive: bool,
 }
 
@@ -102,16 +100,39 @@ struct Locked {
     starts: bool,
 }
 
+/// What runs on a device, and what could.
 #[derive(QueryableByName)]
 struct DeviceLoad {
-    #[diesel(sql_type = Integer)]
-    slots: i32,
-    #[diesel(sql_type = BigInt)]
-    exclusive: i64,
-    #[diesel(sql_type = BigInt)]
-    shared: i64,
     #[diesel(sql_type = Bool)]
     is_lease_used: bool,
+    /// Whether one more probe that shares it may run.
+    #[diesel(sql_type = Bool)]
+    has_room: bool,
+    #[diesel(sql_type = Bool)]
+    is_shared: bool,
+    /// The candidates, where it has room: their studies, the one whose turn it is first, with each one's priority and whether it
+    /// wants the device alone.
+    #[diesel(sql_type = Array<SqlUuid>)]
+    studies: Vec<Uuid>,
+    #[diesel(sql_type = Array<Integer>)]
+    priorities: Vec<i32>,
+    #[diesel(sql_type = Array<Bool>)]
+    exclusive: Vec<bool>,
+}
+
+impl DeviceLoad {
+    fn candidates(&self) -> impl Iterator<Item = Candidate> {
+        let all = self
+            .studies
+            .iter()
+            .zip(&self.priorities)
+            .zip(&self.exclusive);
+        all.map(|((&study, &priority), &exclusive)| Candidate {
+            study,
+            priority,
+            exclusive,
+        })
+    }
 }
 
 #[derive(QueryableByName)]
@@ -128,32 +149,50 @@ struct ClaimedRow {
     project: String,
 }
 
-/// The first open probe of each active study that this device model, with its memory, and these runners can do, the
-/// study whose turn it is first: by priority, then by who has waited longest. All probes of a study have one memory budget, so
-/// that of the first is looked at: a specification is long, and to read each that is queued would cost most of a claim.
+/// What runs on a device whose row is taken already, and where one more probe may: the first open probe of each active
+/// study that this device model, with its memory, and these runners can do, the study whose turn it is first: by priority,
+/// then by who has waited longest. All probes of a study have one memory budget, so that of the first is looked at: a
+/// specification is long, and to read each that is queued would cost most of a claim.
 /// Studies that are said to wait for a worker are looked at when there are no others: a thousand that wait for a GPU
 /// would stand before each claim of a processor, and that they wait may have ceased to be true.
 ///
 /// Its plan is kept, so there is only one that it can have: study after study in the order of their turns, of each the open
 /// probes in theirs, of each its row. `OFFSET 0` keeps the parts apart, and that a state is compared as it is not
 /// stored keeps the index of all queued probes out of it.
-const CANDIDATES: &str = "\
-    SELECT s.id AS study, s.priority, q.exclusive FROM studies s \
-    CROSS JOIN LATERAL (\
-        SELECT p.exclusive, p.memory FROM (\
-            SELECT sp.probe FROM study_probes sp \
-            WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
-            ORDER BY sp.position OFFSET 0) sp \
-        CROSS JOIN LATERAL (\
-            SELECT p.exclusive, (p.spec #>> '{limits,memory_bytes}')::numeric AS memory FROM probes p \
-            WHERE p.id = sp.probe AND p.state || '' = 'queued' AND p.not_before <= now() \
-              AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 AND p.runner = ANY($4) OFFSET 0) p \
-        LIMIT 1) q \
-    WHERE s.state IN ('queued', 'running') AND ($3::text IS NULL OR s.project = $3) \
-      AND coalesce(q.memory, 0) <= $5 AND s.id <> ALL($7) AND s.waiting_for";
-
-/// Whose turn it is first.
-const TURNS: &str = "ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8";
+fn look_sql(waits: &str) -> String {
+    format!(
+        "SELECT used.is_lease_used, runs.alone = 0 AND runs.shared < d.slots AS has_room, runs.shared > 0 AS is_shared, \
+            open.studies, open.priorities, open.exclusive \
+         FROM devices d \
+         CROSS JOIN LATERAL (\
+            SELECT EXISTS (SELECT 1 FROM leases WHERE id = $9) AS is_lease_used OFFSET 0) used \
+         CROSS JOIN LATERAL (\
+            SELECT count(*) FILTER (WHERE p.exclusive) AS alone, count(*) FILTER (WHERE NOT p.exclusive) AS shared \
+            FROM probes p WHERE p.device = d.id AND p.state = 'running') runs \
+         CROSS JOIN LATERAL (\
+            SELECT coalesce(array_agg(turn.study), '{{}}') AS studies, \
+                coalesce(array_agg(turn.priority), '{{}}') AS priorities, \
+                coalesce(array_agg(turn.exclusive), '{{}}') AS exclusive \
+            FROM (\
+                SELECT s.id AS study, s.priority, q.exclusive FROM studies s \
+                CROSS JOIN LATERAL (\
+                    SELECT p.exclusive, p.memory FROM (\
+                        SELECT sp.probe FROM study_probes sp \
+                        WHERE sp.study = s.id AND sp.revision = s.revision AND sp.wave = s.wave AND sp.open \
+                        ORDER BY sp.position OFFSET 0) sp \
+                    CROSS JOIN LATERAL (\
+                        SELECT p.exclusive, (p.spec #>> '{{limits,memory_bytes}}')::numeric AS memory FROM probes p \
+                        WHERE p.id = sp.probe AND p.state || '' = 'queued' AND p.not_before <= now() \
+                          AND p.backend = $1 AND p.device_model = $2 AND p.device_count <= $6 \
+                          AND p.runner = ANY($4) OFFSET 0) p \
+                    LIMIT 1) q \
+                WHERE NOT used.is_lease_used AND runs.alone = 0 AND runs.shared < d.slots \
+                  AND s.state IN ('queued', 'running') AND s.waiting_for {waits} \
+                  AND ($3::text IS NULL OR s.project = $3) AND s.id <> ALL($7) AND coalesce(q.memory, 0) <= $5 \
+                ORDER BY s.priority DESC, s.last_claimed_at NULLS FIRST, s.id LIMIT 8) turn) open \
+         WHERE d.id = $8"
+    )
+}
 
 /// Takes the row of the first of several active studies: of one, waiting for whoever has it, or of several with
 /// `SKIP LOCKED` the first that nobody has just now. An active study is one that has not ended: said so, no index of active
@@ -255,19 +294,21 @@ async fn look(
     claim: &Claim<'_>,
     tried: &[Uuid],
 ) -> Result<Look, StoreError> {
-    let Some(load) = lock_device(conn, claim.device, claim.lease).await? else {
+    let locked = statement("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
+        .bind::<SqlUuid, _>(claim.device.0)
+        .execute(conn)
+        .await?;
+    if locked == 0 {
         return Ok(Look::Done(Claiming::Nothing));
-    };
+    }
+    let load = load(conn, claim, tried).await?;
     if load.is_lease_used {
         let held = held(conn, claim.lease, claim.lease_secs, claim.project).await?;
         return Ok(Look::Done(held));
     }
-    if load.exclusive > 0 || load.shared >= i64::from(load.slots) {
-        return Ok(Look::Done(Claiming::Nothing));
-    }
-    let mut candidates = candidates(conn, claim, tried).await?;
+    let mut candidates: Vec<Candidate> = load.candidates().collect();
     // While an exclusive probe waits for the device to be empty, what comes after it does not start.
-    if load.shared > 0
+    if load.is_shared
         && let Some(waits) = candidates.iter().position(|it| it.exclusive)
     {
         candidates.truncate(waits);
@@ -315,28 +356,37 @@ async fn look(
     })
 }
 
-/// Studies that have something for the device, whose turn it is first.
-async fn candidates(
+/// What runs on the device, and the studies that have something for it.
+async fn load(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
     tried: &[Uuid],
-) -> Result<Vec<Candidate>, StoreError> {
-    for waits in ["IS NULL", "IS NOT NULL"] {
-        let found: Vec<Candidate> = statement(format!("{CANDIDATES} {waits} {TURNS}"))
-            .bind::<Text, _>(claim.backend)
-            .bind::<Text, _>(claim.model)
-            .bind::<Nullable<Text>, _>(claim.project)
-            .bind::<Array<Text>, _>(claim.runners)
-            .bind::<BigInt, _>(claim.memory_bytes)
-            .bind::<Integer, _>(claim.count)
-            .bind::<Array<SqlUuid>, _>(tried)
-            .load(conn)
-            .await?;
-        if !found.is_empty() {
-            return Ok(found);
-        }
+) -> Result<DeviceLoad, StoreError> {
+    let mut looked = look_at(conn, claim, tried, "IS NULL").await?;
+    if looked.has_room && !looked.is_lease_used && looked.studies.is_empty() {
+        looked = look_at(conn, claim, tried, "IS NOT NULL").await?;
     }
-    Ok(Vec::new())
+    Ok(looked)
+}
+
+async fn look_at(
+    conn: &mut AsyncPgConnection,
+    claim: &Claim<'_>,
+    tried: &[Uuid],
+    waits: &str,
+) -> Result<DeviceLoad, StoreError> {
+    Ok(statement(look_sql(waits))
+        .bind::<Text, _>(claim.backend)
+        .bind::<Text, _>(claim.model)
+        .bind::<Nullable<Text>, _>(claim.project)
+        .bind::<Array<Text>, _>(claim.runners)
+        .bind::<BigInt, _>(claim.memory_bytes)
+        .bind::<Integer, _>(claim.count)
+        .bind::<Array<SqlUuid>, _>(tried)
+        .bind::<SqlUuid, _>(claim.device.0)
+        .bind::<SqlUuid, _>(claim.lease.0)
+        .get_result(conn)
+        .await?)
 }
 
 async fn lock_one(
@@ -392,33 +442,6 @@ async fn held(
         Some(Held { claimed, study }) => claimed.claimed(lease, study.unwrap_or_default()),
         None => Ok(Claiming::Spent),
     }
-}
-
-async fn lock_device(
-    conn: &mut AsyncPgConnection,
-    device: DeviceId,
-    lease: LeaseId,
-) -> Result<Option<DeviceLoad>, StoreError> {
-    let locked: usize = statement("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
-        .bind::<SqlUuid, _>(device.0)
-        .execute(conn)
-        .await?;
-    if locked == 0 {
-        return Ok(None);
-    }
-    Ok(Some(
-        statement(
-            "SELECT d.slots, \
-                (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND p.exclusive) AS exclusive, \
-                (SELECT count(*) FROM probes p WHERE p.device = d.id AND p.state = 'running' AND NOT p.exclusive) AS shared, \
-                EXISTS (SELECT 1 FROM leases WHERE id = $2) AS is_lease_used \
-             FROM devices d WHERE d.id = $1",
-        )
-        .bind::<SqlUuid, _>(device.0)
-        .bind::<SqlUuid, _>(lease.0)
-        .get_result(conn)
-        .await?,
-    ))
 }
 
 /// Which attempt writes.
@@ -618,7 +641,6 @@ async fn end(
     missing: Missing<'_>,
 ) -> Result<Completed, StoreError> {
     let fence = completion.fence;
-    let studies = lock_waiting_studies(conn, fence.probe).await?;
     let Some(attempt) = lock_attempt(conn, fence.probe).await? else {
         return Ok(Completed::Fenced);
     };
@@ -640,17 +662,13 @@ async fn end(
             end = AttemptEnd::of(&outcome, &attempt, policy);
         }
     }
-    end_attempt(
-        conn,
-        fence.probe,
-        Some(fence.lease),
-        &end,
-        Some(completion.stderr_tail.as_str()),
-        completion.device_secs,
-        &studies,
-    )
-    .await?;
-    insert_measurements(conn, fence, &completion.measurements).await?;
+    let told = Told {
+        lease: Some(fence.lease),
+        stderr_tail: Some(&completion.stderr_tail),
+        device_secs: completion.device_secs,
+        measurements: &completion.measurements,
+    };
+    end_attempt(conn, fence.probe, &attempt, &end, &told).await?;
     Ok(Completed::Now(end.state))
 }
 
@@ -759,7 +777,6 @@ pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<u
         let probe = ProbeId(id);
         let done: bool = conn
             .transaction(async move |conn| {
-                let studies = lock_waiting_studies(conn, probe).await?;
                 let Some(attempt) = lock_attempt(conn, probe).await? else {
                     return Ok::<_, StoreError>(false);
                 };
@@ -767,7 +784,7 @@ pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<u
                     return Ok(false);
                 }
                 let end = AttemptEnd::lost(&attempt, policy);
-                end_attempt(conn, probe, None, &end, None, 0.0, &studies).await?;
+                end_attempt(conn, probe, &attempt, &end, &Told::default()).await?;
                 Ok(true)
             })
             .await?;
@@ -796,45 +813,31 @@ struct Attempt {
     kind: String,
     #[diesel(sql_type = BigInt)]
     batch_size: i64,
+    /// The active studies that it belongs to.
+    #[diesel(sql_type = Array<SqlUuid>)]
+    studies: Vec<Uuid>,
 }
 
+/// Takes the row of a probe, and before it those of the active studies that it belongs to, in the order of their ids.
 async fn lock_attempt(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
 ) -> Result<Option<Attempt>, StoreError> {
     Ok(statement(
-        "SELECT state, lease, attempt, crashes, losses, cancel_requested, kind, batch_size, \
-            coalesce(lease_expires_at < now(), false) AS expired \
-         FROM probes WHERE id = $1 FOR UPDATE",
+        "SELECT p.state, p.lease, p.attempt, p.crashes, p.losses, p.cancel_requested, p.kind, p.batch_size, \
+            coalesce(p.lease_expires_at < now(), false) AS expired, waiting.studies \
+         FROM (SELECT coalesce(array_agg(id), '{}') AS studies FROM (\
+            SELECT id FROM studies s \
+            WHERE id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) \
+              AND ended_at IS NULL AND EXISTS (\
+                SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision) \
+            ORDER BY id FOR UPDATE) locked) waiting \
+         CROSS JOIN probes p WHERE p.id = $1 FOR UPDATE OF p",
     )
     .bind::<SqlUuid, _>(probe.0)
     .get_result::<Attempt>(conn)
     .await
     .optional()?)
-}
-
-#[derive(QueryableByName)]
-struct Waiting {
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-}
-
-/// Takes the rows of the active studies that a probe belongs to, in the order of their ids.
-async fn lock_waiting_studies(
-    conn: &mut AsyncPgConnection,
-    probe: ProbeId,
-) -> Result<Vec<Uuid>, StoreError> {
-    let rows: Vec<Waiting> = statement(
-        "SELECT id FROM studies s \
-         WHERE id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) \
-           AND ended_at IS NULL AND EXISTS (\
-            SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision) \
-         ORDER BY id FOR UPDATE",
-    )
-    .bind::<SqlUuid, _>(probe.0)
-    .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
 /// What the end of an attempt makes of its probe.
@@ -847,9 +850,6 @@ struct AttemptEnd {
     losses: i32,
     /// Pause before the next try.
     delay_secs: f64,
-    kind: String,
-    batch_size: i64,
-    attempt: i32,
 }
 
 impl AttemptEnd {
@@ -861,9 +861,6 @@ impl AttemptEnd {
             crashes: attempt.crashes,
             losses: attempt.losses,
             delay_secs: 0.0,
-            kind: attempt.kind.clone(),
-            batch_size: attempt.batch_size,
-            attempt: attempt.attempt,
         }
     }
 
@@ -929,20 +926,46 @@ impl AttemptEnd {
     }
 }
 
-/// Writes the end of an attempt and, when the probe has ended with it, tells its studies. What became of the probe is
-/// noted with the lease that completes it, so that a repeated completion is recognised.
+/// What came with the end of an attempt: of one that was lost, nothing.
+#[derive(Debug, Default)]
+struct Told<'a> {
+    lease: Option<LeaseId>,
+    stderr_tail: Option<&'a str>,
+    device_secs: f64,
+    measurements: &'a [Measurement],
+}
+
+/// Writes the end of an attempt with what came with it, tells the probe's studies, and makes their plans due when the probe
+/// has ended with it. What became of the probe is noted with the lease that completes it, so that a repeated completion is
+/// recognised. The lease stays on an ended probe: it says who has ended it.
 async fn end_attempt(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
-    completed_by: Option<LeaseId>,
+    attempt: &Attempt,
     end: &AttemptEnd,
-    stderr_tail: Option<&str>,
-    device_secs: f64,
-    studies: &[Uuid],
+    told: &Told<'_>,
 ) -> Result<(), StoreError> {
-    // The lease stays on an ended probe: it says who has ended it.
+    let data = json!({
+        "probe_id": probe,
+        "kind": attempt.kind,
+        "batch_size": attempt.batch_size,
+        "state": end.state,
+        "reason": end.reason,
+        "attempt": attempt.attempt,
+    });
+    let measured = Measured::of(told.measurements);
     statement(
-        "WITH noted AS (UPDATE leases SET became = $2 WHERE id = $11) \
+        "WITH noted AS (UPDATE leases SET became = $2 WHERE id = $11), \
+         numbered AS (\
+            UPDATE studies SET next_event_seq = next_event_seq + 1, evidence_version = evidence_version + $12 \
+            WHERE id = ANY($13) RETURNING id, next_event_seq - 1 AS seq), \
+         logged AS (\
+            INSERT INTO study_events (study, seq, kind, data) SELECT id, seq, $14, $15 FROM numbered), \
+         measured AS (\
+            INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
+            SELECT $1, $16, m.* FROM \
+                unnest($17::int[], $18::text[], $19::bigint[], $20::float8[], $21::text[], $22::float8[]) AS m \
+            ON CONFLICT DO NOTHING) \
          UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
             not_before = now() + make_interval(secs => $7), lease_expires_at = NULL, \
             stderr_tail = coalesce($8, stderr_tail), \
@@ -958,31 +981,51 @@ async fn end_attempt(
     .bind::<Integer, _>(end.crashes)
     .bind::<Integer, _>(end.losses)
     .bind::<Double, _>(end.delay_secs)
-    .bind::<Nullable<Text>, _>(stderr_tail)
-    .bind::<Double, _>(device_secs)
+    .bind::<Nullable<Text>, _>(told.stderr_tail)
+    .bind::<Double, _>(told.device_secs)
     .bind::<Double, _>(CLOCK_SLACK_SECS)
-    .bind::<Nullable<SqlUuid>, _>(completed_by.map(|lease| lease.0))
+    .bind::<Nullable<SqlUuid>, _>(told.lease.map(|lease| lease.0))
+    .bind::<BigInt, _>(i64::from(end.state.has_ended()))
+    .bind::<Array<SqlUuid>, _>(&attempt.studies)
+    .bind::<Text, _>(EventKind::Probe.as_str())
+    .bind::<Jsonb, _>(data)
+    .bind::<Integer, _>(attempt.attempt)
+    .bind::<Array<Integer>, _>(measured.seqs)
+    .bind::<Array<Text>, _>(measured.metrics)
+    .bind::<Array<Nullable<BigInt>>, _>(measured.steps)
+    .bind::<Array<Double>, _>(measured.values)
+    .bind::<Array<Text>, _>(measured.units)
+    .bind::<Array<Double>, _>(measured.elapsed)
     .execute(conn)
     .await?;
-    if studies.is_empty() {
-        return Ok(());
+    Ok(())
+}
+
+/// Measurements as columns.
+struct Measured<'a> {
+    seqs: Vec<i32>,
+    metrics: Vec<&'a str>,
+    steps: Vec<Option<i64>>,
+    values: Vec<f64>,
+    units: Vec<&'a str>,
+    elapsed: Vec<f64>,
+}
+
+impl<'a> Measured<'a> {
+    fn of(measurements: &'a [Measurement]) -> Self {
+        let all = || measurements.iter();
+        let step = |step| i64::try_from(step).unwrap_or(i64::MAX);
+        Self {
+            seqs: all()
+                .map(|it| i32::try_from(it.seq).unwrap_or(i32::MAX))
+                .collect(),
+            metrics: all().map(|it| it.metric.as_str()).collect(),
+            steps: all().map(|it| it.step.map(step)).collect(),
+            values: all().map(|it| it.value).collect(),
+            units: all().map(|it| it.unit.as_str()).collect(),
+            elapsed: all().map(|it| it.elapsed_secs).collect(),
+        }
     }
-    let data = json!({
-        "probe_id": probe,
-        "kind": end.kind,
-        "batch_size": end.batch_size,
-        "state": end.state,
-        "reason": end.reason,
-        "attempt": end.attempt,
-    });
-    events::append_to_each(
-        conn,
-        studies,
-        EventKind::Probe,
-        &data,
-        end.state.has_ended(),
-    )
-    .await
 }
 
 /// In a transaction with kept plans: that the probe is there is looked up for each row, by a statement of Postgres' own, and
@@ -992,37 +1035,7 @@ async fn insert_measurements(
     fence: Fence,
     measurements: &[Measurement],
 ) -> Result<(), StoreError> {
-    if measurements.is_empty() {
-        return Ok(());
-    }
-    let seqs: Vec<i32> = measurements
-        .iter()
-        .map(|measurement| i32::try_from(measurement.seq).unwrap_or(i32::MAX))
-        .collect();
-    let metrics: Vec<&str> = measurements
-        .iter()
-        .map(|measurement| measurement.metric.as_str())
-        .collect();
-    let steps: Vec<Option<i64>> = measurements
-        .iter()
-        .map(|measurement| {
-            measurement
-                .step
-                .map(|step| i64::try_from(step).unwrap_or(i64::MAX))
-        })
-        .collect();
-    let values: Vec<f64> = measurements
-        .iter()
-        .map(|measurement| measurement.value)
-        .collect();
-    let units: Vec<&str> = measurements
-        .iter()
-        .map(|measurement| measurement.unit.as_str())
-        .collect();
-    let elapsed: Vec<f64> = measurements
-        .iter()
-        .map(|measurement| measurement.elapsed_secs)
-        .collect();
+    let measured = Measured::of(measurements);
     statement(
         "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
          SELECT $1, $2, m.* FROM \
@@ -1031,12 +1044,12 @@ async fn insert_measurements(
     )
     .bind::<SqlUuid, _>(fence.probe.0)
     .bind::<Integer, _>(fence.attempt)
-    .bind::<Array<Integer>, _>(seqs)
-    .bind::<Array<Text>, _>(metrics)
-    .bind::<Array<Nullable<BigInt>>, _>(steps)
-    .bind::<Array<Double>, _>(values)
-    .bind::<Array<Text>, _>(units)
-    .bind::<Array<Double>, _>(elapsed)
+    .bind::<Array<Integer>, _>(measured.seqs)
+    .bind::<Array<Text>, _>(measured.metrics)
+    .bind::<Array<Nullable<BigInt>>, _>(measured.steps)
+    .bind::<Array<Double>, _>(measured.values)
+    .bind::<Array<Text>, _>(measured.units)
+    .bind::<Array<Double>, _>(measured.elapsed)
     .execute(conn)
     .await?;
     Ok(())

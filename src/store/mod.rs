@@ -8,6 +8,7 @@ pub mod datasets;
 pub mod devices;
 pub mod error;
 pub mod events;
+mod json;
 pub mod kept_answers;
 pub mod leases;
 pub mod local_server;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::age;
 use super::answers::{self, Known};
 use super::error::StoreError;
+use super::json::Json;
 use super::schema::{measurements, probes, study_probes};
 use super::statement::statement;
 use super::studies::{ProbeCounts, StudyRow};
@@ -102,14 +103,12 @@ pub async fn link_wave(
         (a_row.is_none(), a_row, &a.identity).cmp(&(b_row.is_none(), b_row, &b.identity))
     });
     for (position, new, known) in wave {
-        let spec = serde_json::to_value(&new.spec)
-            .map_err(|error| StoreError::unreadable("probe spec", error))?;
         let (found, differs) = match &known {
             Some(Known::Answered(answer)) => {
                 (revive(conn, answer.id).await?, answer.spec != new.spec)
             }
             Some(Known::Read(reading)) => {
-                let id = answers::insert_reading(conn, place, new, &spec, reading).await?;
+                let id = answers::insert_reading(conn, place, new, reading).await?;
                 let linked = id.map(|id| Linked {
                     id,
                     state: reading.state().as_str().to_owned(),
@@ -124,7 +123,7 @@ pub async fn link_wave(
         let is_new = found.is_none();
         let linked = match found {
             Some(linked) => linked,
-            None => insert_or_find(conn, place, position, new, &spec).await?,
+            None => insert_or_find(conn, place, position, new).await?,
         };
         let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
         let is_reused = linked.existed && has_ended;
@@ -136,6 +135,8 @@ pub async fn link_wave(
             continue;
         }
         let predicted = |of| predicted(new, of);
+        let spec = differs.then(|| serde_json::to_value(&new.spec)).transpose();
+        let spec = spec.map_err(|error| StoreError::unreadable("probe spec", error))?;
         diesel::insert_into(study_probes::table)
             .values((
                 study_probes::study.eq(place.study.0),
@@ -145,7 +146,7 @@ pub async fn link_wave(
                 study_probes::position.eq(position),
                 study_probes::reused.eq(is_reused),
                 study_probes::open.eq(!has_ended),
-                study_probes::spec.eq(differs.then_some(&spec)),
+                study_probes::spec.eq(spec),
                 study_probes::why.eq(&new.why),
                 study_probes::predicted_bytes.eq(predicted(|it| it.peak_bytes)),
                 study_probes::predicted_lower_bytes.eq(predicted(|it| it.ci_lower)),
@@ -184,7 +185,6 @@ async fn insert_or_find(
     place: WavePlace<'_>,
     position: i32,
     new: &NewProbe,
-    spec: &serde_json::Value,
 ) -> Result<Linked, StoreError> {
     type Bytes8 = diesel::sql_types::Nullable<diesel::sql_types::BigInt>;
     Ok(statement(format!(
@@ -210,7 +210,7 @@ async fn insert_or_find(
     .bind::<Text, _>(new.spec.device.backend.as_str())
     .bind::<Text, _>(&new.spec.device.model)
     .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
-    .bind::<diesel::sql_types::Jsonb, _>(spec)
+    .bind::<diesel::sql_types::Jsonb, _>(Json(&new.spec))
     .bind::<diesel::sql_types::Nullable<Text>, _>(&new.course)
     .bind::<Text, _>(&new.spec.runner.name)
     .bind::<SqlUuid, _>(place.study.0)

@@ -7,6 +7,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use super::json::Json;
 use super::schema::recommendations;
 use super::statement::statement;
 use crate::recommendation::{Advice, Topic};
@@ -106,22 +107,18 @@ pub(super) struct Rows<'a> {
     pub ids: Vec<Uuid>,
     pub topics: Vec<&'a str>,
     pub grades: Vec<&'a str>,
-    pub bodies: Vec<serde_json::Value>,
+    pub bodies: Vec<Json<'a, Advice>>,
 }
 
 impl<'a> Rows<'a> {
-    pub fn of(advices: &'a [Advice]) -> Result<Self, StoreError> {
-        let body = |advice| {
-            serde_json::to_value(advice)
-                .map_err(|error| StoreError::unreadable("recommendation", error))
-        };
+    pub fn of(advices: &'a [Advice]) -> Self {
         let grade = |advice: &'a Advice| advice.confidence.grade.as_str();
-        Ok(Self {
+        Self {
             ids: advices.iter().map(|_| Uuid::now_v7()).collect(),
             topics: advices.iter().map(|advice| advice.topic.as_str()).collect(),
             grades: advices.iter().map(grade).collect(),
-            bodies: advices.iter().map(body).collect::<Result<_, _>>()?,
-        })
+            bodies: advices.iter().map(Json).collect(),
+        }
     }
 }
 
@@ -135,7 +132,7 @@ async fn insert(
     if advices.is_empty() {
         return Ok(0);
     }
-    let rows = Rows::of(advices)?;
+    let rows = Rows::of(advices);
     Ok(statement(
         "INSERT INTO recommendations (id, study, revision, topic, grade, body) \
          SELECT id, $1, $2, topic, grade, body \

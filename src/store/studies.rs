@@ -13,9 +13,11 @@ use uuid::Uuid;
 use super::age;
 use super::error::StoreError;
 use super::events::{self, EventKind};
+use super::json::Json;
 use super::recommendations;
 use super::schema::{studies, study_revisions};
 use super::statement::statement;
+use crate::analysis::Analysis;
 use crate::recommendation::Advice;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
 
@@ -84,8 +86,6 @@ pub async fn insert(
     advices: &[Advice],
 ) -> Result<StudyRow, StoreError> {
     let definition = new.definition;
-    let labels = serde_json::to_value(&definition.labels)
-        .map_err(|error| StoreError::unreadable("labels", error))?;
     let Ending {
         state,
         because,
@@ -93,13 +93,13 @@ pub async fn insert(
     } = advanced.ending();
     let (kinds, data): (Vec<&str>, Vec<&serde_json::Value>) =
         log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip();
-    let advised = recommendations::Rows::of(advices)?;
+    let advised = recommendations::Rows::of(advices);
     Ok(statement(INSERT)
         .bind::<SqlUuid, _>(new.id.0)
         .bind::<Text, _>(new.project)
         .bind::<Text, _>(new.created_by)
         .bind::<Text, _>(&definition.name)
-        .bind::<Jsonb, _>(labels)
+        .bind::<Jsonb, _>(Json(&definition.labels))
         .bind::<Text, _>(workload_name(definition))
         .bind::<Integer, _>(definition.priority)
         .bind::<Text, _>(state.unwrap_or(StudyState::Queued.as_str()))
@@ -112,8 +112,8 @@ pub async fn insert(
         .bind::<Integer, _>(advanced.wave.unwrap_or(0))
         .bind::<BigInt, _>(advanced.remaining_probes)
         .bind::<Double, _>(advanced.remaining_device_secs)
-        .bind::<Jsonb, _>(advanced.analysis)
-        .bind::<Jsonb, _>(definition_json(definition)?)
+        .bind::<Jsonb, _>(Json(advanced.analysis))
+        .bind::<Jsonb, _>(Json(definition))
         .bind::<Array<Text>, _>(kinds)
         .bind::<Array<Jsonb>, _>(data)
         .bind::<Array<SqlUuid>, _>(advised.ids)
@@ -733,7 +733,7 @@ pub struct Advanced<'a> {
     pub wave: Option<i32>,
     pub remaining_probes: i64,
     pub remaining_device_secs: f64,
-    pub analysis: &'a serde_json::Value,
+    pub analysis: &'a Analysis,
     /// Set when the study has its end.
     pub ended: Option<(EndedBecause, &'a str)>,
 }
@@ -781,7 +781,7 @@ pub async fn set_advanced(
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(advanced.waiting_for)
     .bind::<BigInt, _>(advanced.remaining_probes)
     .bind::<diesel::sql_types::Double, _>(advanced.remaining_device_secs)
-    .bind::<diesel::sql_types::Jsonb, _>(advanced.analysis)
+    .bind::<Jsonb, _>(Json(advanced.analysis))
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(state)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(because)
     .bind::<diesel::sql_types::Nullable<diesel::sql_types::Text>, _>(detail)

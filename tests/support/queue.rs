@@ -146,7 +146,7 @@ pub async fn study_in(
         wave: None,
         remaining_probes: 0,
         remaining_device_secs: 0.0,
-        analysis: &serde_json::Value::Null,
+        analysis: &trialhead::analysis::Analysis::default(),
         ended: None,
     };
     studies::insert(conn, &new, &advanced, &[], &[])

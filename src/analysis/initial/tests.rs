@@ -147,7 +147,7 @@ fn the_reference_is_reproduced_within_its_factor_only() {
             })
             .collect();
         let runs: Vec<&ProbeRecord> = runs.iter().collect();
-        reproduction(&reference, EvaluationMetric::ValidationCrossEntropy, &runs)
+        reproduction(reference, EvaluationMetric::ValidationCrossEntropy, &runs)
     };
     assert!(of([Some(25.0), Some(30.0), None]).reproduced);
     let slow = of([Some(60.0), Some(55.0), Some(30.0)]);
