@@ -1,21 +1,60 @@
 //! The schema's findings in words: which field, what it is, what it may be.
 
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use jsonschema::{ValidationError, Validator};
 use serde_json::Value;
 
 use super::Violation;
-use super::json::{child, shortened};
+use super::json::{beginning, child, count, shortened};
 use super::schema::{compile, tag_of};
 
-/// Everything in `instance` that the schema refuses.
+/// JSON values of a definition that are looked at for an explanation.
+const MAX_LOOKED_AT: usize = 2000;
+
+/// What the schema refuses in `instance`.
+///
+/// A validator makes every finding of every alternative before it gives the first, so of a long definition only the
+/// beginning is explained: ten thousand wrong layers would take seconds and hundreds of megabytes.
 pub(super) fn violations(
     document: &Value,
     validator: &Validator,
     instance: &Value,
 ) -> Vec<Violation> {
+    if count(instance) <= MAX_LOOKED_AT {
+        return explained(document, validator, instance, instance);
+    }
+    if validator.is_valid(instance) {
+        return Vec::new();
+    }
+    let mut left = MAX_LOOKED_AT;
+    let beginning = beginning(instance, &mut left);
+    let mut found = explained(document, validator, instance, &beginning);
+    let detail = if found.is_empty() {
+        format!(
+            "something is not as the schema has it, behind the first {MAX_LOOKED_AT} values, where it is not looked for; take out elements of its lists until you are told what"
+        )
+    } else {
+        format!(
+            "has more than {MAX_LOOKED_AT} values, and what is behind the first of them was not looked at: there may be more violations"
+        )
+    };
+    found.push(Violation::new("", detail));
+    found
+}
+
+fn explained(
+    document: &Value,
+    validator: &Validator,
+    posted: &Value,
+    instance: &Value,
+) -> Vec<Violation> {
     let mut explainer = Explainer {
         document,
+        posted,
+        compiled: HashMap::new(),
         found: Vec::new(),
     };
     explainer.explain_all(validator, instance, super::schema::ROOT, "");
@@ -24,6 +63,10 @@ pub(super) fn violations(
 
 struct Explainer<'a> {
     document: &'a Value,
+    /// All of what was posted, where only its beginning is looked at.
+    posted: &'a Value,
+    /// Validators of alternatives: thousands of layers may be of one kind.
+    compiled: HashMap<String, Rc<Validator>>,
     found: Vec<Violation>,
 }
 
@@ -34,6 +77,11 @@ impl Explainer<'_> {
         for error in validator.iter_errors(instance) {
             self.explain(&error, root, place);
         }
+    }
+
+    /// The length that it has as it was posted.
+    fn length(&self, pointer: &str, instance: &Value) -> usize {
+        length(self.posted.pointer(pointer).unwrap_or(instance))
     }
 
     fn add(&mut self, pointer: &str, detail: String) {
@@ -78,7 +126,7 @@ impl Explainer<'_> {
                     format!(
                         "must have at least {}, has {}",
                         counted(*limit, "element"),
-                        length(instance)
+                        self.length(&pointer, instance)
                     ),
                 );
             }
@@ -88,7 +136,7 @@ impl Explainer<'_> {
                     format!(
                         "must have at most {}, has {}",
                         counted(*limit, "element"),
-                        length(instance)
+                        self.length(&pointer, instance)
                     ),
                 );
             }
@@ -98,7 +146,7 @@ impl Explainer<'_> {
                     format!(
                         "must have at least {}, has {}",
                         counted(*limit, "member"),
-                        length(instance)
+                        self.length(&pointer, instance)
                     ),
                 );
             }
@@ -108,7 +156,7 @@ impl Explainer<'_> {
                     format!(
                         "must have at most {}, has {}",
                         counted(*limit, "member"),
-                        length(instance)
+                        self.length(&pointer, instance)
                     ),
                 );
             }
@@ -118,7 +166,7 @@ impl Explainer<'_> {
                     format!(
                         "must be at least {} long, is {}",
                         counted(*limit, "character"),
-                        length(instance)
+                        self.length(&pointer, instance)
                     ),
                 );
             }
@@ -128,7 +176,7 @@ impl Explainer<'_> {
                     format!(
                         "must be at most {} long, is {}",
                         counted(*limit, "character"),
-                        length(instance)
+                        self.length(&pointer, instance)
                     ),
                 );
             }
@@ -239,7 +287,14 @@ impl Explainer<'_> {
     }
 
     fn explain_alternative(&mut self, at: &str, instance: &Value, pointer: &str) {
-        let validator = compile(self.document, at);
+        let validator = match self.compiled.get(at) {
+            Some(validator) => Rc::clone(validator),
+            None => {
+                let validator = Rc::new(compile(self.document, at));
+                self.compiled.insert(at.to_owned(), Rc::clone(&validator));
+                validator
+            }
+        };
         self.explain_all(&validator, instance, at, pointer);
     }
 

@@ -173,6 +173,38 @@ pub(super) fn shortened(text: &str) -> String {
     }
 }
 
+/// How many values there are in a value, itself among them.
+pub(super) fn count(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(elements) => elements.iter().map(count).sum(),
+        Value::Object(members) => members.values().map(count).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
+}
+
+/// A value with the later elements of its lists left out, once there are `left` others. A list keeps its first element.
+pub(super) fn beginning(value: &Value, left: &mut usize) -> Value {
+    *left = left.saturating_sub(1);
+    match value {
+        Value::Array(elements) => {
+            let mut kept = Vec::new();
+            for element in elements {
+                if *left == 0 && !kept.is_empty() {
+                    break;
+                }
+                kept.push(beginning(element, left));
+            }
+            Value::Array(kept)
+        }
+        Value::Object(members) => {
+            let members = members.iter();
+            let kept = members.map(|(name, member)| (name.clone(), beginning(member, left)));
+            Value::Object(kept.collect())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
+    }
+}
+
 /// `1e3` and `1000.0` are integers to JSON Schema, and so they are to the types.
 pub(super) fn integers_as_integers(value: &mut Value) {
     match value {

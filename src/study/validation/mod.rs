@@ -96,6 +96,15 @@ impl DefinitionRules {
         value: &Value,
         stored: Option<&StoredDataset>,
     ) -> Result<StudyRequest, Vec<Violation>> {
+        self.check(value, stored).map_err(tidy)
+    }
+
+    /// As [`parse`](Self::parse), every violation as it was found.
+    fn check(
+        &self,
+        value: &Value,
+        stored: Option<&StoredDataset>,
+    ) -> Result<StudyRequest, Vec<Violation>> {
         let searched = batch_size_as_hyperparameter(value);
         let mut known = value.clone();
         // The name of a range is all that is wrong with it: said once.
@@ -132,7 +141,7 @@ impl DefinitionRules {
             }
             Err(_) => {}
         }
-        Err(tidy(violations))
+        Err(violations)
     }
 
     /// Reads a posted body; `stored` as for [`parse`](Self::parse).
@@ -145,7 +154,7 @@ impl DefinitionRules {
         stored: Option<&StoredDataset>,
     ) -> Result<StudyRequest, Rejected> {
         let (value, faults) = read_json(body)?;
-        match self.parse(&value, stored) {
+        match self.check(&value, stored) {
             Ok(request) if faults.is_empty() => Ok(request),
             Ok(_) => Err(Rejected::Invalid(tidy(faults))),
             Err(mut violations) => {

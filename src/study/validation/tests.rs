@@ -527,6 +527,65 @@ fn valid_request() -> impl Strategy<Value = Value> {
         })
 }
 
+#[test]
+fn of_thousands_of_mistakes_the_first_are_put_into_words() {
+    let rules = DefinitionRules::new(DefinitionLimits::default());
+    let posted = |layers: Vec<Value>| {
+        let model = json!({"family": "sequential", "layers": layers});
+        let body = with("/workload/model", model).to_string();
+        match rules.parse_body(body.as_bytes(), None) {
+            Ok(_) => Vec::new(),
+            Err(Rejected::Invalid(violations)) => violations,
+            Err(other) => panic!("{other:?}"),
+        }
+    };
+    let wrong = json!({"layer": "linear", "units": 0});
+    for (count, more) in [(2, None), (150, Some(50))] {
+        let all = posted(vec![wrong.clone(); count]);
+        let (of_all, words): (Vec<Violation>, Vec<Violation>) =
+            all.into_iter().partition(|it| it.pointer.is_empty());
+        assert_eq!(words.len(), count.min(MAX_VIOLATIONS));
+        assert!(words.iter().all(|it| it.pointer.ends_with("/units")));
+        assert!(
+            words
+                .iter()
+                .all(|it| it.detail == "must be at least 1, is 0")
+        );
+        let of_all: Vec<String> = of_all.into_iter().map(|it| it.detail).collect();
+        let more = more.map(|more: usize| format!("and {more} more violations"));
+        assert_eq!(of_all, Vec::from_iter(more));
+    }
+    let says = |all: &[Violation], pointer: &str, words: &str| {
+        let found = all
+            .iter()
+            .any(|it| it.pointer == pointer && it.detail.contains(words));
+        assert!(found, "{all:?}");
+    };
+    // Of tens of thousands the first are explained, and the list's length is told as it is.
+    let all = posted(vec![wrong.clone(); 20_000]);
+    assert!(all.len() <= MAX_VIOLATIONS + 1);
+    says(&all, "", "there may be more violations");
+    let layers = "/workload/model/layers";
+    says(&all, layers, "must have at most 256 elements, has 20000");
+    says(
+        &all,
+        &format!("{layers}/0/units"),
+        "must be at least 1, is 0",
+    );
+    // What is right stays right, and what is wrong behind what is looked at is refused all the same.
+    let right = json!({"layer": "linear", "units": 1});
+    let block = json!({"layer": "residual", "layers": vec![right; 60]});
+    let mut blocks = vec![
+        json!({"layer": "flatten"}),
+        json!({"layer": "linear", "units": 1}),
+    ];
+    blocks.extend(vec![block; 50]);
+    blocks.push(json!({"layer": "output"}));
+    assert_eq!(posted(blocks.clone()), []);
+    blocks.push(wrong);
+    says(&posted(blocks), "", "behind the first 2000 values");
+}
+
 proptest! {
     #[test]
     fn no_json_breaks_the_reader(value in any_json()) {
