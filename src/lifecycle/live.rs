@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use crate::store::StoreError;
 use crate::store::connection::Database;
 use crate::store::devices::{self, DeviceRow};
@@ -14,9 +16,12 @@ const BELIEVED: Duration = Duration::from_millis(250);
 /// Devices that were seen lately, by model and host.
 pub type Devices = Arc<[DeviceRow]>;
 
-/// What was read of them last.
+/// What was read of them last, and whether one has come.
 #[derive(Debug, Clone, Default)]
-pub struct Live(Arc<Mutex<Known>>);
+pub struct Live {
+    known: Arc<Mutex<Known>>,
+    came: Arc<Notify>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -27,7 +32,10 @@ struct Known {
 
 impl Live {
     /// The devices seen within the last `alive_secs` seconds.
-    pub(super) async fn devices(
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn devices(
         &self,
         database: &Database,
         alive_secs: f64,
@@ -59,7 +67,17 @@ impl Live {
         known.read = None;
     }
 
+    /// One that was not there has come: for [`came`](Self::came).
+    pub fn tell(&self) {
+        self.came.notify_one();
+    }
+
+    /// Resolves when a device has come.
+    pub async fn came(&self) {
+        self.came.notified().await;
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

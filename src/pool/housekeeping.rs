@@ -28,6 +28,12 @@ pub async fn register(
     facts: &DeviceFacts,
     runners: &[String],
 ) -> Result<DeviceId, StoreError> {
+    let live = context.live.devices(&context.database, context.alive_secs);
+    let is_known = live.await?.iter().any(|it| {
+        (&it.host, &it.hardware, &it.model) == (&facts.host, &facts.hardware, &facts.model)
+            && it.backend == facts.backend.as_str()
+            && runners.iter().all(|runner| it.runners.contains(runner))
+    });
     let mut conn = context.database.connection().await?;
     let new = NewDevice {
         host: &facts.host,
@@ -44,6 +50,9 @@ pub async fn register(
     };
     let registered = devices::register(&mut conn, &new, context.alive_secs / 6.0).await;
     context.live.changed();
+    if !is_known {
+        context.live.tell();
+    }
     registered
 }
 
@@ -69,11 +78,27 @@ pub async fn run(
                 Err(error) => tracing::warn!(%error, "old rows could not be removed; trying again"),
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(tick) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+        let next_tick = Instant::now() + tick;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next_tick) => break,
+                () = context.live.came() => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            if let Err(error) = refresh_waiting(&context).await {
+                tracing::debug!(%error, "what studies wait for is looked up with the next tick");
+            }
         }
     }
+}
+
+/// Says anew what studies wait for.
+async fn refresh_waiting(context: &Context) -> Result<(), StoreError> {
+    let mut conn = context.database.connection().await?;
+    if studies::refresh_waiting(&mut conn, context.alive_secs).await? > 0 {
+        context.waker.tell();
+    }
+    Ok(())
 }
 
 /// Ended studies whose probes one tick counts.
@@ -105,10 +130,8 @@ pub async fn tidy(
         context.waker.wake();
     }
     studies::keep_counts(&mut conn, COUNTED_AT_ONCE).await?;
-    if studies::refresh_waiting(&mut conn, context.alive_secs).await? > 0 {
-        context.waker.tell();
-    }
-    Ok(())
+    drop(conn);
+    refresh_waiting(context).await
 }
 
 /// Studies, probes that one statement removes, with all that hangs on them: so it holds few locks, and not for long.

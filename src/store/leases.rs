@@ -363,8 +363,12 @@ async fn load(
     tried: &[Uuid],
 ) -> Result<DeviceLoad, StoreError> {
     let mut looked = look_at(conn, claim, tried, "IS NULL").await?;
-    if looked.has_room && !looked.is_lease_used && looked.studies.is_empty() {
-        looked = look_at(conn, claim, tried, "IS NOT NULL").await?;
+    // What ceases to wait between two looks, as it does when its first worker comes, is found by the third.
+    for waits in ["IS NOT NULL", "IS NULL"] {
+        if !looked.has_room || looked.is_lease_used || !looked.studies.is_empty() {
+            break;
+        }
+        looked = look_at(conn, claim, tried, waits).await?;
     }
     Ok(looked)
 }

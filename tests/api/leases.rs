@@ -8,6 +8,7 @@ use trialhead::probe::Task;
 use trialhead::store::tokens;
 use uuid::Uuid;
 
+use crate::postgres::execute;
 use crate::queue::{MODEL, study};
 use crate::service::{Answer, TestService};
 
@@ -549,4 +550,33 @@ async fn a_worker_that_is_busy_for_long_still_offers_its_runners() {
         json!(["burn", "pytorch"]),
         "{devices}"
     );
+}
+
+#[tokio::test]
+async fn a_study_that_waits_for_a_worker_hears_of_one_at_once() {
+    let service = TestService::start(|settings| {
+        settings.workers = 0;
+        // No tick comes while this runs.
+        settings.pool.tick_secs = 3600.0;
+        settings.pool.lease_secs = 7200.0;
+    })
+    .await;
+    let id = study(service.database.database(), MODEL, 0, 2, memory).await;
+    let path = format!("/v1/studies/{id}");
+    execute(
+        service.database.url(),
+        "UPDATE studies SET waiting_for = 'a worker'",
+    )
+    .await;
+    assert_eq!(service.get(&path).await.json()["waiting_for"], "a worker");
+    let mut elsewhere = claim_body(Uuid::now_v7(), 0.0);
+    elsewhere["device"]["model"] = json!("another model");
+    assert_eq!(service.post("/v1/leases", &elsewhere).await.status, 204);
+    // That it is none of its own is heard too, in the words of the service.
+    let study = service.until(&path, |it| it["waiting_for"] != "a worker");
+    let words = study.await["waiting_for"].to_string();
+    assert!(words.contains(MODEL), "{words}");
+    claimed(&service).await;
+    let study = service.until(&path, |it| it["waiting_for"].is_null());
+    assert_eq!(study.await["state"], "running");
 }
