@@ -46,7 +46,7 @@ pub struct Context {
     pub idempotency_hours: u32,
     /// A device not seen for this long is gone.
     pub alive_secs: f64,
-    /// Those that are not.
+    /// Those that are there.
     pub live: Live,
 }
 

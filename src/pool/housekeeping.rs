@@ -19,6 +19,9 @@ use crate::study::DeviceId;
 /// Time between looks for things that have been kept long enough.
 const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
 
+/// So many times as long as a look for what studies wait for took is waited before the next, but no longer than to the tick.
+const PAUSE_FOR_A_LOOK: u32 = 19;
+
 /// Makes the host's device known with the runners that are offered on it, or says that it is still there.
 ///
 /// # Errors
@@ -85,8 +88,15 @@ pub async fn run(
                 () = context.live.came() => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
+            let began = Instant::now();
             if let Err(error) = refresh_waiting(&context).await {
                 tracing::debug!(%error, "what studies wait for is looked up with the next tick");
+            }
+            // Many that come one after the other are a few looks, not many.
+            let pause = (PAUSE_FOR_A_LOOK * began.elapsed()).min(tick);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
             }
         }
     }
