@@ -33,7 +33,7 @@ const MAX_ANSWERED: usize = 16;
 const COALESCE: Duration = Duration::from_millis(40);
 
 /// So many times as long as a look took is waited before the next: among thousands of studies it takes a while.
-const PAUSE_FOR_A_LOOK: u32 = 19;
+pub const PAUSE_FOR_A_LOOK: u32 = 19;
 
 /// Studies that wait for a device are looked at this often at most,
 const WAITING_EVERY: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub struct Step {
 ///
 /// # Errors
 /// When a result cannot be expressed as JSON: a defect.
-pub fn work_out(
+fn work_out(
     project: &str,
     study: StudyId,
     definition: &StudyDefinition,
@@ -114,6 +114,26 @@ pub(super) fn new_probes(
             })
         })
         .collect()
+}
+
+/// The first step of a study or of a revision. Nothing is looked up of what was measured before, so it takes less time
+/// than to hand it to another thread would.
+///
+/// # Errors
+/// As [`work_out`].
+pub fn first_step(
+    project: &str,
+    study: StudyId,
+    definition: &StudyDefinition,
+    waiting_for: Option<String>,
+) -> Result<Step, StoreError> {
+    work_out(
+        project,
+        study,
+        definition,
+        &Evidence::default(),
+        waiting_for,
+    )
 }
 
 /// What writing a step came to.
@@ -479,10 +499,7 @@ impl Looks {
 
 /// Advances the waiting studies for which a device has come, or something else is missing than before.
 async fn advance_waiting(context: &Context, looks: &mut Looks) -> Result<i64, StoreError> {
-    let live = context
-        .live
-        .devices(&context.database, context.alive_secs)
-        .await?;
+    let live = context.live_devices().await?;
     if !looks.is_due(&live) {
         return Ok(0);
     }

@@ -64,10 +64,7 @@ pub(super) async fn define(
     if let Some(before) = before {
         keep_device(&mut request.device, &before.device);
     }
-    let live = context
-        .live
-        .devices(&context.database, context.alive_secs)
-        .await?;
+    let live = context.live_devices().await?;
     let choice = device::choose(wish(&request), &live);
     if let Some(violation) = choice.violation() {
         return Err(match choice {
@@ -139,9 +136,7 @@ pub async fn create(
     }
     let (definition, waiting_for) = define(context, caller, body, None).await?;
     let id = StudyId(Uuid::now_v7());
-    // Nothing is measured yet, so this takes less time than to hand it to another thread would.
-    let nothing = Evidence::default();
-    let step = advance::work_out(&caller.project, id, &definition, &nothing, waiting_for)?;
+    let step = advance::first_step(&caller.project, id, &definition, waiting_for)?;
     let mut conn = context.database.connection().await?;
     store::begin_by_kept_plans(&mut conn).await?;
     let work = async {

@@ -32,10 +32,7 @@ struct Known {
 
 impl Live {
     /// The devices seen within the last `alive_secs` seconds.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn devices(
+    pub(super) async fn devices(
         &self,
         database: &Database,
         alive_secs: f64,

@@ -11,7 +11,7 @@ mod replay;
 pub mod revise;
 mod room;
 
-pub use advance::{Advance, advance, run_advancer};
+pub use advance::{Advance, PAUSE_FOR_A_LOOK, advance, run_advancer};
 pub use create::{CreateError, create, dry_run};
 pub use end::{EndError, cancel, delete};
 pub use follow::{FollowError, Followers, Following, Heard};
@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::store::StoreError;
 use crate::store::connection::Database;
 use crate::store::wake::Waker;
 use crate::study::validation::DefinitionRules;
@@ -48,6 +49,16 @@ pub struct Context {
     pub alive_secs: f64,
     /// Those that are there.
     pub live: Live,
+}
+
+impl Context {
+    /// The devices that are there, by model and host.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn live_devices(&self) -> Result<Devices, StoreError> {
+        self.live.devices(&self.database, self.alive_secs).await
+    }
 }
 
 /// The name of who asks without an access token.

@@ -271,8 +271,7 @@ pub async fn revise(
         });
     }
     let waiting_for = proposal.waiting_for.clone();
-    let nothing = Evidence::default();
-    let step = advance::work_out(&caller.project, id, &proposal.new, &nothing, waiting_for)?;
+    let step = advance::first_step(&caller.project, id, &proposal.new, waiting_for)?;
     let mut conn = context.database.connection().await?;
     store::begin(&mut conn).await?;
     let work = store_revision(&mut conn, context, caller, &proposal, &step).await;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::inventory::DeviceFacts;
 use super::leases::retry_policy;
-use crate::lifecycle::Context;
+use crate::lifecycle::{Context, PAUSE_FOR_A_LOOK};
 use crate::settings::{PoolSettings, RetentionSettings};
 use crate::store::connection::ListenEvent;
 use crate::store::devices::{self, NewDevice};
@@ -18,9 +18,6 @@ use crate::study::DeviceId;
 
 /// Time between looks for things that have been kept long enough.
 const RETENTION_PERIOD: Duration = Duration::from_secs(3600);
-
-/// So many times as long as a look for what studies wait for took is waited before the next, but no longer than to the tick.
-const PAUSE_FOR_A_LOOK: u32 = 19;
 
 /// Makes the host's device known with the runners that are offered on it, or says that it is still there.
 ///
@@ -31,8 +28,8 @@ pub async fn register(
     facts: &DeviceFacts,
     runners: &[String],
 ) -> Result<DeviceId, StoreError> {
-    let live = context.live.devices(&context.database, context.alive_secs);
-    let is_known = live.await?.iter().any(|it| {
+    let live = context.live_devices().await?;
+    let is_known = live.iter().any(|it| {
         (&it.host, &it.hardware, &it.model) == (&facts.host, &facts.hardware, &facts.model)
             && it.backend == facts.backend.as_str()
             && runners.iter().all(|runner| it.runners.contains(runner))

@@ -124,8 +124,8 @@ pub(super) async fn find(
         .collect())
 }
 
-/// For each probe wanted (each looked up apart, so that a plan can be kept), one of the project's that has ended and answers it. The very same one comes first, then
-/// the one that ended last.
+/// For each probe wanted, one of the project's that has ended and answers it. The very same one comes first, then the one that
+/// ended last. Each is looked up apart, so that a plan can be kept.
 async fn find_answers(
     conn: &mut AsyncPgConnection,
     project: &str,

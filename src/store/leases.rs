@@ -2,7 +2,9 @@
 //! fenced by (probe, lease, attempt, running); the locks are taken in the order device → study →
 //! probe, and a heartbeat takes only its probe. All deadlines are Postgres' own clock.
 
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::query_builder::QueryFragment;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
@@ -12,7 +14,7 @@ use uuid::Uuid;
 use super::age;
 use super::error::StoreError;
 use super::events::EventKind;
-use super::statement::statement;
+use super::statement::{Statement, statement};
 use super::transaction::{begin_by_kept_plans, finish};
 use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
 use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
@@ -957,19 +959,14 @@ async fn end_attempt(
         "reason": end.reason,
         "attempt": attempt.attempt,
     });
-    let measured = Measured::of(told.measurements);
-    statement(
+    let ended = statement(format!(
         "WITH noted AS (UPDATE leases SET became = $2 WHERE id = $11), \
          numbered AS (\
             UPDATE studies SET next_event_seq = next_event_seq + 1, evidence_version = evidence_version + $12 \
             WHERE id = ANY($13) RETURNING id, next_event_seq - 1 AS seq), \
          logged AS (\
             INSERT INTO study_events (study, seq, kind, data) SELECT id, seq, $14, $15 FROM numbered), \
-         measured AS (\
-            INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
-            SELECT $1, $16, m.* FROM \
-                unnest($17::int[], $18::text[], $19::bigint[], $20::float8[], $21::text[], $22::float8[]) AS m \
-            ON CONFLICT DO NOTHING) \
+         measured AS ({}) \
          UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
             not_before = now() + make_interval(secs => $7), lease_expires_at = NULL, \
             stderr_tail = coalesce($8, stderr_tail), \
@@ -977,7 +974,8 @@ async fn end_attempt(
             lease = CASE WHEN $2 = 'queued' THEN NULL ELSE lease END, \
             ended_at = CASE WHEN $2 = 'queued' THEN NULL ELSE now() END \
          WHERE id = $1",
-    )
+        measure_sql(16)
+    ))
     .bind::<SqlUuid, _>(probe.0)
     .bind::<Text, _>(end.state.as_str())
     .bind::<Nullable<Text>, _>(end.reason)
@@ -993,15 +991,9 @@ async fn end_attempt(
     .bind::<Array<SqlUuid>, _>(&attempt.studies)
     .bind::<Text, _>(EventKind::Probe.as_str())
     .bind::<Jsonb, _>(data)
-    .bind::<Integer, _>(attempt.attempt)
-    .bind::<Array<Integer>, _>(measured.seqs)
-    .bind::<Array<Text>, _>(measured.metrics)
-    .bind::<Array<Nullable<BigInt>>, _>(measured.steps)
-    .bind::<Array<Double>, _>(measured.values)
-    .bind::<Array<Text>, _>(measured.units)
-    .bind::<Array<Double>, _>(measured.elapsed)
-    .execute(conn)
-    .await?;
+    .bind::<Integer, _>(attempt.attempt);
+    let measured = Measured::of(told.measurements);
+    measured.bound_to(ended).execute(conn).await?;
     Ok(())
 }
 
@@ -1030,6 +1022,31 @@ impl<'a> Measured<'a> {
             elapsed: all().map(|it| it.elapsed_secs).collect(),
         }
     }
+
+    /// Binds them to a statement of [`measure_sql`], as its last.
+    fn bound_to<Bound: QueryFragment<Pg>>(
+        self,
+        statement: Statement<Bound>,
+    ) -> Statement<impl QueryFragment<Pg>> {
+        statement
+            .bind::<Array<Integer>, _>(self.seqs)
+            .bind::<Array<Text>, _>(self.metrics)
+            .bind::<Array<Nullable<BigInt>>, _>(self.steps)
+            .bind::<Array<Double>, _>(self.values)
+            .bind::<Array<Text>, _>(self.units)
+            .bind::<Array<Double>, _>(self.elapsed)
+    }
+}
+
+/// Stores measurements of the probe `$1` in the attempt with this parameter; they are bound after it. Each seq is stored once.
+fn measure_sql(attempt: usize) -> String {
+    let [seqs, metrics, steps, values, units, elapsed] = [1, 2, 3, 4, 5, 6].map(|it| attempt + it);
+    format!(
+        "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
+         SELECT $1, ${attempt}, m.* FROM \
+            unnest(${seqs}::int[], ${metrics}::text[], ${steps}::bigint[], ${values}::float8[], ${units}::text[], ${elapsed}::float8[]) AS m \
+         ON CONFLICT DO NOTHING"
+    )
 }
 
 /// In a transaction with kept plans: that the probe is there is looked up for each row, by a statement of Postgres' own, and
@@ -1039,22 +1056,10 @@ async fn insert_measurements(
     fence: Fence,
     measurements: &[Measurement],
 ) -> Result<(), StoreError> {
+    let stored = statement(measure_sql(2))
+        .bind::<SqlUuid, _>(fence.probe.0)
+        .bind::<Integer, _>(fence.attempt);
     let measured = Measured::of(measurements);
-    statement(
-        "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
-         SELECT $1, $2, m.* FROM \
-            unnest($3::int[], $4::text[], $5::bigint[], $6::float8[], $7::text[], $8::float8[]) AS m \
-         ON CONFLICT DO NOTHING",
-    )
-    .bind::<SqlUuid, _>(fence.probe.0)
-    .bind::<Integer, _>(fence.attempt)
-    .bind::<Array<Integer>, _>(measured.seqs)
-    .bind::<Array<Text>, _>(measured.metrics)
-    .bind::<Array<Nullable<BigInt>>, _>(measured.steps)
-    .bind::<Array<Double>, _>(measured.values)
-    .bind::<Array<Text>, _>(measured.units)
-    .bind::<Array<Double>, _>(measured.elapsed)
-    .execute(conn)
-    .await?;
+    measured.bound_to(stored).execute(conn).await?;
     Ok(())
 }
