@@ -1,5 +1,5 @@
-//! Claim and complete, fence and event row included, against the same statements as bare SQL, in
-//! turns on one durable local Postgres. Goal: at least 0.3 of the bare rate.
+//! Claim and complete, fence and event row included, against bare SQL that reads and writes the same with a statement for
+//! each step, in turns on one durable local Postgres. Goal: at least 0.3 of the bare rate.
 //!
 //! `cargo bench --profile release --bench leases`
 

@@ -120,7 +120,7 @@ pub(super) fn new_probes(
 /// than to hand it to another thread would.
 ///
 /// # Errors
-/// As [`work_out`].
+/// When a result cannot be expressed as JSON: a defect.
 pub fn first_step(
     project: &str,
     study: StudyId,

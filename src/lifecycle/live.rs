@@ -37,17 +37,17 @@ impl Live {
         database: &Database,
         alive_secs: f64,
     ) -> Result<Devices, StoreError> {
-        let at = Instant::now();
         let said = {
             let known = self.known();
             if let Some((read, devices)) = &known.read
-                && at.duration_since(*read) < BELIEVED
+                && read.elapsed() < BELIEVED
             {
                 return Ok(Arc::clone(devices));
             }
             known.said
         };
         let mut conn = database.connection().await?;
+        let at = Instant::now();
         let devices: Devices = devices::live(&mut conn, alive_secs).await?.into();
         let mut known = self.known();
         // One that this instance has heard of since may be missing.
@@ -64,12 +64,12 @@ impl Live {
         known.read = None;
     }
 
-    /// One that was not there has come: for [`came`](Self::came).
+    /// One has come that offers what no other did: for [`came`](Self::came).
     pub fn tell(&self) {
         self.came.notify_one();
     }
 
-    /// Resolves when a device has come.
+    /// Resolves when a device has come that may be waited for.
     pub async fn came(&self) {
         self.came.notified().await;
     }

@@ -29,11 +29,6 @@ pub async fn register(
     runners: &[String],
 ) -> Result<DeviceId, StoreError> {
     let live = context.live_devices().await?;
-    let is_known = live.iter().any(|it| {
-        (&it.host, &it.hardware, &it.model) == (&facts.host, &facts.hardware, &facts.model)
-            && it.backend == facts.backend.as_str()
-            && runners.iter().all(|runner| it.runners.contains(runner))
-    });
     let mut conn = context.database.connection().await?;
     let new = NewDevice {
         host: &facts.host,
@@ -49,8 +44,10 @@ pub async fn register(
         runners,
     };
     let registered = devices::register(&mut conn, &new, context.alive_secs / 6.0).await;
-    context.live.changed();
-    if !is_known {
+    if !live.iter().any(|device| device.is_as_said(&new)) {
+        context.live.changed();
+    }
+    if devices::is_awaited(&new, &live) {
         context.live.tell();
     }
     registered
@@ -81,18 +78,19 @@ pub async fn run(
         let next_tick = Instant::now() + tick;
         loop {
             tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep_until(next_tick) => break,
                 () = context.live.came() => {}
-                _ = stop.wait_for(|stop| *stop) => return,
             }
             let began = Instant::now();
             if let Err(error) = refresh_waiting(&context).await {
                 tracing::debug!(%error, "what studies wait for is looked up with the next tick");
             }
             // Many that come one after the other are a few looks, not many.
-            let pause = (PAUSE_FOR_A_LOOK * began.elapsed()).min(tick);
+            let pause = PAUSE_FOR_A_LOOK * began.elapsed();
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep_until(next_tick.min(Instant::now() + pause)) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }

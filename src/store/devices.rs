@@ -146,6 +146,41 @@ pub struct DeviceRow {
     pub last_seen: DateTime<Utc>,
 }
 
+impl DeviceRow {
+    /// Whether just this was said of it.
+    pub fn is_as_said(&self, new: &NewDevice<'_>) -> bool {
+        let here = (
+            (self.host.as_str(), self.hardware.as_str()),
+            (self.backend.as_str(), self.model.as_str()),
+            self.driver.as_deref(),
+            (self.threads, self.slots, self.count),
+            (self.memory_bytes, self.available_bytes),
+        );
+        let said = (
+            (new.host, new.hardware),
+            (new.backend, new.model),
+            new.driver,
+            (new.threads, new.slots, new.count),
+            (new.memory_bytes, new.available_bytes),
+        );
+        here == said && new.runners.iter().all(|it| self.runners.contains(it))
+    }
+
+    /// Whether it can do what is asked of this backend, model and runner.
+    fn offers(&self, backend: &str, model: &str, runner: &String) -> bool {
+        self.backend == backend && self.model == model && self.runners.contains(runner)
+    }
+}
+
+/// Whether a device offers something that none of the live ones does.
+pub fn is_awaited(new: &NewDevice<'_>, live: &[DeviceRow]) -> bool {
+    let offered = |runner| {
+        live.iter()
+            .any(|it| it.offers(new.backend, new.model, runner))
+    };
+    !new.runners.iter().all(offered)
+}
+
 /// Devices seen within the last `alive_secs` seconds, by model and host.
 pub async fn live(
     conn: &mut AsyncPgConnection,

@@ -6,13 +6,13 @@ use chrono::{DateTime, Utc};
 use diesel::dsl::now;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
-use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::age;
 use super::error::StoreError;
-use super::events::{self, EventKind};
+use super::events::EventKind;
 use super::json::Json;
 use super::recommendations;
 use super::schema::{studies, study_revisions};
@@ -300,43 +300,32 @@ pub async fn refresh_waiting(
     conn: &mut AsyncPgConnection,
     alive_secs: f64,
 ) -> Result<usize, StoreError> {
-    #[derive(QueryableByName)]
-    struct Changed {
-        #[diesel(sql_type = diesel::sql_types::Uuid)]
-        id: Uuid,
-        #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
-        waiting_for: Option<String>,
-    }
-    conn.transaction(async move |conn| {
-        let changed: Vec<Changed> = statement(
-            "WITH looked AS MATERIALIZED (\
-                SELECT a.id, a.waiting_for AS before, n.now FROM studies a CROSS JOIN LATERAL (\
-                    SELECT count(*) AS open, min(CASE WHEN p.state = 'queued' AND NOT EXISTS (\
-                            SELECT 1 FROM devices e JOIN device_runners r ON r.device = e.id \
-                            WHERE e.backend = p.backend AND e.model = p.device_model AND r.runner = p.runner \
-                              AND e.last_seen > now() - make_interval(secs => $1) \
-                              AND r.last_seen > now() - make_interval(secs => $1)) \
-                        THEN 'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
-                            || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END \
-                        END) AS now \
-                    FROM study_probes sp JOIN probes p ON p.id = sp.probe \
-                    WHERE sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open) n \
-                WHERE a.state IN ('queued', 'running') AND n.open > 0) \
-             UPDATE studies s SET waiting_for = l.now, updated_at = now() FROM looked l \
-             WHERE s.id = l.id AND s.ended_at IS NULL AND l.before IS DISTINCT FROM l.now \
-               AND s.waiting_for IS DISTINCT FROM l.now \
-             RETURNING s.id, s.waiting_for",
-        )
-        .bind::<diesel::sql_types::Double, _>(alive_secs)
-        .load(conn)
-        .await?;
-        for study in &changed {
-            let data = serde_json::json!({ "waiting_for": study.waiting_for });
-            events::append(conn, StudyId(study.id), &[(EventKind::Study, data)]).await?;
-        }
-        Ok(changed.len())
-    })
-    .await
+    Ok(statement(
+        "WITH looked AS MATERIALIZED (\
+            SELECT a.id, a.waiting_for AS before, n.now FROM studies a CROSS JOIN LATERAL (\
+                SELECT count(*) AS open, min(CASE WHEN p.state = 'queued' AND NOT EXISTS (\
+                        SELECT 1 FROM devices e JOIN device_runners r ON r.device = e.id \
+                        WHERE e.backend = p.backend AND e.model = p.device_model AND r.runner = p.runner \
+                          AND e.last_seen > now() - make_interval(secs => $1) \
+                          AND r.last_seen > now() - make_interval(secs => $1)) \
+                    THEN 'a live worker with the ' || p.backend || ' device \"' || p.device_model || '\"' \
+                        || CASE WHEN p.runner = 'burn' THEN '' ELSE ' that offers the runner \"' || p.runner || '\"' END \
+                    END) AS now \
+                FROM study_probes sp JOIN probes p ON p.id = sp.probe \
+                WHERE sp.study = a.id AND sp.revision = a.revision AND sp.wave = a.wave AND sp.open) n \
+            WHERE a.state IN ('queued', 'running') AND n.open > 0), \
+         changed AS (\
+            UPDATE studies s SET waiting_for = l.now, updated_at = now(), next_event_seq = s.next_event_seq + 1 \
+            FROM looked l WHERE s.id = l.id AND s.ended_at IS NULL AND l.before IS DISTINCT FROM l.now \
+              AND s.waiting_for IS DISTINCT FROM l.now \
+            RETURNING s.id, s.waiting_for, s.next_event_seq - 1 AS seq) \
+         INSERT INTO study_events (study, seq, kind, data) \
+         SELECT id, seq, $2, jsonb_build_object('waiting_for', waiting_for) FROM changed",
+    )
+    .bind::<Double, _>(alive_secs)
+    .bind::<Text, _>(EventKind::Study.as_str())
+    .execute(conn)
+    .await?)
 }
 
 /// The definition of a study's current revision.

@@ -281,6 +281,8 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
     }
     for _ in 0..8 {
         store::begin_by_kept_plans(&mut conn).await.expect("begins");
+        let counted = studies::count_active(&mut conn, "default").await;
+        counted.expect("counted");
         study_in(&mut conn, MODEL, 0, 1, smoke).await;
         store::finish::<(), StoreError>(&mut conn, Ok(()))
             .await
@@ -330,6 +332,8 @@ async fn a_plan_that_was_kept_from_an_empty_queue_reads_no_more_of_a_full_one() 
     let completion = ended(&claimed);
     let held = leases::heartbeat(&mut conn, beat(&completion)).await;
     assert!(matches!(held.expect("held"), Heartbeat::Held { .. }));
+    let counted = studies::count_active(&mut conn, "default").await;
+    counted.expect("counted");
     study_in(&mut conn, MODEL, 0, 1, smoke).await;
     let completed = leases::complete(&mut conn, &completion, POLICY).await;
     assert_eq!(

@@ -136,9 +136,6 @@ pub async fn study_in(
         created_by: "test",
         definition: &definition,
     };
-    studies::count_active(conn, "default")
-        .await
-        .expect("counted");
     let advanced = studies::Advanced {
         version: 1,
         phase: "testing",

@@ -34,7 +34,7 @@ pub(super) fn violations(
     let mut found = explained(document, validator, instance, &beginning);
     let detail = if found.is_empty() {
         format!(
-            "something is not as the schema has it, behind the first {MAX_LOOKED_AT} values, where it is not looked for; take out elements of its lists until you are told what"
+            "something is not as the schema has it, behind the first {MAX_LOOKED_AT} values (members by their names), where it is not looked for; take out elements of its lists until you are told what"
         )
     } else {
         format!(
@@ -120,6 +120,9 @@ impl Explainer<'_> {
                     format!("must be less than {}, is {is}", number(limit)),
                 );
             }
+            // Long enough as it was posted: what is looked at is only its beginning.
+            ValidationErrorKind::MinItems { limit }
+                if self.length(&pointer, instance) as u64 >= *limit => {}
             ValidationErrorKind::MinItems { limit } => {
                 self.add(
                     &pointer,

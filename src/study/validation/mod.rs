@@ -1,5 +1,5 @@
 //! From a posted value to a request that can be trusted: every violation at once, each with its
-//! JSON pointer and with what is allowed.
+//! JSON pointer and with what is allowed. (Of a definition with thousands of values, those of its beginning; see `explain`.)
 //!
 //! Four stages, so that one mistake never hides another:
 //! 1. [`read_json`] turns bytes into a value and notices members that are given twice.
@@ -123,6 +123,10 @@ impl DefinitionRules {
             .iter()
             .map(|violation| violation.pointer.clone())
             .collect();
+        if cut.iter().any(String::is_empty) {
+            // All of it is wrong, or of some nobody knows whether it is: nothing is left that could be judged.
+            return Err(violations);
+        }
         json::cut_out(&mut rest, &cut);
         match serde_json::from_value::<StudyRequest>(rest) {
             Ok(mut request) => {

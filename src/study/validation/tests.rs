@@ -584,6 +584,13 @@ fn of_thousands_of_mistakes_the_first_are_put_into_words() {
     assert_eq!(posted(blocks.clone()), []);
     blocks.push(wrong);
     says(&posted(blocks), "", "behind the first 2000 values");
+    // A list that was cut short is not said to be too short, nor is what was not looked at judged any further.
+    let mut long = with("/quality", json!({"batch_sizes": [16, 32]}));
+    long["a"] = json!(vec![0; 2000]);
+    long["batch_sizes"] = json!({"grid": {"values": Vec::from_iter(1..=100_000)}});
+    let all = parse(&long, &DefinitionLimits::default()).expect_err("too long");
+    let places: Vec<&str> = all.iter().map(|it| it.pointer.as_str()).collect();
+    assert_eq!(places, ["", "/a"], "{all:?}");
 }
 
 proptest! {
