@@ -16,7 +16,7 @@ use crate::recommendation::{self, Advice};
 use crate::store::devices::DeviceRow;
 use crate::store::events::{self, EventKind};
 use crate::store::probes::{LinkedWave, NewProbe, WavePlace};
-use crate::store::studies::{self, Advanced, NewStudy, StudyRow};
+use crate::store::studies::{self, Advanced, Beginning, NewStudy, StudyRow};
 use crate::store::{self, Connection, StoreError, devices, probes, recommendations};
 use crate::study::defaults::DeviceFactsForDefaults;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
@@ -156,6 +156,15 @@ impl Step {
         }
     }
 
+    /// What is stored of a study at once, with this log.
+    fn beginning<'a>(&'a self, log: &'a [(EventKind, serde_json::Value)]) -> Beginning<'a> {
+        Beginning {
+            advanced: self.advanced(1, 0),
+            log,
+            advices: &self.advices,
+        }
+    }
+
     /// What is written about the study itself.
     fn advanced(&self, version: i64, wave: i32) -> Advanced<'_> {
         Advanced {
@@ -199,8 +208,7 @@ pub async fn begin(
     step: &Step,
 ) -> Result<(StudyRow, LinkedWave), StoreError> {
     let log = step.log(!step.advices.is_empty());
-    let advanced = step.advanced(1, 0);
-    let row = studies::insert(conn, new, &advanced, &log, &step.advices).await?;
+    let row = studies::insert(conn, new, &step.beginning(&log)).await?;
     let place = WavePlace {
         project: new.project,
         created_by: new.created_by,
@@ -210,6 +218,32 @@ pub async fn begin(
     };
     let linked = link(conn, place, step).await?;
     Ok((row, linked))
+}
+
+/// Longest first wave that is stored with its study.
+const SHORT_WAVE: usize = 16;
+
+/// The same in a transaction of its own and in one way to the database, where nothing is known yet of what the study asks
+/// for first, as it is most often: none where something is, or may be.
+///
+/// # Errors
+/// Those of the database.
+pub async fn begin_unknown(
+    conn: &mut Connection,
+    new: &NewStudy<'_>,
+    step: &Step,
+) -> Result<Option<(StudyRow, LinkedWave)>, StoreError> {
+    if step.wave.len() > SHORT_WAVE || step.wave.iter().any(|new| new.course.is_some()) {
+        return Ok(None);
+    }
+    let log = step.log(!step.advices.is_empty());
+    let begun = studies::insert_with_wave(conn, new, &step.beginning(&log), &step.wave).await?;
+    if let Some((_, linked)) = &begun
+        && linked.counts.ended() > 0
+    {
+        studies::make_due(conn, new.id).await?;
+    }
+    Ok(begun)
 }
 
 /// Links the wave of a step, if it has one. When some of it has ended already, the plan is due again.

@@ -137,7 +137,29 @@ pub async fn create(
     let (definition, waiting_for) = define(context, caller, body, None).await?;
     let id = StudyId(Uuid::now_v7());
     let step = advance::first_step(&caller.project, id, &definition, waiting_for)?;
+    let new = NewStudy {
+        id,
+        project: &caller.project,
+        created_by: &caller.name,
+        definition: &definition,
+    };
     let mut conn = context.database.connection().await?;
+    let begun = if key.is_none()
+        && !matches!(definition.workload.dataset, Dataset::Uploaded(_))
+        && context.room.take(&caller.project)
+    {
+        advance::begin_unknown(&mut conn, &new, &step).await?
+    } else {
+        None
+    };
+    if let Some((row, linked)) = begun {
+        created(context, &new);
+        let answer = answer(row, linked.counts, linked.device_secs)?;
+        return Ok(Answered {
+            answer,
+            is_replayed: false,
+        });
+    }
     store::begin_by_kept_plans(&mut conn).await?;
     let work = async {
         if let Some(key) = key
@@ -148,7 +170,7 @@ pub async fn create(
                 is_replayed: true,
             });
         }
-        let (row, linked) = store_study(&mut conn, context, caller, id, &definition, &step).await?;
+        let (row, linked) = store_study(&mut conn, context, &new, &step).await?;
         let answer = answer(row, linked.counts, linked.device_secs)?;
         if let Some(key) = key {
             kept_answers::keep(&mut conn, key, &answer).await?;
@@ -161,10 +183,14 @@ pub async fn create(
     .await;
     let answered = store::finish(&mut conn, work).await?;
     if !answered.is_replayed {
-        context.waker.wake();
-        tracing::info!(study = %id, name = definition.name, "study created");
+        created(context, &new);
     }
     Ok(answered)
+}
+
+fn created(context: &Context, new: &NewStudy<'_>) {
+    context.waker.wake();
+    tracing::info!(study = %new.id, name = new.definition.name, "study created");
 }
 
 /// Tells whether two bodies ask for the same: the order of members and white space do not count.
@@ -179,24 +205,16 @@ fn hash(body: &[u8]) -> String {
 async fn store_study(
     conn: &mut Connection,
     context: &Context,
-    caller: &Caller,
-    id: StudyId,
-    definition: &StudyDefinition,
+    new: &NewStudy<'_>,
     step: &Step,
 ) -> Result<(StudyRow, LinkedWave), CreateError> {
-    let new = NewStudy {
-        id,
-        project: &caller.project,
-        created_by: &caller.name,
-        definition,
-    };
-    if let Dataset::Uploaded(dataset) = &definition.workload.dataset
+    if let Dataset::Uploaded(dataset) = &new.definition.workload.dataset
         && !datasets::hold(conn, dataset.id).await?
     {
         return Err(dataset_is_gone());
     }
     has_room(conn, context, new.project).await?;
-    Ok(advance::begin(conn, &new, step).await?)
+    Ok(advance::begin(conn, new, step).await?)
 }
 
 /// Refuses one more study where the project has as many active ones as it may.

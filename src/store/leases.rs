@@ -8,15 +8,17 @@ use diesel::query_builder::QueryFragment;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
-use serde_json::json;
 use uuid::Uuid;
 
 use super::age;
 use super::error::StoreError;
-use super::events::EventKind;
 use super::statement::{Statement, statement};
-use super::transaction::{begin_by_kept_plans, finish};
-use crate::probe::{FailureReason, Measurement, Outcome, ProbeSpec, ProbeState};
+use super::transaction::{
+    NOTHING_FIRST, begin_by_kept_plans, begin_with, end, end_with, finish, in_one_way,
+};
+use crate::probe::{
+    FailureReason, InfeasibleReason, Measurement, Outcome, ProbeKind, ProbeSpec, ProbeState,
+};
 use crate::study::{DeviceId, LeaseId, ProbeId, StudyId};
 
 type SqlUuid = diesel::sql_types::Uuid;
@@ -89,21 +91,8 @@ struct Candidate {
     exclusive: bool,
 }
 
-#[derive(QueryableByName)]
-struct Locked {
-    #[diesel(sql_type = SqlUuid)]
-    id: Uuid,
-    #[diesel(sql_type = Integer)]
-    revision: i32,
-    #[diesel(sql_type = Integer)]
-    wave: i32,
-    /// Whether none of its probes was ever claimed.
-    #[diesel(sql_type = Bool)]
-    starts: bool,
-}
-
 /// What runs on a device, and what could.
-#[derive(QueryableByName)]
+#[derive(Default, QueryableByName)]
 struct DeviceLoad {
     #[diesel(sql_type = Bool)]
     is_lease_used: bool,
@@ -196,49 +185,57 @@ fn look_sql(waits: &str) -> String {
     )
 }
 
-/// Takes the row of the first of several active studies: of one, waiting for whoever has it, or of several with
-/// `SKIP LOCKED` the first that nobody has just now. An active study is one that has not ended: said so, no index of active
-/// studies can tempt the plan.
-const LOCK: &str = "\
-    SELECT s.id, s.revision, s.wave, s.started_at IS NULL AS starts \
-    FROM unnest($1::uuid[]) WITH ORDINALITY AS asked (id, turn) JOIN studies s ON s.id = asked.id \
-    WHERE s.ended_at IS NULL ORDER BY asked.turn LIMIT 1 FOR UPDATE OF s";
-
-/// Takes the first open probe of a study whose row is taken already; one that another worker is just taking is passed
-/// over. The lease is noted in the same statement, and a lease that was noted before undoes it. The study has had its
-/// turn, and its log says so. Others that wait for the same probe would have to be locked for that; they hear of its end.
-/// As for what is open, there is one plan that it can have.
+/// Takes the row of the first of several active studies, and its first open probe.
+///
+/// `turn` is that study: the first that nobody has just now. No more is taken than one, so that no two claims ever wait for
+/// each other. An active study is one that has not ended: said so, no index of active studies can tempt the plan.
+///
+/// `taken` is the probe; one that another worker is just taking is passed over. The lease is noted in the same statement, and
+/// a lease that was noted before undoes it. The study has had its turn, and its log says so. Others that wait for the
+/// same probe would have to be locked for that; they hear of its end. As for what is open, there is one plan that it can
+/// have.
 const TAKE: &str = "\
-    WITH taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
+    WITH turn AS MATERIALIZED (\
+        SELECT s.id, s.revision, s.wave, s.started_at IS NULL AS starts, asked.exclusive \
+        FROM unnest($5::uuid[], $8::bool[]) WITH ORDINALITY AS asked (id, exclusive, place) \
+        JOIN studies s ON s.id = asked.id \
+        WHERE s.ended_at IS NULL ORDER BY asked.place LIMIT 1 FOR UPDATE OF s SKIP LOCKED), \
+    taken AS (UPDATE probes SET state = 'running', attempt = attempt + 1, lease = $1, \
         lease_expires_at = now() + make_interval(secs => $2), worker = $3, device = $4, \
         started_at = now(), ended_at = NULL, reason = NULL, detail = NULL, \
         progress_phase = NULL, progress_fraction = NULL, cancel_requested = false \
     WHERE id = (\
         SELECT q.id FROM (\
             SELECT sp.probe FROM study_probes sp \
-            WHERE sp.study = $5 AND sp.revision = $12 AND sp.wave = $13 AND sp.open \
+            WHERE sp.study = (SELECT id FROM turn) AND sp.revision = (SELECT revision FROM turn) \
+              AND sp.wave = (SELECT wave FROM turn) AND sp.open \
             ORDER BY sp.position OFFSET 0) sp \
         CROSS JOIN LATERAL (\
             SELECT p.id FROM probes p \
             WHERE p.id = sp.probe AND p.state || '' = 'queued' AND p.not_before <= now() \
               AND p.backend = $6 AND p.device_model = $7 AND p.device_count <= $11 \
-              AND (p.exclusive = $8) AND p.runner = ANY($9) FOR UPDATE SKIP LOCKED) q \
+              AND p.exclusive = (SELECT exclusive FROM turn) AND p.runner = ANY($9) FOR UPDATE SKIP LOCKED) q \
         LIMIT 1) \
       AND coalesce((spec #>> '{limits,memory_bytes}')::numeric, 0) <= $10 \
     RETURNING id, attempt, exclusive, spec, project, kind, batch_size), \
     noted AS (INSERT INTO leases (id, probe, attempt) SELECT $1, id, attempt FROM taken), \
-    turn AS (UPDATE studies s SET last_claimed_at = clock_timestamp(), \
+    numbered AS (UPDATE studies s SET last_claimed_at = clock_timestamp(), \
         started_at = coalesce(s.started_at, now()), state = 'running', \
-        updated_at = CASE WHEN $14 THEN now() ELSE s.updated_at END, \
-        next_event_seq = s.next_event_seq + CASE WHEN $14 THEN 2 ELSE 1 END \
-    FROM taken WHERE s.id = $5 RETURNING s.id, s.next_event_seq AS next), \
+        updated_at = CASE WHEN turn.starts THEN now() ELSE s.updated_at END, \
+        next_event_seq = s.next_event_seq + CASE WHEN turn.starts THEN 2 ELSE 1 END \
+    FROM turn, taken WHERE s.id = turn.id RETURNING s.id, s.next_event_seq AS next, turn.starts), \
     logged AS (INSERT INTO study_events (study, seq, kind, data) \
-        SELECT turn.id, turn.next - 1, 'probe', jsonb_build_object('probe_id', taken.id, 'kind', taken.kind, \
+        SELECT numbered.id, numbered.next - 1, 'probe', jsonb_build_object('probe_id', taken.id, 'kind', taken.kind, \
             'batch_size', taken.batch_size, 'state', 'running', 'reason', NULL, 'attempt', taken.attempt) \
-        FROM turn, taken \
-        UNION ALL SELECT turn.id, turn.next - 2, 'study', jsonb_build_object('state', 'running') \
-        FROM turn WHERE $14) \
-    SELECT id, attempt, exclusive, spec, project FROM taken";
+        FROM numbered, taken \
+        UNION ALL SELECT numbered.id, numbered.next - 2, 'study', jsonb_build_object('state', 'running') \
+        FROM numbered WHERE numbered.starts) \
+    SELECT turn.id AS study, taken.id, taken.attempt, taken.exclusive, taken.spec, taken.project \
+    FROM turn LEFT JOIN taken ON true";
+
+/// Waits for whoever has a study just now. In a statement of its own: one that has waited has to look again at all that it
+/// does.
+const WAIT: &str = "SELECT 1 FROM studies WHERE id = $1 FOR UPDATE";
 
 /// How often a claim looks again when what it found was taken by somebody else meanwhile.
 const MAX_LOOKS: usize = 16;
@@ -261,10 +258,10 @@ pub async fn claim(
 ) -> Result<Claiming, StoreError> {
     let mut tried = Vec::new();
     let mut late = None;
+    let mut is_busy = false;
     for _ in 0..MAX_LOOKS {
-        begin_by_kept_plans(conn).await?;
-        let looked = look(conn, claim, &tried).await;
-        match finish(conn, looked).await {
+        match look(conn, claim, &tried, is_busy).await {
+            Ok(Look::Busy) => is_busy = true,
             Ok(Look::Done(claiming)) => return Ok(claiming),
             // What is open there now may be of another sort. A second time it is somebody else's turn.
             Ok(Look::Late(study)) if late == Some(study) => tried.push(study),
@@ -287,24 +284,29 @@ enum Look {
     Done(Claiming),
     /// What this study had open was taken meanwhile.
     Late(Uuid),
+    /// Somebody is at each of the studies whose turn it is.
+    Busy,
 }
 
-/// Looks for a probe once, in the caller's transaction, but not for one of the studies in `tried`. Takes the row of one
-/// study at most, so that no two claims ever wait for each other.
+/// Looks for a probe once, but not for one of the studies in `tried`. Where somebody `is_busy` with each study, the one whose
+/// turn it is is waited for.
 async fn look(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
     tried: &[Uuid],
+    is_busy: bool,
 ) -> Result<Look, StoreError> {
-    let locked = statement("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
-        .bind::<SqlUuid, _>(claim.device.0)
-        .execute(conn)
-        .await?;
-    if locked == 0 {
-        return Ok(Look::Done(Claiming::Nothing));
-    }
-    let load = load(conn, claim, tried).await?;
+    // What runs on a device changes under its row alone, and is seen as it is once that is had.
+    let device = statement("SELECT 1 FROM devices WHERE id = $1 FOR UPDATE")
+        .bind::<SqlUuid, _>(claim.device.0);
+    let looking = looking(claim, tried, "IS NULL");
+    let load: Option<DeviceLoad> = begin_with(conn, Some(device), looking).await?;
+    let load = match load {
+        Some(load) => load.or_waiting(conn, claim, tried).await?,
+        None => DeviceLoad::default(),
+    };
     if load.is_lease_used {
+        end(conn).await?;
         let held = held(conn, claim.lease, claim.lease_secs, claim.project).await?;
         return Ok(Look::Done(held));
     }
@@ -315,73 +317,34 @@ async fn look(
     {
         candidates.truncate(waits);
     }
-    let Some(first) = candidates.as_slice().first() else {
+    let Some(first) = candidates.as_slice().first().copied() else {
+        end(conn).await?;
         return Ok(Look::Done(Claiming::Nothing));
     };
-    let equal: Vec<Uuid> = candidates
-        .iter()
-        .take_while(|it| it.priority == first.priority)
-        .map(|it| it.study)
-        .collect();
-    let locked = match lock_one(conn, &equal, " SKIP LOCKED").await? {
-        Some(free) => Some(free),
-        // Somebody is at each of them: the one whose turn it is is waited for.
-        None => lock_one(conn, &equal[..1], "").await?,
-    };
-    let Some(locked) = locked else {
-        return Ok(Look::Late(first.study));
-    };
-    let exclusive = candidates
-        .iter()
-        .any(|it| it.study == locked.id && it.exclusive);
-    let taken: Option<ClaimedRow> = statement(TAKE)
-        .bind::<SqlUuid, _>(claim.lease.0)
-        .bind::<Double, _>(claim.lease_secs)
-        .bind::<Text, _>(claim.worker)
-        .bind::<SqlUuid, _>(claim.device.0)
-        .bind::<SqlUuid, _>(locked.id)
-        .bind::<Text, _>(claim.backend)
-        .bind::<Text, _>(claim.model)
-        .bind::<Bool, _>(exclusive)
-        .bind::<Array<Text>, _>(claim.runners)
-        .bind::<BigInt, _>(claim.memory_bytes)
-        .bind::<Integer, _>(claim.count)
-        .bind::<Integer, _>(locked.revision)
-        .bind::<Integer, _>(locked.wave)
-        .bind::<Bool, _>(locked.starts)
-        .get_result(conn)
-        .await
-        .optional()?;
-    Ok(match taken {
-        Some(row) => Look::Done(row.claimed(claim.lease, locked.id)?),
-        None => Look::Late(locked.id),
-    })
-}
-
-/// What runs on the device, and the studies that have something for it.
-async fn load(
-    conn: &mut AsyncPgConnection,
-    claim: &Claim<'_>,
-    tried: &[Uuid],
-) -> Result<DeviceLoad, StoreError> {
-    let mut looked = look_at(conn, claim, tried, "IS NULL").await?;
-    // What ceases to wait between two looks, as it does when its first worker comes, is found by the third.
-    for waits in ["IS NOT NULL", "IS NULL"] {
-        if !looked.has_room || looked.is_lease_used || !looked.studies.is_empty() {
-            break;
-        }
-        looked = look_at(conn, claim, tried, waits).await?;
+    candidates.retain(|it| it.priority == first.priority);
+    let wait = is_busy.then(|| {
+        candidates.truncate(1);
+        statement(WAIT).bind::<SqlUuid, _>(first.study)
+    });
+    let taken: Option<Taken> = end_with(conn, wait, taking(claim, &candidates)).await?;
+    match taken {
+        Some(Taken {
+            study,
+            probe: Some(row),
+        }) => Ok(Look::Done(row.claimed(claim.lease, study)?)),
+        Some(Taken { study, probe: None }) => Ok(Look::Late(study)),
+        None if is_busy => Ok(Look::Late(first.study)),
+        None => Ok(Look::Busy),
     }
-    Ok(looked)
 }
 
-async fn look_at(
-    conn: &mut AsyncPgConnection,
+/// Looks at a device whose row is taken already, and at what is open for it.
+fn looking(
     claim: &Claim<'_>,
     tried: &[Uuid],
     waits: &str,
-) -> Result<DeviceLoad, StoreError> {
-    Ok(statement(look_sql(waits))
+) -> Statement<impl QueryFragment<Pg> + Send> {
+    statement(look_sql(waits))
         .bind::<Text, _>(claim.backend)
         .bind::<Text, _>(claim.model)
         .bind::<Nullable<Text>, _>(claim.project)
@@ -391,20 +354,53 @@ async fn look_at(
         .bind::<Array<SqlUuid>, _>(tried)
         .bind::<SqlUuid, _>(claim.device.0)
         .bind::<SqlUuid, _>(claim.lease.0)
-        .get_result(conn)
-        .await?)
 }
 
-async fn lock_one(
-    conn: &mut AsyncPgConnection,
-    studies: &[Uuid],
-    if_locked: &'static str,
-) -> Result<Option<Locked>, StoreError> {
-    Ok(statement(format!("{LOCK}{if_locked}"))
+/// Takes a probe of the first of these studies that nobody else has just now.
+fn taking(claim: &Claim<'_>, candidates: &[Candidate]) -> Statement<impl QueryFragment<Pg> + Send> {
+    let studies: Vec<Uuid> = candidates.iter().map(|it| it.study).collect();
+    let exclusive: Vec<bool> = candidates.iter().map(|it| it.exclusive).collect();
+    statement(TAKE)
+        .bind::<SqlUuid, _>(claim.lease.0)
+        .bind::<Double, _>(claim.lease_secs)
+        .bind::<Text, _>(claim.worker)
+        .bind::<SqlUuid, _>(claim.device.0)
         .bind::<Array<SqlUuid>, _>(studies)
-        .get_result(conn)
-        .await
-        .optional()?)
+        .bind::<Text, _>(claim.backend)
+        .bind::<Text, _>(claim.model)
+        .bind::<Array<Bool>, _>(exclusive)
+        .bind::<Array<Text>, _>(claim.runners)
+        .bind::<BigInt, _>(claim.memory_bytes)
+        .bind::<Integer, _>(claim.count)
+}
+
+impl DeviceLoad {
+    /// This, or where nothing is open among the studies that wait for no worker, what is among those that are said to.
+    async fn or_waiting(
+        self,
+        conn: &mut AsyncPgConnection,
+        claim: &Claim<'_>,
+        tried: &[Uuid],
+    ) -> Result<Self, StoreError> {
+        let mut looked = self;
+        // What ceases to wait between two looks, as it does when its first worker comes, is found by the third.
+        for waits in ["IS NOT NULL", "IS NULL"] {
+            if !looked.has_room || looked.is_lease_used || !looked.studies.is_empty() {
+                break;
+            }
+            looked = looking(claim, tried, waits).get_result(conn).await?;
+        }
+        Ok(looked)
+    }
+}
+
+/// What was taken.
+#[derive(QueryableByName)]
+struct Taken {
+    #[diesel(sql_type = SqlUuid)]
+    study: Uuid,
+    #[diesel(embed)]
+    probe: Option<ClaimedRow>,
 }
 
 impl ClaimedRow {
@@ -528,22 +524,6 @@ pub async fn heartbeat(
     conn: &mut AsyncPgConnection,
     beat: Beat<'_>,
 ) -> Result<Heartbeat, StoreError> {
-    if beat.measurements.is_empty() {
-        return prolong(conn, beat).await;
-    }
-    begin_by_kept_plans(conn).await?;
-    let work = async {
-        let answer = prolong(conn, beat).await?;
-        if matches!(answer, Heartbeat::Held { .. }) {
-            insert_measurements(conn, beat.fence, beat.measurements).await?;
-        }
-        Ok(answer)
-    }
-    .await;
-    finish(conn, work).await
-}
-
-async fn prolong(conn: &mut AsyncPgConnection, beat: Beat<'_>) -> Result<Heartbeat, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Bool)]
@@ -551,22 +531,25 @@ async fn prolong(conn: &mut AsyncPgConnection, beat: Beat<'_>) -> Result<Heartbe
     }
     let fence = beat.fence;
     let (phase, fraction) = beat.progress.unzip();
-    let row: Option<Row> = statement(
-        "UPDATE probes SET lease_expires_at = now() + make_interval(secs => $4), \
-            progress_phase = coalesce($5, progress_phase), \
-            progress_fraction = coalesce($6, progress_fraction) \
-         WHERE id = $1 AND lease = $2 AND attempt = $3 AND state || '' = 'running' \
-         RETURNING cancel_requested",
-    )
+    let held = statement(format!(
+        "WITH held AS (\
+            UPDATE probes SET lease_expires_at = now() + make_interval(secs => $4), \
+                progress_phase = coalesce($5, progress_phase), \
+                progress_fraction = coalesce($6, progress_fraction) \
+            WHERE id = $1 AND lease = $2 AND attempt = $3 AND state || '' = 'running' \
+            RETURNING id, attempt, cancel_requested), \
+         measured AS ({}) \
+         SELECT cancel_requested FROM held",
+        measure_sql("held", 7)
+    ))
     .bind::<SqlUuid, _>(fence.probe.0)
     .bind::<SqlUuid, _>(fence.lease.0)
     .bind::<Integer, _>(fence.attempt)
     .bind::<Double, _>(beat.lease_secs)
     .bind::<Nullable<Text>, _>(phase)
-    .bind::<Nullable<Double>, _>(fraction)
-    .get_result(conn)
-    .await
-    .optional()?;
+    .bind::<Nullable<Double>, _>(fraction);
+    let held = Measured::of(beat.measurements).bound_to(held);
+    let row: Option<Row> = in_one_way(conn, NOTHING_FIRST, held).await?;
     Ok(match row {
         Some(row) => Heartbeat::Held {
             cancel_requested: row.cancel_requested,
@@ -634,13 +617,26 @@ pub async fn complete_whole(
     policy: RetryPolicy,
     missing: Missing<'_>,
 ) -> Result<Completed, StoreError> {
+    if let Some(end) = AttemptEnd::foreseen(&completion.outcome) {
+        let kinds = (completion.outcome == Outcome::Succeeded).then(|| {
+            let is_whole = |kind: &ProbeKind| missing(kind.as_str(), &[]).is_none();
+            ProbeKind::ALL.into_iter().filter(is_whole).collect()
+        });
+        let ending = ending(completion.fence, &end, kinds, Told::by(completion));
+        let lock = statement(lock_waiting_sql()).bind::<SqlUuid, _>(completion.fence.probe.0);
+        let ended: Option<Ended> = in_one_way(conn, Some(lock), ending).await?;
+        if ended.is_some() {
+            return Ok(Completed::Now(end.state));
+        }
+    }
+    // It depends on what came before, or the lease was lost.
     begin_by_kept_plans(conn).await?;
-    let ended = end(conn, completion, policy, missing).await;
+    let ended = complete_within(conn, completion, policy, missing).await;
     finish(conn, ended).await
 }
 
 /// In the caller's transaction.
-async fn end(
+async fn complete_within(
     conn: &mut AsyncPgConnection,
     completion: &Completion,
     policy: RetryPolicy,
@@ -668,13 +664,8 @@ async fn end(
             end = AttemptEnd::of(&outcome, &attempt, policy);
         }
     }
-    let told = Told {
-        lease: Some(fence.lease),
-        stderr_tail: Some(&completion.stderr_tail),
-        device_secs: completion.device_secs,
-        measurements: &completion.measurements,
-    };
-    end_attempt(conn, fence.probe, &attempt, &end, &told).await?;
+    let ending = ending(fence, &end, None, Told::by(completion));
+    ending.execute(conn).await?;
     Ok(Completed::Now(end.state))
 }
 
@@ -790,8 +781,13 @@ pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<u
                     return Ok(false);
                 }
                 let end = AttemptEnd::lost(&attempt, policy);
-                end_attempt(conn, probe, &attempt, &end, &Told::default()).await?;
-                Ok(true)
+                let fence = Fence {
+                    probe,
+                    lease: LeaseId(attempt.lease.unwrap_or_default()),
+                    attempt: attempt.attempt,
+                };
+                let ending = ending(fence, &end, None, Told::default());
+                Ok(ending.execute(conn).await? > 0)
             })
             .await?;
         reaped += usize::from(done);
@@ -817,11 +813,16 @@ struct Attempt {
     expired: bool,
     #[diesel(sql_type = Text)]
     kind: String,
-    #[diesel(sql_type = BigInt)]
-    batch_size: i64,
-    /// The active studies that it belongs to.
-    #[diesel(sql_type = Array<SqlUuid>)]
-    studies: Vec<Uuid>,
+}
+
+/// Which studies `s` are active ones that the probe `$1` belongs to.
+const WAITS: &str = "\
+    s.id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) AND s.ended_at IS NULL AND EXISTS (\
+        SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision)";
+
+/// Takes their rows, in the order of their ids.
+fn lock_waiting_sql() -> String {
+    format!("SELECT s.id FROM studies s WHERE {WAITS} ORDER BY s.id FOR UPDATE")
 }
 
 /// Takes the row of a probe, and before it those of the active studies that it belongs to, in the order of their ids.
@@ -829,17 +830,12 @@ async fn lock_attempt(
     conn: &mut AsyncPgConnection,
     probe: ProbeId,
 ) -> Result<Option<Attempt>, StoreError> {
-    Ok(statement(
-        "SELECT p.state, p.lease, p.attempt, p.crashes, p.losses, p.cancel_requested, p.kind, p.batch_size, \
-            coalesce(p.lease_expires_at < now(), false) AS expired, waiting.studies \
-         FROM (SELECT coalesce(array_agg(id), '{}') AS studies FROM (\
-            SELECT id FROM studies s \
-            WHERE id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) \
-              AND ended_at IS NULL AND EXISTS (\
-                SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision) \
-            ORDER BY id FOR UPDATE) locked) waiting \
-         CROSS JOIN probes p WHERE p.id = $1 FOR UPDATE OF p",
-    )
+    Ok(statement(format!(
+        "SELECT p.state, p.lease, p.attempt, p.crashes, p.losses, p.cancel_requested, p.kind, \
+            coalesce(p.lease_expires_at < now(), false) AS expired \
+         FROM (SELECT count(*) FROM ({}) locked) waiting CROSS JOIN probes p WHERE p.id = $1 FOR UPDATE OF p",
+        lock_waiting_sql()
+    ))
     .bind::<SqlUuid, _>(probe.0)
     .get_result::<Attempt>(conn)
     .await
@@ -852,40 +848,54 @@ struct AttemptEnd {
     state: ProbeState,
     reason: Option<&'static str>,
     detail: Option<String>,
-    crashes: i32,
-    losses: i32,
+    /// Where there is one more of them than before.
+    crashes: Option<i32>,
+    losses: Option<i32>,
     /// Pause before the next try.
     delay_secs: f64,
 }
 
 impl AttemptEnd {
-    fn to(state: ProbeState, attempt: &Attempt) -> Self {
+    fn to(state: ProbeState) -> Self {
         Self {
             state,
             reason: None,
             detail: None,
-            crashes: attempt.crashes,
-            losses: attempt.losses,
+            crashes: None,
+            losses: None,
             delay_secs: 0.0,
+        }
+    }
+
+    fn infeasible(reason: InfeasibleReason, detail: &str) -> Self {
+        Self {
+            reason: Some(reason.as_str()),
+            detail: Some(detail.to_owned()),
+            ..Self::to(ProbeState::Infeasible)
+        }
+    }
+
+    /// What an outcome comes to, where that is the same whatever came before.
+    fn foreseen(outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Succeeded => Some(Self::to(ProbeState::Succeeded)),
+            Outcome::Infeasible { reason, detail } => Some(Self::infeasible(*reason, detail)),
+            Outcome::Cancelled | Outcome::HandedBack | Outcome::Failed { .. } => None,
         }
     }
 
     fn of(outcome: &Outcome, attempt: &Attempt, policy: RetryPolicy) -> Self {
         match outcome {
-            Outcome::Succeeded => Self::to(ProbeState::Succeeded, attempt),
-            Outcome::Infeasible { reason, detail } => Self {
-                reason: Some(reason.as_str()),
-                detail: Some(detail.clone()),
-                ..Self::to(ProbeState::Infeasible, attempt)
-            },
+            Outcome::Succeeded => Self::to(ProbeState::Succeeded),
+            Outcome::Infeasible { reason, detail } => Self::infeasible(*reason, detail),
             // Nobody wants it: it goes nowhere, whatever became of the attempt.
             Outcome::Cancelled | Outcome::HandedBack | Outcome::Failed { .. }
                 if attempt.cancel_requested =>
             {
-                Self::to(ProbeState::Cancelled, attempt)
+                Self::to(ProbeState::Cancelled)
             }
             // Cancelled, and wanted again by another study before the child had ended.
-            Outcome::Cancelled | Outcome::HandedBack => Self::to(ProbeState::Queued, attempt),
+            Outcome::Cancelled | Outcome::HandedBack => Self::to(ProbeState::Queued),
             // Its worker came back after its own end and says so.
             Outcome::Failed {
                 reason: FailureReason::Lost,
@@ -904,9 +914,9 @@ impl AttemptEnd {
                     },
                     reason: Some(reason.as_str()),
                     detail: Some(detail.clone()),
-                    crashes,
+                    crashes: Some(crashes),
                     delay_secs: policy.delay(crashes),
-                    ..Self::to(ProbeState::Failed, attempt)
+                    ..Self::to(ProbeState::Failed)
                 }
             }
         }
@@ -914,7 +924,7 @@ impl AttemptEnd {
 
     fn lost(attempt: &Attempt, policy: RetryPolicy) -> Self {
         if attempt.cancel_requested {
-            return Self::to(ProbeState::Cancelled, attempt);
+            return Self::to(ProbeState::Cancelled);
         }
         let losses = attempt.losses + 1;
         Self {
@@ -925,15 +935,15 @@ impl AttemptEnd {
             },
             reason: Some(FailureReason::Lost.as_str()),
             detail: Some("its worker stopped sending heartbeats".into()),
-            losses,
+            losses: Some(losses),
             delay_secs: policy.delay(losses),
-            ..Self::to(ProbeState::Failed, attempt)
+            ..Self::to(ProbeState::Failed)
         }
     }
 }
 
 /// What came with the end of an attempt: of one that was lost, nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Told<'a> {
     lease: Option<LeaseId>,
     stderr_tail: Option<&'a str>,
@@ -941,60 +951,77 @@ struct Told<'a> {
     measurements: &'a [Measurement],
 }
 
-/// Writes the end of an attempt with what came with it, tells the probe's studies, and makes their plans due when the probe
-/// has ended with it. What became of the probe is noted with the lease that completes it, so that a repeated completion is
-/// recognised. The lease stays on an ended probe: it says who has ended it.
-async fn end_attempt(
-    conn: &mut AsyncPgConnection,
-    probe: ProbeId,
-    attempt: &Attempt,
+impl<'a> Told<'a> {
+    fn by(completion: &'a Completion) -> Self {
+        Self {
+            lease: Some(completion.fence.lease),
+            stderr_tail: Some(&completion.stderr_tail),
+            device_secs: completion.device_secs,
+            measurements: &completion.measurements,
+        }
+    }
+}
+
+/// The probe whose attempt has ended.
+#[derive(QueryableByName)]
+struct Ended {
+    #[diesel(sql_type = SqlUuid)]
+    #[expect(dead_code, reason = "that there is one says all")]
+    id: Uuid,
+}
+
+/// Writes the end of a running attempt with what came with it, tells the probe's studies, and makes their plans due when the
+/// probe has ended with it. What became of the probe is noted with the lease that completes it, so that a repeated
+/// completion is recognised. The lease stays on an ended probe: it says who has ended it.
+///
+/// Gives the probe where it did so: not where another attempt has it, or none, or where its kind is not one of `kinds`.
+fn ending(
+    fence: Fence,
     end: &AttemptEnd,
-    told: &Told<'_>,
-) -> Result<(), StoreError> {
-    let data = json!({
-        "probe_id": probe,
-        "kind": attempt.kind,
-        "batch_size": attempt.batch_size,
-        "state": end.state,
-        "reason": end.reason,
-        "attempt": attempt.attempt,
-    });
+    kinds: Option<Vec<ProbeKind>>,
+    told: Told<'_>,
+) -> Statement<impl QueryFragment<Pg>> {
+    let kinds = kinds.map(|kinds| kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
     let ended = statement(format!(
-        "WITH noted AS (UPDATE leases SET became = $2 WHERE id = $11), \
+        "WITH ended AS (\
+            UPDATE probes SET state = $4, reason = $5, detail = $6, crashes = coalesce($7, crashes), \
+                losses = coalesce($8, losses), not_before = now() + make_interval(secs => $9), \
+                lease_expires_at = NULL, stderr_tail = coalesce($10, stderr_tail), \
+                device_secs = least($11, device_count * (extract(epoch FROM now() - coalesce(started_at, now()))::float8 + $12)), \
+                lease = CASE WHEN $4 = 'queued' THEN NULL ELSE lease END, \
+                ended_at = CASE WHEN $4 = 'queued' THEN NULL ELSE now() END \
+            WHERE id = $1 AND lease = $2 AND attempt = $3 AND state || '' = 'running' \
+              AND ($13::text[] IS NULL OR kind = ANY($13)) \
+            RETURNING id, attempt, kind, batch_size), \
+         noted AS (UPDATE leases SET became = $4 FROM ended WHERE leases.id = $14), \
          numbered AS (\
-            UPDATE studies SET next_event_seq = next_event_seq + 1, evidence_version = evidence_version + $12 \
-            WHERE id = ANY($13) RETURNING id, next_event_seq - 1 AS seq), \
+            UPDATE studies s SET next_event_seq = s.next_event_seq + 1, evidence_version = s.evidence_version + $15 \
+            FROM ended WHERE {WAITS} RETURNING s.id, s.next_event_seq - 1 AS seq), \
          logged AS (\
-            INSERT INTO study_events (study, seq, kind, data) SELECT id, seq, $14, $15 FROM numbered), \
+            INSERT INTO study_events (study, seq, kind, data) \
+            SELECT numbered.id, numbered.seq, 'probe', jsonb_build_object('probe_id', ended.id, 'kind', ended.kind, \
+                'batch_size', ended.batch_size, 'state', $4, 'reason', $5, 'attempt', ended.attempt) \
+            FROM numbered, ended), \
          measured AS ({}) \
-         UPDATE probes SET state = $2, reason = $3, detail = $4, crashes = $5, losses = $6, \
-            not_before = now() + make_interval(secs => $7), lease_expires_at = NULL, \
-            stderr_tail = coalesce($8, stderr_tail), \
-            device_secs = least($9, device_count * (extract(epoch FROM now() - coalesce(started_at, now()))::float8 + $10)), \
-            lease = CASE WHEN $2 = 'queued' THEN NULL ELSE lease END, \
-            ended_at = CASE WHEN $2 = 'queued' THEN NULL ELSE now() END \
-         WHERE id = $1",
-        measure_sql(16)
+         SELECT id FROM ended",
+        measure_sql("ended", 16)
     ))
-    .bind::<SqlUuid, _>(probe.0)
+    .bind::<SqlUuid, _>(fence.probe.0)
+    .bind::<SqlUuid, _>(fence.lease.0)
+    .bind::<Integer, _>(fence.attempt)
     .bind::<Text, _>(end.state.as_str())
     .bind::<Nullable<Text>, _>(end.reason)
     .bind::<Nullable<Text>, _>(end.detail.as_deref())
-    .bind::<Integer, _>(end.crashes)
-    .bind::<Integer, _>(end.losses)
+    .bind::<Nullable<Integer>, _>(end.crashes)
+    .bind::<Nullable<Integer>, _>(end.losses)
     .bind::<Double, _>(end.delay_secs)
     .bind::<Nullable<Text>, _>(told.stderr_tail)
     .bind::<Double, _>(told.device_secs)
     .bind::<Double, _>(CLOCK_SLACK_SECS)
+    .bind::<Nullable<Array<Text>>, _>(kinds)
     .bind::<Nullable<SqlUuid>, _>(told.lease.map(|lease| lease.0))
-    .bind::<BigInt, _>(i64::from(end.state.has_ended()))
-    .bind::<Array<SqlUuid>, _>(&attempt.studies)
-    .bind::<Text, _>(EventKind::Probe.as_str())
-    .bind::<Jsonb, _>(data)
-    .bind::<Integer, _>(attempt.attempt);
-    let measured = Measured::of(told.measurements);
-    measured.bound_to(ended).execute(conn).await?;
-    Ok(())
+    .bind::<BigInt, _>(i64::from(end.state.has_ended()));
+    Measured::of(told.measurements).bound_to(ended)
 }
 
 /// Measurements as columns.
@@ -1038,28 +1065,15 @@ impl<'a> Measured<'a> {
     }
 }
 
-/// Stores measurements of the probe `$1` in the attempt with this parameter; they are bound after it. Each seq is stored once.
-fn measure_sql(attempt: usize) -> String {
-    let [seqs, metrics, steps, values, units, elapsed] = [1, 2, 3, 4, 5, 6].map(|it| attempt + it);
+/// Stores measurements of the attempt that a part of the statement gives, with their first parameter. Each seq is stored once.
+/// In a transaction with kept plans: that the probe is there is looked up for each row, by a statement of Postgres' own,
+/// and to plan that anew for each would cost three times what the row does.
+fn measure_sql(attempt: &str, first: usize) -> String {
+    let [seqs, metrics, steps, values, units, elapsed] = [0, 1, 2, 3, 4, 5].map(|it| first + it);
     format!(
         "INSERT INTO measurements (probe, attempt, seq, metric, step, value, unit, elapsed_secs) \
-         SELECT $1, ${attempt}, m.* FROM \
+         SELECT {attempt}.id, {attempt}.attempt, m.* FROM {attempt}, \
             unnest(${seqs}::int[], ${metrics}::text[], ${steps}::bigint[], ${values}::float8[], ${units}::text[], ${elapsed}::float8[]) AS m \
          ON CONFLICT DO NOTHING"
     )
-}
-
-/// In a transaction with kept plans: that the probe is there is looked up for each row, by a statement of Postgres' own, and
-/// to plan that anew for each would cost three times what the row does.
-async fn insert_measurements(
-    conn: &mut AsyncPgConnection,
-    fence: Fence,
-    measurements: &[Measurement],
-) -> Result<(), StoreError> {
-    let stored = statement(measure_sql(2))
-        .bind::<SqlUuid, _>(fence.probe.0)
-        .bind::<Integer, _>(fence.attempt);
-    let measured = Measured::of(measurements);
-    measured.bound_to(stored).execute(conn).await?;
-    Ok(())
 }

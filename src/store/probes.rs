@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
+use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Text};
+use diesel::query_builder::QueryFragment;
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
@@ -13,7 +15,7 @@ use super::answers::{self, Known};
 use super::error::StoreError;
 use super::json::Json;
 use super::schema::{measurements, probes, study_probes};
-use super::statement::statement;
+use super::statement::{Statement, statement};
 use super::studies::{ProbeCounts, StudyRow};
 use crate::analysis::{Evidence, MemoryPrediction, ProbeRecord};
 use crate::probe::{FailureReason, InfeasibleReason, Metric, ProbeKind, ProbeSpec, ProbeState};
@@ -45,17 +47,22 @@ pub struct WavePlace<'a> {
     pub wave: i32,
 }
 
+/// A probe as it was when it was linked.
 #[derive(QueryableByName)]
 struct Linked {
     #[diesel(sql_type = SqlUuid)]
     id: Uuid,
     #[diesel(sql_type = Text)]
     state: String,
-    #[diesel(sql_type = diesel::sql_types::Bool)]
-    existed: bool,
     /// Device time of earlier attempts, seconds.
-    #[diesel(sql_type = diesel::sql_types::Double)]
+    #[diesel(sql_type = Double)]
     device_secs: f64,
+}
+
+impl Linked {
+    fn has_ended(&self) -> bool {
+        ProbeState::parse(&self.state).is_some_and(ProbeState::has_ended)
+    }
 }
 
 /// What a wave came to when it was linked.
@@ -65,6 +72,16 @@ pub struct LinkedWave {
     pub counts: ProbeCounts,
     /// Device time that is the study's already: of attempts at what had failed or was cancelled, and is open again.
     pub device_secs: f64,
+}
+
+impl LinkedWave {
+    /// Counts a probe. What has ended was paid for by others.
+    fn add(&mut self, state: &str, device_secs: f64) {
+        self.counts.add(state, 1);
+        if !ProbeState::parse(state).is_some_and(ProbeState::has_ended) {
+            self.device_secs += device_secs;
+        }
+    }
 }
 
 /// Queues a probe again that had failed or was cancelled; an ended or an open one stays as it is. The update that
@@ -102,6 +119,7 @@ pub async fn link_wave(
         let (a_row, b_row) = (row(found_a), row(found_b));
         (a_row.is_none(), a_row, &a.identity).cmp(&(b_row.is_none(), b_row, &b.identity))
     });
+    let mut unknown = Vec::new();
     for (position, new, known) in wave {
         let (found, differs) = match &known {
             Some(Known::Answered(answer)) => {
@@ -112,28 +130,18 @@ pub async fn link_wave(
                 let linked = id.map(|id| Linked {
                     id,
                     state: reading.state().as_str().to_owned(),
-                    existed: true,
                     device_secs: 0.0,
                 });
                 (linked, false)
             }
             None => (None, false),
         };
-        let differs = differs && found.is_some();
-        let is_new = found.is_none();
-        let linked = match found {
-            Some(linked) => linked,
-            None => insert_or_find(conn, place, position, new).await?,
-        };
-        let has_ended = ProbeState::parse(&linked.state).is_some_and(ProbeState::has_ended);
-        let is_reused = linked.existed && has_ended;
-        came_to.counts.add(&linked.state, 1);
-        if !is_reused {
-            came_to.device_secs += linked.device_secs;
-        }
-        if is_new {
+        let Some(linked) = found else {
+            unknown.push((position, new));
             continue;
-        }
+        };
+        let has_ended = linked.has_ended();
+        came_to.add(&linked.state, linked.device_secs);
         let predicted = |of| predicted(new, of);
         let spec = differs.then(|| serde_json::to_value(&new.spec)).transpose();
         let spec = spec.map_err(|error| StoreError::unreadable("probe spec", error))?;
@@ -144,7 +152,7 @@ pub async fn link_wave(
                 study_probes::probe.eq(linked.id),
                 study_probes::wave.eq(place.wave),
                 study_probes::position.eq(position),
-                study_probes::reused.eq(is_reused),
+                study_probes::reused.eq(has_ended),
                 study_probes::open.eq(!has_ended),
                 study_probes::spec.eq(spec),
                 study_probes::why.eq(&new.why),
@@ -154,6 +162,9 @@ pub async fn link_wave(
             ))
             .execute(conn)
             .await?;
+    }
+    for linked in make_or_find(conn, place, unknown).await? {
+        came_to.add(&linked.state, linked.device_secs);
     }
     if place.revision == 1 {
         return Ok(came_to);
@@ -179,56 +190,129 @@ fn predicted(new: &NewProbe, of: fn(&MemoryPrediction) -> Bytes) -> Option<i64> 
     bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
-/// A probe by what it is told: made, or found; and linked as it is.
-async fn insert_or_find(
+/// Probes by what they are told: made, or found; and linked as they are.
+async fn make_or_find(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
-    position: i32,
-    new: &NewProbe,
-) -> Result<Linked, StoreError> {
-    type Bytes8 = diesel::sql_types::Nullable<diesel::sql_types::BigInt>;
-    Ok(statement(format!(
-        "WITH probe AS (\
-            INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, \
-                exclusive, spec, course, runner) \
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
-            ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
-            RETURNING id, state, (id <> $1) AS existed, state NOT IN ('queued', 'running') AS ended, device_secs), \
-         linked AS (\
-            INSERT INTO study_probes (study, revision, wave, position, probe, reused, open, why, predicted_bytes, \
-                predicted_lower_bytes, predicted_upper_bytes) \
-            SELECT $14, $15, $16, $17, id, existed AND ended, NOT ended, $18, $19, $20, $21 FROM probe) \
-         SELECT id, state, existed, device_secs FROM probe"
+    wanted: Vec<(i32, &NewProbe)>,
+) -> Result<Vec<Linked>, StoreError> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let made = statement(format!(
+        "WITH place AS (SELECT $1 AS study, $2 AS revision, $3 AS wave, $4 AS project, $5 AS created_by), {} \
+         SELECT id, state, device_secs FROM probe",
+        made_sql(6)
     ))
-    .bind::<SqlUuid, _>(Uuid::now_v7())
-    .bind::<Text, _>(place.project)
-    .bind::<Text, _>(place.created_by)
-    .bind::<Text, _>(&new.identity)
-    .bind::<Text, _>(&new.inputs)
-    .bind::<Text, _>(new.spec.kind().as_str())
-    .bind::<diesel::sql_types::BigInt, _>(i64::try_from(new.spec.batch_size.0).unwrap_or(i64::MAX))
-    .bind::<Text, _>(new.spec.device.backend.as_str())
-    .bind::<Text, _>(&new.spec.device.model)
-    .bind::<diesel::sql_types::Bool, _>(new.spec.kind().is_exclusive())
-    .bind::<diesel::sql_types::Jsonb, _>(Json(&new.spec))
-    .bind::<diesel::sql_types::Nullable<Text>, _>(&new.course)
-    .bind::<Text, _>(&new.spec.runner.name)
     .bind::<SqlUuid, _>(place.study.0)
     .bind::<Integer, _>(place.revision)
     .bind::<Integer, _>(place.wave)
-    .bind::<Integer, _>(position)
-    .bind::<Text, _>(&new.why)
-    .bind::<Bytes8, _>(predicted(new, |it| it.peak_bytes))
-    .bind::<Bytes8, _>(predicted(new, |it| it.ci_lower))
-    .bind::<Bytes8, _>(predicted(new, |it| it.ci_upper))
-    .get_result(conn)
-    .await?)
+    .bind::<Text, _>(place.project)
+    .bind::<Text, _>(place.created_by);
+    Ok(Wanted::of(wanted).bound_to(made).load(conn).await?)
+}
+
+/// Parts of a statement: `wanted` are the probes whose columns are bound from this parameter on, `probe` is what is made or
+/// found of them, `linked` links that where another part, `place`, says.
+pub(super) fn made_sql(first: usize) -> String {
+    let parameters: [usize; 16] = std::array::from_fn(|it| first + it);
+    let [
+        ids,
+        positions,
+        identities,
+        inputs,
+        kinds,
+        batch_sizes,
+        backends,
+        models,
+        exclusive,
+        specs,
+        courses,
+        runners,
+        whys,
+        peaks,
+        lower,
+        upper,
+    ] = parameters;
+    format!(
+        "wanted AS MATERIALIZED (\
+            SELECT * FROM unnest(${ids}::uuid[], ${positions}::int[], ${identities}::text[], ${inputs}::text[], \
+                ${kinds}::text[], ${batch_sizes}::bigint[], ${backends}::text[], ${models}::text[], ${exclusive}::bool[], \
+                ${specs}::jsonb[], ${courses}::text[], ${runners}::text[], ${whys}::text[], ${peaks}::bigint[], \
+                ${lower}::bigint[], ${upper}::bigint[]) \
+            AS w (id, position, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course, runner, \
+                why, peak, lower, upper)), \
+         probe AS (\
+            INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, \
+                exclusive, spec, course, runner) \
+            SELECT w.id, place.project, place.created_by, w.identity, w.inputs, w.kind, w.batch_size, w.backend, \
+                w.device_model, w.exclusive, w.spec, w.course, w.runner \
+            FROM place, wanted w \
+            ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
+            RETURNING id, identity, state, device_secs, state NOT IN ('queued', 'running') AS ended), \
+         linked AS (\
+            INSERT INTO study_probes (study, revision, wave, position, probe, reused, open, why, predicted_bytes, \
+                predicted_lower_bytes, predicted_upper_bytes) \
+            SELECT place.study, place.revision, place.wave, w.position, p.id, p.ended, NOT p.ended, w.why, w.peak, \
+                w.lower, w.upper \
+            FROM place, wanted w, probe p WHERE p.identity = w.identity)"
+    )
+}
+
+/// Probes as columns.
+pub(super) struct Wanted<'a> {
+    positions: Vec<i32>,
+    /// In one order for everybody: two studies that link the same probes must not wait for each other.
+    probes: Vec<&'a NewProbe>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) fn of(mut wanted: Vec<(i32, &'a NewProbe)>) -> Self {
+        wanted.sort_by(|(_, a), (_, b)| a.identity.cmp(&b.identity));
+        let (positions, probes) = wanted.into_iter().unzip();
+        Self { positions, probes }
+    }
+
+    /// Binds them to a statement of [`made_sql`], as its last.
+    pub(super) fn bound_to<Bound: QueryFragment<Pg>>(
+        self,
+        statement: Statement<Bound>,
+    ) -> Statement<impl QueryFragment<Pg>> {
+        fn each<'a, T>(probes: &[&'a NewProbe], of: impl Fn(&'a NewProbe) -> T) -> Vec<T> {
+            probes.iter().map(|new| of(new)).collect()
+        }
+        let probes = &self.probes;
+        let batch_size = |new: &NewProbe| i64::try_from(new.spec.batch_size.0).unwrap_or(i64::MAX);
+        statement
+            .bind::<Array<SqlUuid>, _>(each(probes, |_| Uuid::now_v7()))
+            .bind::<Array<Integer>, _>(self.positions)
+            .bind::<Array<Text>, _>(each(probes, |new| new.identity.as_str()))
+            .bind::<Array<Text>, _>(each(probes, |new| new.inputs.as_str()))
+            .bind::<Array<Text>, _>(each(probes, |new| new.spec.kind().as_str()))
+            .bind::<Array<BigInt>, _>(each(probes, batch_size))
+            .bind::<Array<Text>, _>(each(probes, |new| new.spec.device.backend.as_str()))
+            .bind::<Array<Text>, _>(each(probes, |new| new.spec.device.model.as_str()))
+            .bind::<Array<Bool>, _>(each(probes, |new| new.spec.kind().is_exclusive()))
+            .bind::<Array<Jsonb>, _>(each(probes, |new| Json(&new.spec)))
+            .bind::<Array<Nullable<Text>>, _>(each(probes, |new| new.course.as_deref()))
+            .bind::<Array<Text>, _>(each(probes, |new| new.spec.runner.name.as_str()))
+            .bind::<Array<Text>, _>(each(probes, |new| new.why.as_str()))
+            .bind::<Array<Nullable<BigInt>>, _>(each(probes, |new| {
+                predicted(new, |it| it.peak_bytes)
+            }))
+            .bind::<Array<Nullable<BigInt>>, _>(each(probes, |new| {
+                predicted(new, |it| it.ci_lower)
+            }))
+            .bind::<Array<Nullable<BigInt>>, _>(each(probes, |new| {
+                predicted(new, |it| it.ci_upper)
+            }))
+    }
 }
 
 /// A probe by its id, to be linked; none when it has been removed meanwhile.
 async fn revive(conn: &mut AsyncPgConnection, id: Uuid) -> Result<Option<Linked>, StoreError> {
     Ok(statement(format!(
-        "UPDATE probes p SET {REVIVE} WHERE id = $1 RETURNING id, state, true AS existed, device_secs"
+        "UPDATE probes p SET {REVIVE} WHERE id = $1 RETURNING id, state, device_secs"
     ))
     .bind::<SqlUuid, _>(id)
     .get_result(conn)

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use diesel::dsl::now;
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::query_builder::QueryFragment;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
@@ -14,9 +16,11 @@ use super::age;
 use super::error::StoreError;
 use super::events::EventKind;
 use super::json::Json;
+use super::probes::{LinkedWave, NewProbe, Wanted, made_sql};
 use super::recommendations;
 use super::schema::{studies, study_revisions};
-use super::statement::statement;
+use super::statement::{Statement, statement};
+use super::transaction::{NOTHING_FIRST, in_one_way};
 use crate::analysis::Analysis;
 use crate::recommendation::Advice;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
@@ -77,24 +81,84 @@ pub struct NewStudy<'a> {
     pub definition: &'a StudyDefinition,
 }
 
-/// Stores a study, its first revision, where it stands at once, what is recommended already, and the first events of its log.
+/// What is stored of a study at once, beside itself and its first revision.
+#[derive(Debug, Clone)]
+pub struct Beginning<'a> {
+    /// Where it stands.
+    pub advanced: Advanced<'a>,
+    /// The first events of its log.
+    pub log: &'a [(EventKind, serde_json::Value)],
+    /// What is recommended already.
+    pub advices: &'a [Advice],
+}
+
+/// Stores a study.
 pub async fn insert(
     conn: &mut AsyncPgConnection,
     new: &NewStudy<'_>,
-    advanced: &Advanced<'_>,
-    log: &[(EventKind, serde_json::Value)],
-    advices: &[Advice],
+    beginning: &Beginning<'_>,
 ) -> Result<StudyRow, StoreError> {
+    let inserted: Inserted = inserting(new, beginning, &[]).get_result(conn).await?;
+    Ok(inserted.study)
+}
+
+/// Stores a study with its first wave in one way to the server, unless one of the wave's probes is answered already: then
+/// nothing is stored, and the answer is none. What runs to other targets may tell is not looked for: such a wave is not to be
+/// given here.
+pub async fn insert_with_wave(
+    conn: &mut AsyncPgConnection,
+    new: &NewStudy<'_>,
+    beginning: &Beginning<'_>,
+    wave: &[NewProbe],
+) -> Result<Option<(StudyRow, LinkedWave)>, StoreError> {
+    let inserted = in_one_way(conn, NOTHING_FIRST, inserting(new, beginning, wave)).await?;
+    Ok(inserted.map(|inserted| {
+        let Inserted {
+            study,
+            states,
+            device_secs,
+        } = inserted;
+        let mut counts = ProbeCounts::default();
+        for state in &states {
+            counts.add(state, 1);
+        }
+        let linked = LinkedWave {
+            counts,
+            device_secs,
+        };
+        (study, linked)
+    }))
+}
+
+#[derive(QueryableByName)]
+struct Inserted {
+    #[diesel(embed)]
+    study: StudyRow,
+    /// Of the probes of its wave.
+    #[diesel(sql_type = Array<Text>)]
+    states: Vec<String>,
+    /// Device time of earlier attempts at those that are open, seconds.
+    #[diesel(sql_type = Double)]
+    device_secs: f64,
+}
+
+fn inserting(
+    new: &NewStudy<'_>,
+    beginning: &Beginning<'_>,
+    wave: &[NewProbe],
+) -> Statement<impl QueryFragment<Pg>> {
     let definition = new.definition;
+    let advanced = &beginning.advanced;
     let Ending {
         state,
         because,
         detail,
     } = advanced.ending();
+    let log = beginning.log.iter();
     let (kinds, data): (Vec<&str>, Vec<&serde_json::Value>) =
-        log.iter().map(|(kind, data)| (kind.as_str(), data)).unzip();
-    let advised = recommendations::Rows::of(advices);
-    Ok(statement(INSERT)
+        log.map(|(kind, data)| (kind.as_str(), data)).unzip();
+    let advised = recommendations::Rows::of(beginning.advices);
+    let study = statement(insert_sql())
         .bind::<SqlUuid, _>(new.id.0)
         .bind::<Text, _>(new.project)
         .bind::<Text, _>(new.created_by)
@@ -119,31 +183,41 @@ pub async fn insert(
         .bind::<Array<SqlUuid>, _>(advised.ids)
         .bind::<Array<Text>, _>(advised.topics)
         .bind::<Array<Text>, _>(advised.grades)
-        .bind::<Array<Jsonb>, _>(advised.bodies)
-        .get_result(conn)
-        .await?)
+        .bind::<Array<Jsonb>, _>(advised.bodies);
+    Wanted::of((0..).zip(wave).collect()).bound_to(study)
 }
 
 /// A study with all that belongs to it from the beginning in one way to the server. `*` is what its first part names.
-const INSERT: &str = "\
-    WITH study AS (\
-        INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, \
-            ended_detail, ended_at, evidence_version, advanced_version, phase, waiting_for, wave, remaining_probes, \
-            remaining_device_secs, analysis, next_event_seq) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $11 THEN now() END, $12, $12, $13, $14, $15, $16, \
-            $17, $18, 1 + cardinality($20::text[])) \
-        RETURNING id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
-            waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
-            remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at), \
-    revised AS (INSERT INTO study_revisions (study, revision, definition) SELECT id, revision, $19 FROM study), \
-    logged AS (\
-        INSERT INTO study_events (study, seq, kind, data) SELECT study.id, log.place, log.kind, log.data \
-        FROM study, unnest($20::text[], $21::jsonb[]) WITH ORDINALITY AS log (kind, data, place)), \
-    advised AS (\
-        INSERT INTO recommendations (id, study, revision, topic, grade, body) \
-        SELECT advice.id, study.id, study.revision, advice.topic, advice.grade, advice.body \
-        FROM study, unnest($22::uuid[], $23::text[], $24::text[], $25::jsonb[]) AS advice (id, topic, grade, body)) \
-    SELECT * FROM study";
+fn insert_sql() -> String {
+    format!(
+        "WITH study AS (\
+            INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, \
+                ended_detail, ended_at, evidence_version, advanced_version, phase, waiting_for, wave, remaining_probes, \
+                remaining_device_secs, analysis, next_event_seq) \
+            SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $11 THEN now() END, $12, $12, $13, $14, $15, $16, \
+                $17, $18, 1 + cardinality($20::text[]) \
+            WHERE NOT EXISTS (\
+                SELECT 1 FROM unnest($29::text[]) AS asked (inputs) CROSS JOIN LATERAL (\
+                    SELECT 1 FROM probes p WHERE p.project = $2 AND p.inputs = asked.inputs \
+                      AND p.state IN ('succeeded', 'infeasible') OFFSET 0) answered) \
+            RETURNING id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
+                waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
+                remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at), \
+         revised AS (INSERT INTO study_revisions (study, revision, definition) SELECT id, revision, $19 FROM study), \
+         logged AS (\
+            INSERT INTO study_events (study, seq, kind, data) SELECT study.id, log.place, log.kind, log.data \
+            FROM study, unnest($20::text[], $21::jsonb[]) WITH ORDINALITY AS log (kind, data, place)), \
+         advised AS (\
+            INSERT INTO recommendations (id, study, revision, topic, grade, body) \
+            SELECT advice.id, study.id, study.revision, advice.topic, advice.grade, advice.body \
+            FROM study, unnest($22::uuid[], $23::text[], $24::text[], $25::jsonb[]) AS advice (id, topic, grade, body)), \
+         place AS (SELECT id AS study, revision, 0 AS wave, project, created_by FROM study), \
+         {} \
+         SELECT *, ARRAY(SELECT state FROM probe) AS states, \
+            coalesce((SELECT sum(device_secs) FILTER (WHERE NOT ended) FROM probe), 0) AS device_secs FROM study",
+        made_sql(26)
+    )
+}
 
 /// `digits/mlp`: what lists are filtered by.
 pub fn workload_name(definition: &StudyDefinition) -> String {

@@ -1,8 +1,16 @@
-//! Transactions that span store functions, for those who compose them.
+//! Transactions that span store functions, for those who compose them, and those that go one way to the server.
 
-use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager};
+use diesel::OptionalExtension;
+use diesel::pg::Pg;
+use diesel::query_builder::QueryFragment;
+use diesel::{QueryResult, QueryableByName};
+use diesel_async::{
+    AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection, TransactionManager,
+};
+use futures::join;
 
 use super::error::StoreError;
+use super::statement::{Statement, statement};
 
 /// What store functions take.
 pub type Connection = AsyncPgConnection;
@@ -61,4 +69,170 @@ pub async fn finish<T, E: From<StoreError>>(
             Err(error)
         }
     }
+}
+
+/// Where nothing is to be done before.
+pub(super) const NOTHING_FIRST: Option<Statement<()>> = None;
+
+/// What two statements, the beginning before them and the end after them came to.
+struct Answers<Row> {
+    begun: QueryResult<()>,
+    first: QueryResult<()>,
+    row: QueryResult<Option<Row>>,
+    ended: QueryResult<()>,
+}
+
+impl<Row> Answers<Row> {
+    /// The row, or the first error: a statement after one that failed says only that.
+    fn row(self) -> Result<Option<Row>, StoreError> {
+        self.begun?;
+        self.first?;
+        let row = self.row?;
+        self.ended?;
+        Ok(row)
+    }
+}
+
+/// Sends statements in one way to the server, each of which may begin before the one before it has been answered. Each
+/// sees what was committed until the server came to it: what the first locks, the last sees as it is now.
+///
+/// They go in the order in which they are polled first: the connection takes the lock of those that it has prepared for
+/// each in turn, which is given in the order in which it is asked for, and sends a statement without another pause. The end
+/// is such a statement too, and not plain text, or it would overtake one that has to be prepared. After a failed statement
+/// the server answers the others with errors and rolls back at the end.
+async fn send<Row, First, Last>(
+    conn: &Connection,
+    begins: bool,
+    first: Option<Statement<First>>,
+    last: Statement<Last>,
+    ends: bool,
+) -> Answers<Row>
+where
+    Row: QueryableByName<Pg> + Send + 'static,
+    First: QueryFragment<Pg> + Send,
+    Last: QueryFragment<Pg> + Send,
+{
+    let (begun, first, row, ended) = join!(
+        async {
+            if begins {
+                (&mut &*conn).batch_execute(BY_KEPT_PLANS).await?;
+            }
+            Ok(())
+        },
+        async {
+            if let Some(first) = first {
+                first.execute(&mut &*conn).await?;
+            }
+            Ok(())
+        },
+        async { last.get_result(&mut &*conn).await.optional() },
+        async {
+            if ends {
+                statement("COMMIT").execute(&mut &*conn).await?;
+            }
+            Ok(())
+        },
+    );
+    Answers {
+        begun,
+        first,
+        row,
+        ended,
+    }
+}
+
+/// One transaction by kept plans that goes one way to the server: its beginning, `first`, `last` and its end. Gives the row of
+/// `last`, if it has one. Within another transaction it is a part of that.
+///
+/// # Errors
+/// Those of the database: the first.
+pub(super) async fn in_one_way<Row, First, Last>(
+    conn: &mut Connection,
+    first: Option<Statement<First>>,
+    last: Statement<Last>,
+) -> Result<Option<Row>, StoreError>
+where
+    Row: QueryableByName<Pg> + Send + 'static,
+    First: QueryFragment<Pg> + Send,
+    Last: QueryFragment<Pg> + Send,
+{
+    let begins = opens(conn)?;
+    let answers = send(conn, begins, first, last, begins).await;
+    if begins && answers.ended.is_ok() {
+        closed(conn);
+    }
+    answers.row()
+}
+
+/// The same as two: a transaction that begins with these statements and ends with [`end_with`] or [`end`]. If neither comes to
+/// pass, its connection is not lent again, and its server side rolls back.
+///
+/// # Errors
+/// Those of the database: the first.
+pub(super) async fn begin_with<Row, First, Last>(
+    conn: &mut Connection,
+    first: Option<Statement<First>>,
+    last: Statement<Last>,
+) -> Result<Option<Row>, StoreError>
+where
+    Row: QueryableByName<Pg> + Send + 'static,
+    First: QueryFragment<Pg> + Send,
+    Last: QueryFragment<Pg> + Send,
+{
+    let begins = opens(conn)?;
+    send(conn, begins, first, last, false).await.row()
+}
+
+/// Ends what [`begin_with`] began, with statements.
+///
+/// # Errors
+/// Those of the database: the first. It was rolled back then.
+pub(super) async fn end_with<Row, First, Last>(
+    conn: &mut Connection,
+    first: Option<Statement<First>>,
+    last: Statement<Last>,
+) -> Result<Option<Row>, StoreError>
+where
+    Row: QueryableByName<Pg> + Send + 'static,
+    First: QueryFragment<Pg> + Send,
+    Last: QueryFragment<Pg> + Send,
+{
+    let ends = is_open(conn);
+    let answers = send(conn, false, first, last, ends).await;
+    if ends && answers.ended.is_ok() {
+        closed(conn);
+    }
+    answers.row()
+}
+
+/// Ends what [`begin_with`] began.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn end(conn: &mut Connection) -> Result<(), StoreError> {
+    if is_open(conn) {
+        conn.batch_execute("COMMIT").await?;
+        closed(conn);
+    }
+    Ok(())
+}
+
+/// Marks a connection as one whose server side is in a transaction that its manager knows nothing of: if this future is dropped, nobody
+/// knows how far the server has come, and it must not be lent again. Not so within another transaction.
+fn opens(conn: &mut Connection) -> Result<bool, StoreError> {
+    let status = Manager::transaction_manager_status_mut(conn);
+    let begins = status.transaction_depth()?.is_none();
+    if begins {
+        status.set_in_error();
+    }
+    Ok(begins)
+}
+
+fn is_open(conn: &mut Connection) -> bool {
+    let status = Manager::transaction_manager_status_mut(conn);
+    status.transaction_depth().is_err()
+}
+
+fn closed(conn: &mut Connection) {
+    *Manager::transaction_manager_status_mut(conn) = Default::default();
 }

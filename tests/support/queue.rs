@@ -12,7 +12,7 @@ use trialhead::store::devices::{self, NewDevice};
 use trialhead::store::leases::{self, Claim, Claimed, Completion, RetryPolicy};
 use trialhead::store::local_server::{LocalServer, LocalServerConfig};
 use trialhead::store::probes::{self, NewProbe, WavePlace};
-use trialhead::store::studies::{self, NewStudy};
+use trialhead::store::studies::{self, Beginning, NewStudy};
 use trialhead::study::defaults;
 use trialhead::study::validation::{self, DefinitionLimits};
 use trialhead::study::{
@@ -146,7 +146,12 @@ pub async fn study_in(
         analysis: &trialhead::analysis::Analysis::default(),
         ended: None,
     };
-    studies::insert(conn, &new, &advanced, &[], &[])
+    let beginning = Beginning {
+        advanced,
+        log: &[],
+        advices: &[],
+    };
+    studies::insert(conn, &new, &beginning)
         .await
         .expect("inserted");
     let wave: Vec<NewProbe> = (0..count)

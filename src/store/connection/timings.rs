@@ -48,13 +48,12 @@ impl Timings {
 
     pub(super) fn watch(&self, slow_after: Duration) -> impl Instrumentation + use<> {
         let timings = self.clone();
-        let mut began = None;
+        // Of several that were sent together each begins where the one before it has ended.
+        let mut began = Instant::now();
         move |event: InstrumentationEvent<'_>| match event {
-            InstrumentationEvent::StartQuery { .. } => began = Some(Instant::now()),
+            InstrumentationEvent::StartQuery { .. } => began = Instant::now(),
             InstrumentationEvent::FinishQuery { query, .. } => {
-                let Some(took) = began.take().map(|began| began.elapsed()) else {
-                    return;
-                };
+                let took = std::mem::replace(&mut began, Instant::now()).elapsed();
                 timings.statements.observe(took.as_secs_f64());
                 if took > slow_after {
                     timings.slow.inc();
