@@ -14,7 +14,6 @@ mod queue;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::SinkExt;
@@ -92,8 +91,8 @@ async fn run(python: &Path) {
     let mlflow = MlFlow::start(python, &url_of("mlflow"), &folder, &http).await;
 
     // Neither is timed cold.
-    mlflow.log_metric(&http).await;
-    create_studies(&http, &base).await;
+    mlflow.log_metric().await;
+    create_studies(&base).await;
     let mut ratios: [Vec<f64>; 4] = Default::default();
     for turn in 0..TURNS {
         put_away(&client).await;
@@ -101,11 +100,11 @@ async fn run(python: &Path) {
         for name in ["trialhead", "mlflow", "optuna"] {
             vacuum(&postgres.url_of(name)).await;
         }
-        let metrics = mlflow.log_metric(&http).await;
-        let created = create_studies(&http, &base).await;
+        let metrics = mlflow.log_metric().await;
+        let created = create_studies(&base).await;
         put_away(&client).await;
         println!("turn {turn}: studies created {created:.0}/s, MLflow log-metric {metrics:.0}/s");
-        let batched = mlflow.log_batch(&http).await;
+        let batched = mlflow.log_batch().await;
         let copied = copy(&database, &postgres.url()).await;
         let sent = heartbeats(&http, &base, &database).await;
         println!(
@@ -115,7 +114,7 @@ async fn run(python: &Path) {
             ask_and_tell(python, &url_of("optuna"), 1),
             ask_and_tell(python, &url_of("optuna"), AT_ONCE),
         );
-        let claimed = claims(&http, &base, &database).await;
+        let claimed = claims(&base, &database).await;
         println!(
             "turn {turn}: claims and completions {claimed:.0}/s, Optuna {several:.0}/s in {AT_ONCE} processes, {one:.0}/s in one"
         );
@@ -171,34 +170,46 @@ async fn vacuum(url: &str) {
         .expect("vacuumed");
 }
 
-/// How much is done in a second by several at once; `one` says how much each time did.
-async fn rate<F: Future<Output = u64> + Send>(
-    one: impl Fn(usize, u64) -> F + Clone + Send + 'static,
+/// How much is done in a second by several at once; `one` says how much each time did. They have a thread of their own, where none
+/// of them wakes another thread: what they cost is not to be measured.
+async fn rate<F: Future<Output = u64>>(
+    one: impl Fn(Client, usize, u64) -> F + Clone + Send + 'static,
 ) -> f64 {
-    let done = Arc::new(AtomicU64::new(0));
-    let began = Instant::now();
-    let tasks: Vec<_> = (0..AT_ONCE)
-        .map(|number| {
-            let (one, done) = (one.clone(), Arc::clone(&done));
-            async move {
-                let mut turn = 0;
-                while began.elapsed() < LONG {
-                    done.fetch_add(one(number, turn).await, Ordering::Relaxed);
-                    turn += 1;
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.expect("a runtime").block_on(async {
+            let (http, began) = (Client::new(), Instant::now());
+            let tasks = (0..AT_ONCE).map(|number| {
+                let (one, http) = (one.clone(), http.clone());
+                async move {
+                    let (mut turn, mut done) = (0, 0);
+                    while began.elapsed() < LONG {
+                        done += one(http.clone(), number, turn).await;
+                        turn += 1;
+                    }
+                    done
                 }
-            }
+            });
+            let done: Vec<u64> = futures::future::join_all(tasks).await;
+            done.iter().sum::<u64>() as f64 / began.elapsed().as_secs_f64()
         })
-        .collect();
-    futures::future::join_all(tasks).await;
-    done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+    };
+    tokio::task::spawn_blocking(work).await.expect("a rate")
 }
 
-async fn post(http: &Client, url: &str, body: &Value) -> Value {
+/// What is told is read by whoever needs it.
+async fn post(http: &Client, url: &str, body: &Value) -> String {
     let answer = http.post(url).json(body).send().await.expect("an answer");
     let status = answer.status();
     let text = answer.text().await.expect("a body");
     assert!(status.is_success(), "{url}: {status} {text}");
-    serde_json::from_str(&text).unwrap_or(Value::Null)
+    text
+}
+
+async fn post_for(http: &Client, url: &str, body: &Value) -> Value {
+    serde_json::from_str(&post(http, url, body).await).expect("JSON")
 }
 
 /// A running `mlflow server`; ended when dropped.
@@ -244,14 +255,14 @@ impl MlFlow {
             assert!(began.elapsed() < Duration::from_secs(180), "see mlflow.log");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        let experiment = post(
+        let experiment = post_for(
             http,
             &format!("{base}/experiments/create"),
             &json!({"name": "bench"}),
         )
         .await;
         let run = json!({"experiment_id": experiment["experiment_id"], "start_time": 0});
-        let run = post(http, &format!("{base}/runs/create"), &run).await;
+        let run = post_for(http, &format!("{base}/runs/create"), &run).await;
         let run = run["run"]["info"]["run_id"]
             .as_str()
             .expect("an id")
@@ -259,14 +270,10 @@ impl MlFlow {
         Self { child, base, run }
     }
 
-    async fn log_metric(&self, http: &Client) -> f64 {
-        let (http, url, run) = (
-            http.clone(),
-            format!("{}/runs/log-metric", self.base),
-            self.run.clone(),
-        );
-        rate(move |number, turn| {
-            let (http, url) = (http.clone(), url.clone());
+    async fn log_metric(&self) -> f64 {
+        let (url, run) = (format!("{}/runs/log-metric", self.base), self.run.clone());
+        rate(move |http, number, turn| {
+            let url = url.clone();
             let body = json!({"run_id": run, "key": format!("m{number}"), "value": 0.5, "timestamp": turn, "step": turn});
             async move {
                 post(&http, &url, &body).await;
@@ -276,16 +283,12 @@ impl MlFlow {
         .await
     }
 
-    async fn log_batch(&self, http: &Client) -> f64 {
-        let (http, url, run) = (
-            http.clone(),
-            format!("{}/runs/log-batch", self.base),
-            self.run.clone(),
-        );
+    async fn log_batch(&self) -> f64 {
+        let (url, run) = (format!("{}/runs/log-batch", self.base), self.run.clone());
         // Under other names than before: MLflow refuses a row that it has, and then writes all of them one by one.
         let turns = Uuid::now_v7();
-        rate(move |number, turn| {
-            let (http, url) = (http.clone(), url.clone());
+        rate(move |http, number, turn| {
+            let url = url.clone();
             let key = format!("{turns} {number}");
             let metrics: Vec<Value> = (0..BATCH)
                 .map(|row| json!({"key": key, "value": 0.5, "timestamp": turn, "step": turn * BATCH + row}))
@@ -300,14 +303,14 @@ impl MlFlow {
     }
 }
 
-async fn create_studies(http: &Client, base: &str) -> f64 {
-    let (http, url) = (http.clone(), format!("{base}/v1/studies"));
+async fn create_studies(base: &str) -> f64 {
+    let url = format!("{base}/v1/studies");
     let body = json!({
         "workload": {"dataset": {"builtin": "digits"}},
         "device": {"model": "none here", "threads": 1, "memory_budget_bytes": 1 << 30}
     });
-    rate(move |_, _| {
-        let (http, url, mut body) = (http.clone(), url.clone(), body.clone());
+    rate(move |http, _, _| {
+        let (url, mut body) = (url.clone(), body.clone());
         // Different ones: equal studies share their probes, and wait for each other's.
         body["seed"] = json!(rand::random::<u32>());
         async move {
@@ -332,13 +335,20 @@ fn claim_of(number: usize) -> Value {
     })
 }
 
+/// A probe that was claimed.
+#[derive(serde::Deserialize)]
+struct Claimed {
+    probe_id: Uuid,
+    attempt: i32,
+}
+
 /// Claims a probe; its lease, and what later requests must name.
 async fn claim(http: &Client, base: &str, number: usize) -> (String, Value) {
     let request = claim_of(number);
     let lease = request["lease_id"].as_str().expect("an id").to_owned();
     let claimed = post(http, &format!("{base}/v1/leases"), &request).await;
-    assert!(claimed["probe_id"].is_string(), "{claimed}");
-    let probe = json!({"probe_id": claimed["probe_id"], "attempt": claimed["attempt"]});
+    let Claimed { probe_id, attempt } = serde_json::from_str(&claimed).expect("a probe");
+    let probe = json!({"probe_id": probe_id, "attempt": attempt});
     (format!("{base}/v1/leases/{lease}"), probe)
 }
 
@@ -370,10 +380,9 @@ async fn heartbeats(
     for number in 0..AT_ONCE {
         leases.push(claim(http, base, number).await);
     }
-    let (sender, leases) = (http.clone(), Arc::new(leases));
+    let leases = Arc::new(leases);
     let beaten = Arc::clone(&leases);
-    let sent = rate(move |number, turn| {
-        let http = sender.clone();
+    let sent = rate(move |http, number, turn| {
         let (lease, mut body) = beaten[number].clone();
         let rows: Vec<Value> = (0..BATCH)
             .map(|row| measurement(1 + turn * BATCH + row))
@@ -419,7 +428,7 @@ async fn copy(database: &trialhead::store::connection::Database, url: &str) -> f
     }
     let clients = Arc::new(clients);
     let copying = Arc::clone(&clients);
-    let copied = rate(move |number, turn| {
+    let copied = rate(move |_, number, turn| {
         let clients = Arc::clone(&copying);
         async move {
             let (client, probe) = &clients[number];
@@ -448,20 +457,16 @@ async fn copy(database: &trialhead::store::connection::Database, url: &str) -> f
     copied
 }
 
-async fn claims(
-    http: &Client,
-    base: &str,
-    database: &trialhead::store::connection::Database,
-) -> f64 {
+async fn claims(base: &str, database: &trialhead::store::connection::Database) -> f64 {
     for _ in 0..STUDIES {
         queue::study(database, queue::MODEL, 0, 1500, |_| Task::Memory {
             steps: 1,
         })
         .await;
     }
-    let (http, base) = (http.clone(), base.to_owned());
-    rate(move |number, _| {
-        let (http, base) = (http.clone(), base.clone());
+    let base = base.to_owned();
+    rate(move |http, number, _| {
+        let base = base.clone();
         async move {
             let (lease, probe) = claim(&http, &base, number).await;
             post(&http, &format!("{lease}/complete"), &completion(probe)).await;

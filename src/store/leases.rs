@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::age;
 use super::error::StoreError;
+use super::json::JsonText;
 use super::statement::{Statement, statement};
 use super::transaction::{
     NOTHING_FIRST, begin_by_kept_plans, begin_with, end, end_with, finish, in_one_way,
@@ -135,7 +136,7 @@ struct ClaimedRow {
     #[diesel(sql_type = Bool)]
     exclusive: bool,
     #[diesel(sql_type = Jsonb)]
-    spec: serde_json::Value,
+    spec: JsonText,
     #[diesel(sql_type = Text)]
     project: String,
 }
@@ -405,7 +406,9 @@ struct Taken {
 
 impl ClaimedRow {
     fn claimed(self, lease: LeaseId, study: Uuid) -> Result<Claiming, StoreError> {
-        let spec = serde_json::from_value(self.spec)
+        let spec = self
+            .spec
+            .read()
             .map_err(|error| StoreError::unreadable(format!("probe {}", self.id), error))?;
         Ok(Claiming::Claimed(Box::new(Claimed {
             probe: ProbeId(self.id),
@@ -680,8 +683,10 @@ async fn completed_before(
         became: String,
     }
     let row: Option<Row> = statement(
-        "SELECT became FROM leases \
-         WHERE id = $1 AND probe = $2 AND attempt = $3 AND became IS NOT NULL",
+        "SELECT coalesce(l.became, p.state) AS became FROM leases l \
+         LEFT JOIN probes p ON p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt \
+            AND p.state IN ('succeeded', 'infeasible') \
+         WHERE l.id = $1 AND l.probe = $2 AND l.attempt = $3 AND coalesce(l.became, p.state) IS NOT NULL",
     )
     .bind::<SqlUuid, _>(fence.lease.0)
     .bind::<SqlUuid, _>(fence.probe.0)
@@ -815,14 +820,16 @@ struct Attempt {
     kind: String,
 }
 
-/// Which studies `s` are active ones that the probe `$1` belongs to.
-const WAITS: &str = "\
-    s.id = ANY(ARRAY(SELECT study FROM study_probes WHERE probe = $1)) AND s.ended_at IS NULL AND EXISTS (\
-        SELECT 1 FROM study_probes sp WHERE sp.probe = $1 AND sp.study = s.id AND sp.revision = s.revision)";
+/// What the probe `$1` is linked to, by one plan.
+const LINKED: &str = "(SELECT study, revision FROM study_probes WHERE probe = $1 OFFSET 0)";
 
-/// Takes their rows, in the order of their ids.
+/// Takes the rows of the active studies that the probe `$1` belongs to, in the order of their ids. Said as it is, that order
+/// would tempt the plan to go through all studies in it.
 fn lock_waiting_sql() -> String {
-    format!("SELECT s.id FROM studies s WHERE {WAITS} ORDER BY s.id FOR UPDATE")
+    format!(
+        "SELECT s.id FROM {LINKED} sp JOIN studies s ON s.id = sp.study AND s.revision = sp.revision \
+         WHERE s.ended_at IS NULL ORDER BY uuid_send(s.id) FOR UPDATE OF s"
+    )
 }
 
 /// Takes the row of a probe, and before it those of the active studies that it belongs to, in the order of their ids.
@@ -945,7 +952,8 @@ impl AttemptEnd {
 /// What came with the end of an attempt: of one that was lost, nothing.
 #[derive(Debug, Clone, Copy, Default)]
 struct Told<'a> {
-    lease: Option<LeaseId>,
+    /// Whether it was its lease that ended it.
+    is_completed: bool,
     stderr_tail: Option<&'a str>,
     device_secs: f64,
     measurements: &'a [Measurement],
@@ -954,7 +962,7 @@ struct Told<'a> {
 impl<'a> Told<'a> {
     fn by(completion: &'a Completion) -> Self {
         Self {
-            lease: Some(completion.fence.lease),
+            is_completed: true,
             stderr_tail: Some(&completion.stderr_tail),
             device_secs: completion.device_secs,
             measurements: &completion.measurements,
@@ -971,8 +979,8 @@ struct Ended {
 }
 
 /// Writes the end of a running attempt with what came with it, tells the probe's studies, and makes their plans due when the
-/// probe has ended with it. What became of the probe is noted with the lease that completes it, so that a repeated
-/// completion is recognised. The lease stays on an ended probe: it says who has ended it.
+/// probe has ended with it. The lease stays on an ended probe: it says who has ended it. What became of a probe that may be
+/// queued again is noted with the lease that completes it, so that a repeated completion is recognised.
 ///
 /// Gives the probe where it did so: not where another attempt has it, or none, or where its kind is not one of `kinds`.
 fn ending(
@@ -982,6 +990,13 @@ fn ending(
     told: Told<'_>,
 ) -> Statement<impl QueryFragment<Pg>> {
     let kinds = kinds.map(|kinds| kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
+    // Of a probe that keeps its answer its own row says so.
+    let keeps_state = matches!(end.state, ProbeState::Succeeded | ProbeState::Infeasible);
+    let noted = if told.is_completed && !keeps_state {
+        "noted AS (UPDATE leases SET became = $4 FROM ended WHERE leases.id = $2), "
+    } else {
+        ""
+    };
     let ended = statement(format!(
         "WITH ended AS (\
             UPDATE probes SET state = $4, reason = $5, detail = $6, crashes = coalesce($7, crashes), \
@@ -993,10 +1008,11 @@ fn ending(
             WHERE id = $1 AND lease = $2 AND attempt = $3 AND state || '' = 'running' \
               AND ($13::text[] IS NULL OR kind = ANY($13)) \
             RETURNING id, attempt, kind, batch_size), \
-         noted AS (UPDATE leases SET became = $4 FROM ended WHERE leases.id = $14), \
+         {noted}\
          numbered AS (\
-            UPDATE studies s SET next_event_seq = s.next_event_seq + 1, evidence_version = s.evidence_version + $15 \
-            FROM ended WHERE {WAITS} RETURNING s.id, s.next_event_seq - 1 AS seq), \
+            UPDATE studies s SET next_event_seq = s.next_event_seq + 1, evidence_version = s.evidence_version + $14 \
+            FROM ended, {LINKED} sp \
+            WHERE s.id = sp.study AND s.revision = sp.revision AND s.ended_at IS NULL RETURNING s.id, s.next_event_seq - 1 AS seq), \
          logged AS (\
             INSERT INTO study_events (study, seq, kind, data) \
             SELECT numbered.id, numbered.seq, 'probe', jsonb_build_object('probe_id', ended.id, 'kind', ended.kind, \
@@ -1004,7 +1020,7 @@ fn ending(
             FROM numbered, ended), \
          measured AS ({}) \
          SELECT id FROM ended",
-        measure_sql("ended", 16)
+        measure_sql("ended", 15)
     ))
     .bind::<SqlUuid, _>(fence.probe.0)
     .bind::<SqlUuid, _>(fence.lease.0)
@@ -1019,7 +1035,6 @@ fn ending(
     .bind::<Double, _>(told.device_secs)
     .bind::<Double, _>(CLOCK_SLACK_SECS)
     .bind::<Nullable<Array<Text>>, _>(kinds)
-    .bind::<Nullable<SqlUuid>, _>(told.lease.map(|lease| lease.0))
     .bind::<BigInt, _>(i64::from(end.state.has_ended()));
     Measured::of(told.measurements).bound_to(ended)
 }

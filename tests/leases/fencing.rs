@@ -8,7 +8,7 @@ use trialhead::store::{events, studies};
 use trialhead::study::StudyId;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, claim, database, device, study};
+use crate::queue::{MODEL, POLICY, assert_sound, claim, database, device, study};
 
 fn completion(claimed: &Claimed, outcome: Outcome) -> Completion {
     Completion {
@@ -190,6 +190,7 @@ async fn crashes_count_losses_count_apart_and_a_drain_costs_nothing() {
     assert_eq!(row.reason.as_deref(), Some("crashed"));
     assert_eq!(evidence_version(&database, id).await, before + 1);
     assert!(claim(&database, device, 30.0).await.is_none());
+    assert_sound(&database).await;
 }
 
 #[tokio::test]
@@ -214,7 +215,12 @@ async fn an_infeasible_probe_is_knowledge_and_not_tried_again() {
         state(&database, &claimed).await.reason.as_deref(),
         Some("out_of_memory")
     );
+    assert_eq!(
+        complete(&database, &end).await,
+        Completed::Already(ProbeState::Infeasible)
+    );
     assert!(claim(&database, device, 30.0).await.is_none());
+    assert_sound(&database).await;
 }
 
 #[tokio::test]
@@ -247,4 +253,5 @@ async fn cancelling_ends_what_only_this_study_wants() {
     assert!(claim(&database, device, 30.0).await.is_none());
     let progress = studies::progress(&mut conn, &[id.0]).await.expect("read");
     assert_eq!(progress[&id.0].0.cancelled, 3);
+    assert_sound(&database).await;
 }

@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use crate::postgres::TestDatabase;
 use crate::queue::{
-    MODEL, POLICY, claim, claim_as, claim_in, database, device, finish, study, study_in,
+    MODEL, POLICY, assert_sound, claim, claim_as, claim_in, database, device, finish, study,
+    study_in,
 };
 
 #[tokio::test]
@@ -148,6 +149,60 @@ async fn a_claim_that_has_waited_takes_what_is_open_then() {
         .expect("let go");
     let claimed = waiting.await.expect("the other probe");
     assert!(claimed.exclusive);
+}
+
+/// A request may be given up at any moment, with half of a transaction sent.
+#[tokio::test]
+async fn a_claim_that_is_given_up_while_it_waits_holds_nothing() {
+    #[derive(diesel::QueryableByName)]
+    struct Open {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        sessions: i64,
+    }
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let device = device(&database, "host", MODEL).await;
+    let study = study(&database, MODEL, 0, 3, |_| Task::Smoke { steps: 1 }).await;
+    // Its statements are prepared, and it has come to the end once.
+    let first = claim(&database, device, 30.0).await.expect("a probe");
+    finish(&database, &first).await;
+    for step in 1..4 {
+        let mut conn = database.connection().await.expect("a connection");
+        store::begin(&mut conn).await.expect("begins");
+        let held = studies::lock(&mut conn, "default", study).await;
+        assert!(held.expect("a row").is_some());
+        let waits = Duration::from_millis(step * step * 30 - 29);
+        let given_up = tokio::time::timeout(waits, claim(&database, device, 30.0)).await;
+        assert!(given_up.is_err(), "{given_up:?}");
+        store::finish::<(), StoreError>(&mut conn, Ok(()))
+            .await
+            .expect("let go");
+    }
+    let mut conn = database.connection().await.expect("a connection");
+    let since = std::time::Instant::now();
+    loop {
+        let open: Open = diesel::sql_query(
+            "SELECT count(*) AS sessions FROM pg_stat_activity \
+             WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()",
+        )
+        .get_result(&mut *conn)
+        .await
+        .expect("counted");
+        if open.sessions == 0 {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // What was given up may have been done all the same, as when an answer is lost: then its lease runs out.
+    diesel::sql_query("UPDATE probes SET lease_expires_at = now() WHERE state = 'running'")
+        .execute(&mut *conn)
+        .await
+        .expect("ran out");
+    leases::reap(&mut conn, POLICY).await.expect("reaped");
+    assert!(claim(&database, device, 30.0).await.is_some());
+    assert!(claim(&database, device, 30.0).await.is_some());
+    assert_sound(&database).await;
 }
 
 /// Two claims may fall on the same moment of Postgres' clock: one of them starts the study.

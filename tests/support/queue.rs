@@ -1,7 +1,7 @@
 //! Studies with made-up probes, put into the queue past the planner, so that a test chooses what is
 //! queued.
 
-use diesel_async::AsyncPgConnection;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use trialhead::probe::{
     Limits, Outcome, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs,
 };
@@ -256,4 +256,30 @@ pub async fn finish(database: &Database, claimed: &Claimed) {
     leases::complete(&mut conn, &completion, POLICY)
         .await
         .expect("completes");
+}
+
+/// What a row may be is not checked by Postgres: each state is one that there is, what runs has a lease that runs out, and
+/// what has ended says when.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub async fn assert_sound(database: &Database) {
+    #[derive(diesel::QueryableByName)]
+    struct Unsound {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        row: String,
+    }
+    let mut conn = database.connection().await.expect("a connection");
+    let unsound: Vec<Unsound> = diesel::sql_query(
+        "SELECT to_jsonb(p)::text AS row FROM probes p \
+         WHERE state NOT IN ('queued', 'running', 'succeeded', 'infeasible', 'failed', 'cancelled') \
+            OR (state = 'running') <> (lease_expires_at IS NOT NULL) \
+            OR (state IN ('queued', 'running')) <> (ended_at IS NULL) \
+         UNION ALL SELECT to_jsonb(s)::text FROM studies s \
+         WHERE state NOT IN ('queued', 'running', 'succeeded', 'failed', 'cancelled') \
+            OR (state IN ('queued', 'running')) <> (ended_at IS NULL)",
+    )
+    .load(&mut *conn)
+    .await
+    .expect("read");
+    let unsound: Vec<String> = unsound.into_iter().map(|it| it.row).collect();
+    assert!(unsound.is_empty(), "{unsound:?}");
 }
