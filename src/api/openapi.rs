@@ -46,7 +46,8 @@ use crate::study::validation::Violation;
 )]
 struct Base;
 
-/// Adds every operation. Served and documented by the same list.
+/// Adds every operation. Served and documented by the same list; each request tries one after the other, so what programs ask
+/// for all the time comes early.
 pub fn operations(config: &mut ServiceConfig<'_>) {
     config
         .service(studies::create_study)

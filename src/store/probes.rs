@@ -76,7 +76,7 @@ pub struct LinkedWave {
 
 impl LinkedWave {
     /// Counts a probe. What has ended was paid for by others.
-    fn add(&mut self, state: &str, device_secs: f64) {
+    pub(super) fn add(&mut self, state: &str, device_secs: f64) {
         self.counts.add(state, 1);
         if !ProbeState::parse(state).is_some_and(ProbeState::has_ended) {
             self.device_secs += device_secs;

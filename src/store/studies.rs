@@ -112,21 +112,12 @@ pub async fn insert_with_wave(
     wave: &[NewProbe],
 ) -> Result<Option<(StudyRow, LinkedWave)>, StoreError> {
     let inserted = in_one_way(conn, NOTHING_FIRST, inserting(new, beginning, wave)).await?;
-    Ok(inserted.map(|inserted| {
-        let Inserted {
-            study,
-            states,
-            device_secs,
-        } = inserted;
-        let mut counts = ProbeCounts::default();
-        for state in &states {
-            counts.add(state, 1);
+    Ok(inserted.map(|inserted: Inserted| {
+        let mut linked = LinkedWave::default();
+        for (state, &device_secs) in inserted.states.iter().zip(&inserted.device_secs) {
+            linked.add(state, device_secs);
         }
-        let linked = LinkedWave {
-            counts,
-            device_secs,
-        };
-        (study, linked)
+        (inserted.study, linked)
     }))
 }
 
@@ -134,12 +125,11 @@ pub async fn insert_with_wave(
 struct Inserted {
     #[diesel(embed)]
     study: StudyRow,
-    /// Of the probes of its wave.
+    /// Of the probes of its wave, and the device time of earlier attempts at each, seconds.
     #[diesel(sql_type = Array<Text>)]
     states: Vec<String>,
-    /// Device time of earlier attempts at those that are open, seconds.
-    #[diesel(sql_type = Double)]
-    device_secs: f64,
+    #[diesel(sql_type = Array<Double>)]
+    device_secs: Vec<f64>,
 }
 
 fn inserting(
@@ -214,7 +204,7 @@ fn insert_sql() -> String {
          place AS (SELECT id AS study, revision, 0 AS wave, project, created_by FROM study), \
          {} \
          SELECT *, ARRAY(SELECT state FROM probe) AS states, \
-            coalesce((SELECT sum(device_secs) FILTER (WHERE NOT ended) FROM probe), 0) AS device_secs FROM study",
+            ARRAY(SELECT device_secs FROM probe) AS device_secs FROM study",
         made_sql(26)
     )
 }

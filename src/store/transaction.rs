@@ -74,25 +74,6 @@ pub async fn finish<T, E: From<StoreError>>(
 /// Where nothing is to be done before.
 pub(super) const NOTHING_FIRST: Option<Statement<()>> = None;
 
-/// What two statements, the beginning before them and the end after them came to.
-struct Answers<Row> {
-    begun: QueryResult<()>,
-    first: QueryResult<()>,
-    row: QueryResult<Option<Row>>,
-    ended: QueryResult<()>,
-}
-
-impl<Row> Answers<Row> {
-    /// The row, or the first error: a statement after one that failed says only that.
-    fn row(self) -> Result<Option<Row>, StoreError> {
-        self.begun?;
-        self.first?;
-        let row = self.row?;
-        self.ended?;
-        Ok(row)
-    }
-}
-
 /// Sends statements in one way to the server, each of which may begin before the one before it has been answered. Each
 /// sees what was committed until the server came to it: what the first locks, the last sees as it is now.
 ///
@@ -100,45 +81,44 @@ impl<Row> Answers<Row> {
 /// each in turn, which is given in the order in which it is asked for, and sends a statement without another pause. The end
 /// is such a statement too, and not plain text, or it would overtake one that has to be prepared. After a failed statement
 /// the server answers the others with errors and rolls back at the end.
-async fn send<Row, First, Last>(
-    conn: &Connection,
+async fn send<Row: QueryableByName<Pg> + Send + 'static>(
+    conn: &mut Connection,
     begins: bool,
-    first: Option<Statement<First>>,
-    last: Statement<Last>,
+    first: Option<Statement<impl QueryFragment<Pg> + Send>>,
+    last: Statement<impl QueryFragment<Pg> + Send>,
     ends: bool,
-) -> Answers<Row>
-where
-    Row: QueryableByName<Pg> + Send + 'static,
-    First: QueryFragment<Pg> + Send,
-    Last: QueryFragment<Pg> + Send,
-{
+) -> Result<Option<Row>, StoreError> {
+    let shared: &Connection = conn;
     let (begun, first, row, ended) = join!(
         async {
             if begins {
-                (&mut &*conn).batch_execute(BY_KEPT_PLANS).await?;
+                (&mut &*shared).batch_execute(BY_KEPT_PLANS).await?;
             }
-            Ok(())
+            QueryResult::Ok(())
         },
         async {
             if let Some(first) = first {
-                first.execute(&mut &*conn).await?;
+                first.execute(&mut &*shared).await?;
             }
-            Ok(())
+            QueryResult::Ok(())
         },
-        async { last.get_result(&mut &*conn).await.optional() },
+        async { last.get_result(&mut &*shared).await.optional() },
         async {
             if ends {
-                statement("COMMIT").execute(&mut &*conn).await?;
+                statement("COMMIT").execute(&mut &*shared).await?;
             }
-            Ok(())
+            QueryResult::Ok(())
         },
     );
-    Answers {
-        begun,
-        first,
-        row,
-        ended,
+    if ends && ended.is_ok() {
+        closed(conn);
     }
+    // The first error: a statement after one that failed says only that.
+    begun?;
+    first?;
+    let row = row?;
+    ended?;
+    Ok(row)
 }
 
 /// One transaction by kept plans that goes one way to the server: its beginning, `first`, `last` and its end. Gives the row of
@@ -146,22 +126,13 @@ where
 ///
 /// # Errors
 /// Those of the database: the first.
-pub(super) async fn in_one_way<Row, First, Last>(
+pub(super) async fn in_one_way<Row: QueryableByName<Pg> + Send + 'static>(
     conn: &mut Connection,
-    first: Option<Statement<First>>,
-    last: Statement<Last>,
-) -> Result<Option<Row>, StoreError>
-where
-    Row: QueryableByName<Pg> + Send + 'static,
-    First: QueryFragment<Pg> + Send,
-    Last: QueryFragment<Pg> + Send,
-{
+    first: Option<Statement<impl QueryFragment<Pg> + Send>>,
+    last: Statement<impl QueryFragment<Pg> + Send>,
+) -> Result<Option<Row>, StoreError> {
     let begins = opens(conn)?;
-    let answers = send(conn, begins, first, last, begins).await;
-    if begins && answers.ended.is_ok() {
-        closed(conn);
-    }
-    answers.row()
+    send(conn, begins, first, last, begins).await
 }
 
 /// The same as two: a transaction that begins with these statements and ends with [`end_with`] or [`end`]. If neither comes to
@@ -169,40 +140,26 @@ where
 ///
 /// # Errors
 /// Those of the database: the first.
-pub(super) async fn begin_with<Row, First, Last>(
+pub(super) async fn begin_with<Row: QueryableByName<Pg> + Send + 'static>(
     conn: &mut Connection,
-    first: Option<Statement<First>>,
-    last: Statement<Last>,
-) -> Result<Option<Row>, StoreError>
-where
-    Row: QueryableByName<Pg> + Send + 'static,
-    First: QueryFragment<Pg> + Send,
-    Last: QueryFragment<Pg> + Send,
-{
+    first: Option<Statement<impl QueryFragment<Pg> + Send>>,
+    last: Statement<impl QueryFragment<Pg> + Send>,
+) -> Result<Option<Row>, StoreError> {
     let begins = opens(conn)?;
-    send(conn, begins, first, last, false).await.row()
+    send(conn, begins, first, last, false).await
 }
 
 /// Ends what [`begin_with`] began, with statements.
 ///
 /// # Errors
 /// Those of the database: the first. It was rolled back then.
-pub(super) async fn end_with<Row, First, Last>(
+pub(super) async fn end_with<Row: QueryableByName<Pg> + Send + 'static>(
     conn: &mut Connection,
-    first: Option<Statement<First>>,
-    last: Statement<Last>,
-) -> Result<Option<Row>, StoreError>
-where
-    Row: QueryableByName<Pg> + Send + 'static,
-    First: QueryFragment<Pg> + Send,
-    Last: QueryFragment<Pg> + Send,
-{
+    first: Option<Statement<impl QueryFragment<Pg> + Send>>,
+    last: Statement<impl QueryFragment<Pg> + Send>,
+) -> Result<Option<Row>, StoreError> {
     let ends = is_open(conn);
-    let answers = send(conn, false, first, last, ends).await;
-    if ends && answers.ended.is_ok() {
-        closed(conn);
-    }
-    answers.row()
+    send(conn, false, first, last, ends).await
 }
 
 /// Ends what [`begin_with`] began.
@@ -217,8 +174,8 @@ pub(super) async fn end(conn: &mut Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Marks a connection as one whose server side is in a transaction that its manager knows nothing of: if this future is dropped, nobody
-/// knows how far the server has come, and it must not be lent again. Not so within another transaction.
+/// Marks a connection as one whose server side is in a transaction that its manager knows nothing of: if the work is dropped,
+/// nobody knows how far the server has come, and it must not be lent again. Not so within another transaction.
 fn opens(conn: &mut Connection) -> Result<bool, StoreError> {
     let status = Manager::transaction_manager_status_mut(conn);
     let begins = status.transaction_depth()?.is_none();
