@@ -13,8 +13,8 @@ use std::time::Instant;
 use tokio_postgres::{Client, NoTls, Statement};
 use trialhead::probe::{Measurement, Outcome, Task};
 use trialhead::store::connection::Database;
-use trialhead::store::leases::{self, Claim, Completed, Completion};
-use trialhead::study::{DeviceId, LeaseId};
+use trialhead::store::leases::{self, Completed, Completion};
+use trialhead::study::DeviceId;
 use uuid::Uuid;
 
 const TURNS: usize = 7;
@@ -63,19 +63,7 @@ async fn through_the_store(database: &Database, device: DeviceId) -> f64 {
     let mut conn = database.connection().await.expect("a connection");
     let since = Instant::now();
     for _ in 0..PROBES {
-        let claim = Claim {
-            lease: LeaseId(Uuid::now_v7()),
-            worker: "bench",
-            device,
-            backend: "cpu",
-            model: queue::MODEL,
-            memory_bytes: 1 << 33,
-            project: None,
-            runners: &["burn".to_owned()],
-            count: 1,
-            lease_secs: 30.0,
-        };
-        let claimed = leases::claim(&mut conn, &claim)
+        let claimed = leases::claim(&mut conn, &queue::asked(device))
             .await
             .expect("claims")
             .claimed()

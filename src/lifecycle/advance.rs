@@ -223,25 +223,30 @@ pub async fn begin(
 /// Longest first wave that is stored with its study.
 const SHORT_WAVE: usize = 16;
 
+/// Whether [`begin_unknown`] may be tried with a first step.
+pub fn may_be_unknown(step: &Step) -> bool {
+    step.wave.len() <= SHORT_WAVE && step.wave.iter().all(|new| new.course.is_none())
+}
+
 /// The same in a transaction of its own and in one way to the database, where nothing is known yet of what the study asks
-/// for first, as it is most often: none where something is, or may be.
+/// for first, as it is most often: nothing is stored, and the answer is none, where one of its probes is answered already. One
+/// that another study has, but that is not answered, is linked.
 ///
 /// # Errors
-/// Those of the database.
+/// Those of the database; nothing is stored then.
 pub async fn begin_unknown(
     conn: &mut Connection,
     new: &NewStudy<'_>,
     step: &Step,
 ) -> Result<Option<(StudyRow, LinkedWave)>, StoreError> {
-    if step.wave.len() > SHORT_WAVE || step.wave.iter().any(|new| new.course.is_some()) {
-        return Ok(None);
-    }
     let log = step.log(!step.advices.is_empty());
     let begun = studies::insert_with_wave(conn, new, &step.beginning(&log), &step.wave).await?;
     if let Some((_, linked)) = &begun
         && linked.counts.ended() > 0
+        && let Err(error) = studies::make_due(conn, new.id).await
     {
-        studies::make_due(conn, new.id).await?;
+        // Ended while it was linked. The study is stored: it is found later among those that wait for nothing.
+        tracing::warn!(study = %new.id, %error, "the plan of a new study is not due yet");
     }
     Ok(begun)
 }

@@ -1,5 +1,5 @@
 //! Creating a study: validate everything that can be known without running, then store the study
-//! and its first wave of probes in one transaction.
+//! and its first wave of probes in one transaction: most often by one statement, otherwise by several.
 
 use std::time::Instant;
 
@@ -146,6 +146,7 @@ pub async fn create(
     let mut conn = context.database.connection().await?;
     let begun = if key.is_none()
         && !matches!(definition.workload.dataset, Dataset::Uploaded(_))
+        && advance::may_be_unknown(&step)
         && context.room.take(&caller.project)
     {
         advance::begin_unknown(&mut conn, &new, &step).await?

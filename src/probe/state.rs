@@ -49,6 +49,11 @@ impl ProbeState {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 
+    /// Whether it holds for good, whoever asks: an ended probe of any other state is tried again when it is asked for again.
+    pub fn keeps_answer(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Infeasible)
+    }
+
     /// Whether nothing more will happen to the probe.
     pub fn has_ended(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)

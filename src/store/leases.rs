@@ -1,6 +1,7 @@
-//! The lease protocol's writes: claim, heartbeat, complete, reap. Each is one short transaction,
-//! fenced by (probe, lease, attempt, running); the locks are taken in the order device → study →
-//! probe, and a heartbeat takes only its probe. All deadlines are Postgres' own clock.
+//! The lease protocol's writes: claim, heartbeat, complete, reap. Each is one short transaction (a claim that finds what it
+//! looked for taken meanwhile begins another), fenced by (probe, lease, attempt, running). The locks are taken in the order
+//! device → studies by their ids → probe; what has one and wants an earlier one passes over a row that somebody has. A
+//! heartbeat takes only its probe. All deadlines are Postgres' own clock.
 
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -15,7 +16,7 @@ use super::error::StoreError;
 use super::json::JsonText;
 use super::statement::{Statement, statement};
 use super::transaction::{
-    NOTHING_FIRST, begin_by_kept_plans, begin_with, end, end_with, finish, in_one_way,
+    NOTHING_FIRST, begin_by_kept_plans, begin_with, end, end_with, finish, give_up, in_one_way,
 };
 use crate::probe::{
     FailureReason, InfeasibleReason, Measurement, Outcome, ProbeKind, ProbeSpec, ProbeState,
@@ -47,6 +48,8 @@ pub struct Claim<'a> {
     /// The runners that the worker offers: it gets probes of these only.
     pub runners: &'a [String],
     pub lease_secs: f64,
+    /// For a probe that cannot be handed out.
+    pub retries: RetryPolicy,
 }
 
 /// What a claim came to.
@@ -265,14 +268,19 @@ pub async fn claim(
             Ok(Look::Busy) => is_busy = true,
             Ok(Look::Done(claiming)) => return Ok(claiming),
             // What is open there now may be of another sort. A second time it is somebody else's turn.
-            Ok(Look::Late(study)) if late == Some(study) => tried.push(study),
-            Ok(Look::Late(study)) => late = Some(study),
+            Ok(Look::Late(study)) => {
+                is_busy = false;
+                if late == Some(study) {
+                    tried.push(study);
+                }
+                late = Some(study);
+            }
             // Noted by somebody else meanwhile: the same claim sent twice, or given back while it was under way.
             Err(StoreError::Other(DieselError::DatabaseError(
                 DatabaseErrorKind::UniqueViolation,
                 information,
             ))) if information.table_name() == Some("leases") => {
-                return held(conn, claim.lease, claim.lease_secs, claim.project).await;
+                return held(conn, claim).await;
             }
             Err(error) => return Err(error),
         }
@@ -303,13 +311,18 @@ async fn look(
     let looking = looking(claim, tried, "IS NULL");
     let load: Option<DeviceLoad> = begin_with(conn, Some(device), looking).await?;
     let load = match load {
-        Some(load) => load.or_waiting(conn, claim, tried).await?,
+        Some(load) => match load.or_waiting(conn, claim, tried).await {
+            Ok(load) => load,
+            Err(error) => {
+                give_up(conn).await;
+                return Err(error);
+            }
+        },
         None => DeviceLoad::default(),
     };
     if load.is_lease_used {
         end(conn).await?;
-        let held = held(conn, claim.lease, claim.lease_secs, claim.project).await?;
-        return Ok(Look::Done(held));
+        return Ok(Look::Done(held(conn, claim).await?));
     }
     let mut candidates: Vec<Candidate> = load.candidates().collect();
     // While an exclusive probe waits for the device to be empty, what comes after it does not start.
@@ -332,7 +345,7 @@ async fn look(
         Some(Taken {
             study,
             probe: Some(row),
-        }) => Ok(Look::Done(row.claimed(claim.lease, study)?)),
+        }) => Ok(Look::Done(hand_out(conn, claim, row, study).await?)),
         Some(Taken { study, probe: None }) => Ok(Look::Late(study)),
         None if is_busy => Ok(Look::Late(first.study)),
         None => Ok(Look::Busy),
@@ -405,12 +418,12 @@ struct Taken {
 }
 
 impl ClaimedRow {
-    fn claimed(self, lease: LeaseId, study: Uuid) -> Result<Claiming, StoreError> {
+    fn claimed(self, lease: LeaseId, study: Uuid) -> Result<Claimed, StoreError> {
         let spec = self
             .spec
             .read()
             .map_err(|error| StoreError::unreadable(format!("probe {}", self.id), error))?;
-        Ok(Claiming::Claimed(Box::new(Claimed {
+        Ok(Claimed {
             probe: ProbeId(self.id),
             lease,
             attempt: self.attempt,
@@ -418,17 +431,44 @@ impl ClaimedRow {
             spec,
             study: StudyId(study),
             project: self.project,
-        })))
+        })
+    }
+}
+
+/// Hands out a probe that the lease holds. What this version cannot read must not be held by a worker that never hears of it:
+/// the attempt has failed, and another instance may hand the probe out after its pause.
+async fn hand_out(
+    conn: &mut AsyncPgConnection,
+    claim: &Claim<'_>,
+    row: ClaimedRow,
+    study: Uuid,
+) -> Result<Claiming, StoreError> {
+    let fence = Fence {
+        probe: ProbeId(row.id),
+        lease: claim.lease,
+        attempt: row.attempt,
+    };
+    match row.claimed(claim.lease, study) {
+        Ok(claimed) => Ok(Claiming::Claimed(Box::new(claimed))),
+        Err(error) => {
+            let completion = Completion {
+                fence,
+                outcome: Outcome::Failed {
+                    reason: FailureReason::NotStarted,
+                    detail: error.to_string(),
+                },
+                measurements: Vec::new(),
+                stderr_tail: String::new(),
+                device_secs: 0.0,
+            };
+            complete(conn, &completion, claim.retries).await?;
+            Err(error)
+        }
     }
 }
 
 /// What a lease that was used before still holds.
-async fn held(
-    conn: &mut AsyncPgConnection,
-    lease: LeaseId,
-    lease_secs: f64,
-    project: Option<&str>,
-) -> Result<Claiming, StoreError> {
+async fn held(conn: &mut AsyncPgConnection, claim: &Claim<'_>) -> Result<Claiming, StoreError> {
     #[derive(QueryableByName)]
     struct Held {
         #[diesel(embed)]
@@ -437,14 +477,16 @@ async fn held(
         study: Option<Uuid>,
     }
     let held: Option<Held> = statement(HELD)
-        .bind::<SqlUuid, _>(lease.0)
-        .bind::<Double, _>(lease_secs)
-        .bind::<Nullable<Text>, _>(project)
+        .bind::<SqlUuid, _>(claim.lease.0)
+        .bind::<Double, _>(claim.lease_secs)
+        .bind::<Nullable<Text>, _>(claim.project)
         .get_result(conn)
         .await
         .optional()?;
     match held {
-        Some(Held { claimed, study }) => claimed.claimed(lease, study.unwrap_or_default()),
+        Some(Held { claimed, study }) => {
+            hand_out(conn, claim, claimed, study.unwrap_or_default()).await
+        }
         None => Ok(Claiming::Spent),
     }
 }
@@ -679,14 +721,16 @@ async fn completed_before(
 ) -> Result<Completed, StoreError> {
     #[derive(QueryableByName)]
     struct Row {
-        #[diesel(sql_type = Text)]
-        became: String,
+        #[diesel(sql_type = Nullable<Text>)]
+        became: Option<String>,
+        /// Of the probe, if this attempt was its last.
+        #[diesel(sql_type = Nullable<Text>)]
+        state: Option<String>,
     }
     let row: Option<Row> = statement(
-        "SELECT coalesce(l.became, p.state) AS became FROM leases l \
+        "SELECT l.became, p.state FROM leases l \
          LEFT JOIN probes p ON p.id = l.probe AND p.lease = l.id AND p.attempt = l.attempt \
-            AND p.state IN ('succeeded', 'infeasible') \
-         WHERE l.id = $1 AND l.probe = $2 AND l.attempt = $3 AND coalesce(l.became, p.state) IS NOT NULL",
+         WHERE l.id = $1 AND l.probe = $2 AND l.attempt = $3",
     )
     .bind::<SqlUuid, _>(fence.lease.0)
     .bind::<SqlUuid, _>(fence.probe.0)
@@ -694,9 +738,11 @@ async fn completed_before(
     .get_result(conn)
     .await
     .optional()?;
-    Ok(row
-        .and_then(|row| ProbeState::parse(&row.became))
-        .map_or(Completed::Fenced, Completed::Already))
+    let noted = |state: Option<String>| ProbeState::parse(&state?);
+    let state = row.and_then(|row| {
+        noted(row.became).or_else(|| noted(row.state).filter(|state| state.keeps_answer()))
+    });
+    Ok(state.map_or(Completed::Fenced, Completed::Already))
 }
 
 /// Gives a lease back at no cost, whatever it holds, and spends it: a claim of it that is still under way
@@ -892,40 +938,37 @@ impl AttemptEnd {
     }
 
     fn of(outcome: &Outcome, attempt: &Attempt, policy: RetryPolicy) -> Self {
-        match outcome {
-            Outcome::Succeeded => Self::to(ProbeState::Succeeded),
-            Outcome::Infeasible { reason, detail } => Self::infeasible(*reason, detail),
-            // Nobody wants it: it goes nowhere, whatever became of the attempt.
-            Outcome::Cancelled | Outcome::HandedBack | Outcome::Failed { .. }
-                if attempt.cancel_requested =>
-            {
-                Self::to(ProbeState::Cancelled)
-            }
+        if let Some(end) = Self::foreseen(outcome) {
+            return end;
+        }
+        // Nobody wants it: it goes nowhere, whatever became of the attempt.
+        if attempt.cancel_requested {
+            return Self::to(ProbeState::Cancelled);
+        }
+        let Outcome::Failed { reason, detail } = outcome else {
             // Cancelled, and wanted again by another study before the child had ended.
-            Outcome::Cancelled | Outcome::HandedBack => Self::to(ProbeState::Queued),
+            return Self::to(ProbeState::Queued);
+        };
+        let detail = Some(detail.clone());
+        if *reason == FailureReason::Lost {
             // Its worker came back after its own end and says so.
-            Outcome::Failed {
-                reason: FailureReason::Lost,
+            return Self {
                 detail,
-            } => Self {
-                detail: Some(detail.clone()),
                 ..Self::lost(attempt, policy)
+            };
+        }
+        let crashes = attempt.crashes + 1;
+        Self {
+            state: if crashes >= policy.max_crashes {
+                ProbeState::Failed
+            } else {
+                ProbeState::Queued
             },
-            Outcome::Failed { reason, detail } => {
-                let crashes = attempt.crashes + 1;
-                Self {
-                    state: if crashes >= policy.max_crashes {
-                        ProbeState::Failed
-                    } else {
-                        ProbeState::Queued
-                    },
-                    reason: Some(reason.as_str()),
-                    detail: Some(detail.clone()),
-                    crashes: Some(crashes),
-                    delay_secs: policy.delay(crashes),
-                    ..Self::to(ProbeState::Failed)
-                }
-            }
+            reason: Some(reason.as_str()),
+            detail,
+            crashes: Some(crashes),
+            delay_secs: policy.delay(crashes),
+            ..Self::to(ProbeState::Failed)
         }
     }
 
@@ -982,6 +1025,9 @@ struct Ended {
 /// probe has ended with it. The lease stays on an ended probe: it says who has ended it. What became of a probe that may be
 /// queued again is noted with the lease that completes it, so that a repeated completion is recognised.
 ///
+/// A study that was linked to the probe after its studies were taken is taken here, after the probe, so only if nobody has it.
+/// Otherwise it hears nothing, and is found among those that wait for nothing (`studies::nudge_stuck`).
+///
 /// Gives the probe where it did so: not where another attempt has it, or none, or where its kind is not one of `kinds`.
 fn ending(
     fence: Fence,
@@ -991,8 +1037,7 @@ fn ending(
 ) -> Statement<impl QueryFragment<Pg>> {
     let kinds = kinds.map(|kinds| kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>());
     // Of a probe that keeps its answer its own row says so.
-    let keeps_state = matches!(end.state, ProbeState::Succeeded | ProbeState::Infeasible);
-    let noted = if told.is_completed && !keeps_state {
+    let noted = if told.is_completed && !end.state.keeps_answer() {
         "noted AS (UPDATE leases SET became = $4 FROM ended WHERE leases.id = $2), "
     } else {
         ""
@@ -1011,8 +1056,7 @@ fn ending(
          {noted}\
          numbered AS (\
             UPDATE studies s SET next_event_seq = s.next_event_seq + 1, evidence_version = s.evidence_version + $14 \
-            FROM ended, {LINKED} sp \
-            WHERE s.id = sp.study AND s.revision = sp.revision AND s.ended_at IS NULL RETURNING s.id, s.next_event_seq - 1 AS seq), \
+            FROM ended, ({} SKIP LOCKED) waiting WHERE s.id = waiting.id RETURNING s.id, s.next_event_seq - 1 AS seq), \
          logged AS (\
             INSERT INTO study_events (study, seq, kind, data) \
             SELECT numbered.id, numbered.seq, 'probe', jsonb_build_object('probe_id', ended.id, 'kind', ended.kind, \
@@ -1020,6 +1064,7 @@ fn ending(
             FROM numbered, ended), \
          measured AS ({}) \
          SELECT id FROM ended",
+        lock_waiting_sql(),
         measure_sql("ended", 15)
     ))
     .bind::<SqlUuid, _>(fence.probe.0)

@@ -106,7 +106,8 @@ pub async fn link_wave(
     let mut came_to = LinkedWave::default();
     let known = answers::find(conn, place.project, None, wave).await?;
     // In one order for everybody: two studies that link the same probes must not wait for each other. Rows that are
-    // there come first, by their ids.
+    // there come first, by their ids, then what other runs tell, then what nothing is known of, each by its identity. That two
+    // studies know different things of the same two probes can still make them wait: Postgres ends one, which is tried again.
     let mut wave: Vec<(i32, &NewProbe, Option<Known>)> = (0_i32..)
         .zip(wave.iter().zip(known))
         .map(|(position, (new, known))| (position, new, known))

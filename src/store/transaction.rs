@@ -80,7 +80,8 @@ pub(super) const NOTHING_FIRST: Option<Statement<()>> = None;
 /// They go in the order in which they are polled first: the connection takes the lock of those that it has prepared for
 /// each in turn, which is given in the order in which it is asked for, and sends a statement without another pause. The end
 /// is such a statement too, and not plain text, or it would overtake one that has to be prepared. After a failed statement
-/// the server answers the others with errors and rolls back at the end.
+/// the server answers the others with errors, and rolls back at the end: at this one, or where there is none, at one sent
+/// after it.
 async fn send<Row: QueryableByName<Pg> + Send + 'static>(
     conn: &mut Connection,
     begins: bool,
@@ -114,11 +115,14 @@ async fn send<Row: QueryableByName<Pg> + Send + 'static>(
         closed(conn);
     }
     // The first error: a statement after one that failed says only that.
-    begun?;
-    first?;
-    let row = row?;
-    ended?;
-    Ok(row)
+    let row = begun
+        .and(first)
+        .and(row)
+        .and_then(|row| ended.map(|()| row));
+    if row.is_err() {
+        give_up(conn).await;
+    }
+    Ok(row?)
 }
 
 /// One transaction by kept plans that goes one way to the server: its beginning, `first`, `last` and its end. Gives the row of
@@ -135,11 +139,11 @@ pub(super) async fn in_one_way<Row: QueryableByName<Pg> + Send + 'static>(
     send(conn, begins, first, last, begins).await
 }
 
-/// The same as two: a transaction that begins with these statements and ends with [`end_with`] or [`end`]. If neither comes to
-/// pass, its connection is not lent again, and its server side rolls back.
+/// The same as two: a transaction that begins with these statements and ends with [`end_with`], [`end`] or [`give_up`]. If none
+/// comes to pass, its connection is not lent again, and its server side rolls back.
 ///
 /// # Errors
-/// Those of the database: the first.
+/// Those of the database: the first. It was rolled back then, unless it is a part of another.
 pub(super) async fn begin_with<Row: QueryableByName<Pg> + Send + 'static>(
     conn: &mut Connection,
     first: Option<Statement<impl QueryFragment<Pg> + Send>>,
@@ -152,7 +156,7 @@ pub(super) async fn begin_with<Row: QueryableByName<Pg> + Send + 'static>(
 /// Ends what [`begin_with`] began, with statements.
 ///
 /// # Errors
-/// Those of the database: the first. It was rolled back then.
+/// Those of the database: the first. It was rolled back then, unless it is a part of another.
 pub(super) async fn end_with<Row: QueryableByName<Pg> + Send + 'static>(
     conn: &mut Connection,
     first: Option<Statement<impl QueryFragment<Pg> + Send>>,
@@ -172,6 +176,18 @@ pub(super) async fn end(conn: &mut Connection) -> Result<(), StoreError> {
         closed(conn);
     }
     Ok(())
+}
+
+/// Rolls back what [`begin_with`] began and no statement ends any more, so that its connection can be lent again.
+pub(super) async fn give_up(conn: &mut Connection) {
+    if is_open(conn) {
+        match conn.batch_execute("ROLLBACK").await {
+            Ok(()) => closed(conn),
+            Err(error) => {
+                tracing::debug!(%error, "a failed transaction could not be rolled back; its connection is given up");
+            }
+        }
+    }
 }
 
 /// Marks a connection as one whose server side is in a transaction that its manager knows nothing of: if the work is dropped,

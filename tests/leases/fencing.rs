@@ -1,14 +1,17 @@
 //! Only the holder of the lease writes.
 
+use std::time::Duration;
+
+use diesel_async::SimpleAsyncConnection;
 use trialhead::probe::{FailureReason, InfeasibleReason, Measurement, Outcome, ProbeState, Task};
 use trialhead::store::connection::Database;
-use trialhead::store::leases::{self, Beat, Claimed, Completed, Completion, Heartbeat};
+use trialhead::store::leases::{self, Beat, Claimed, Claiming, Completed, Completion, Heartbeat};
 use trialhead::store::probes::{self, MeasurementFilter};
-use trialhead::store::{events, studies};
+use trialhead::store::{self, StoreError, events, studies};
 use trialhead::study::StudyId;
 
 use crate::postgres::TestDatabase;
-use crate::queue::{MODEL, POLICY, assert_sound, claim, database, device, study};
+use crate::queue::{MODEL, POLICY, asked, assert_sound, claim, database, device, study};
 
 fn completion(claimed: &Claimed, outcome: Outcome) -> Completion {
     Completion {
@@ -101,6 +104,99 @@ async fn a_completion_is_stored_once_and_makes_the_plan_due() {
     assert_eq!(ends, 1);
     let numbers: Vec<i64> = log.iter().map(|(seq, _, _)| *seq).collect();
     assert_eq!(numbers, (1..=log.len() as i64).collect::<Vec<_>>());
+}
+
+/// A probe that another version wrote must not be held by a worker that never hears of it.
+#[tokio::test]
+async fn a_probe_that_cannot_be_read_is_held_by_nobody() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let first = study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let mut conn = database.connection().await.expect("a connection");
+    let spoil = "UPDATE probes SET spec = jsonb_set(spec, '{task}', '{\"kind\": \"of tomorrow\"}')";
+    conn.batch_execute(spoil).await.expect("SQL");
+    let claiming = asked(device);
+    let refused = leases::claim(&mut conn, &claiming).await;
+    let refused = refused.expect_err("cannot be read").to_string();
+    assert!(refused.contains("of tomorrow"), "{refused}");
+    // A worker that has had no answer asks again with the same lease.
+    let again = leases::claim(&mut conn, &claiming).await.expect("answers");
+    assert!(matches!(again, Claiming::Spent), "{again:?}");
+    // The lease may have been given before its holder could say so: it is ended when it is asked for.
+    conn.batch_execute("UPDATE probes SET spec = jsonb_set(spec, '{task}', '{\"kind\": \"memory\", \"steps\": 1}')")
+        .await
+        .expect("SQL");
+    let claiming = asked(device);
+    let claimed = leases::claim(&mut conn, &claiming).await.expect("claims");
+    let claimed = claimed.claimed().expect("the probe again");
+    assert_eq!(claimed.attempt, 2);
+    conn.batch_execute(spoil).await.expect("SQL");
+    assert!(leases::claim(&mut conn, &claiming).await.is_err());
+    let row = state(&database, &claimed).await;
+    assert_eq!((row.state.as_str(), row.crashes), ("queued", 2));
+    assert!(leases::claim(&mut conn, &asked(device)).await.is_err());
+    // It was tried as often as any other, and its study goes on without it.
+    let row = state(&database, &claimed).await;
+    assert_eq!(row.state, "failed");
+    assert_eq!(row.reason.as_deref(), Some("not_started"));
+    assert!(
+        row.detail
+            .is_some_and(|detail| detail.contains("of tomorrow"))
+    );
+    assert_eq!(evidence_version(&database, first).await, 2);
+    assert_sound(&database).await;
+}
+
+/// A completion that has taken a probe takes no study after it that somebody has: whoever has it may want the probe.
+#[tokio::test]
+async fn a_completion_does_not_wait_for_a_study_that_came_while_it_waited() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let first = study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let device = device(&database, "host", MODEL).await;
+    let claimed = claim(&database, device, 30.0).await.expect("a probe");
+    let second = study(&database, MODEL, 0, 0, |_| Task::Memory { steps: 1 }).await;
+    let (mut holds_first, mut holds_second, mut conn) = (
+        database.connection().await.expect("a connection"),
+        database.connection().await.expect("a connection"),
+        database.connection().await.expect("a connection"),
+    );
+    store::begin(&mut holds_first).await.expect("begins");
+    let held = studies::lock(&mut holds_first, "default", first).await;
+    assert!(held.expect("read").is_some());
+    let done = completion(&claimed, Outcome::Succeeded);
+    let completing = complete(&database, &done);
+    tokio::pin!(completing);
+    let waited = tokio::time::timeout(Duration::from_millis(300), &mut completing).await;
+    assert!(waited.is_err(), "{waited:?}");
+    // Another study wants the same probe now, and somebody has that study.
+    conn.batch_execute(&format!(
+        "INSERT INTO study_probes (study, revision, wave, position, probe, reused, open, why) \
+         VALUES ('{second}', 1, 0, 0, '{}', false, true, 'wanted, too')",
+        claimed.probe
+    ))
+    .await
+    .expect("linked");
+    store::begin(&mut holds_second).await.expect("begins");
+    let held = studies::lock(&mut holds_second, "default", second).await;
+    assert!(held.expect("read").is_some());
+    store::finish::<(), StoreError>(&mut holds_first, Ok(()))
+        .await
+        .expect("let go");
+    let completed = tokio::time::timeout(Duration::from_secs(10), completing).await;
+    assert_eq!(
+        completed.expect("waits for nobody"),
+        Completed::Now(ProbeState::Succeeded)
+    );
+    store::finish::<(), StoreError>(&mut holds_second, Ok(()))
+        .await
+        .expect("let go");
+    assert_eq!(evidence_version(&database, first).await, 2);
+    // The other is found among those that wait for nothing.
+    assert_eq!(evidence_version(&database, second).await, 1);
+    assert_eq!(studies::nudge_stuck(&mut conn).await.expect("looks"), 1);
+    assert_eq!(evidence_version(&database, second).await, 2);
 }
 
 #[tokio::test]

@@ -3,16 +3,15 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use diesel_async::{AsyncConnection, RunQueryDsl};
+use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
 use trialhead::probe::{Measurement, Outcome, ProbeState, Task};
 use trialhead::store::leases::{self, Beat, Claim, Claimed, Completed, Completion, Heartbeat};
 use trialhead::store::{self, StoreError, devices, events, studies};
-use trialhead::study::{LeaseId, StudyId};
-use uuid::Uuid;
+use trialhead::study::StudyId;
 
 use crate::postgres::TestDatabase;
 use crate::queue::{
-    MODEL, POLICY, assert_sound, claim, claim_as, claim_in, database, device, finish, study,
+    MODEL, POLICY, asked, assert_sound, claim, claim_as, claim_in, database, device, finish, study,
     study_in,
 };
 
@@ -203,6 +202,64 @@ async fn a_claim_that_is_given_up_while_it_waits_holds_nothing() {
     assert!(claim(&database, device, 30.0).await.is_some());
     assert!(claim(&database, device, 30.0).await.is_some());
     assert_sound(&database).await;
+}
+
+/// A statement that fails in the middle of a claim costs neither what it had taken nor its connection.
+#[tokio::test]
+async fn a_claim_that_fails_rolls_back_and_its_connection_goes_on() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let device = device(&database, "host", MODEL).await;
+    let study = study(&database, MODEL, 0, 1, |_| Task::Memory { steps: 1 }).await;
+    let mut other = database.connection().await.expect("a connection");
+    let mut conn = database.connection().await.expect("a connection");
+    let server_process = backend(&mut conn).await;
+    conn.batch_execute("SET lock_timeout = '50ms'")
+        .await
+        .expect("set");
+    // Its first statement fails, and the one that waits for the study.
+    for held in ["devices", "studies"] {
+        store::begin(&mut other).await.expect("begins");
+        let id = if held == "devices" { device.0 } else { study.0 };
+        other
+            .batch_execute(&format!(
+                "SELECT 1 FROM {held} WHERE id = '{id}' FOR UPDATE"
+            ))
+            .await
+            .expect("held");
+        let failed = leases::claim(&mut conn, &asked(device)).await;
+        let failed = failed.expect_err("has waited long enough").to_string();
+        assert!(failed.contains("lock timeout"), "{held}: {failed}");
+        store::finish::<(), StoreError>(&mut other, Ok(()))
+            .await
+            .expect("let go");
+        // Nothing is held by it: an update of both rows need not wait.
+        other
+            .batch_execute(
+                "SET lock_timeout = '1s'; UPDATE devices SET host = host; UPDATE studies SET name = name; RESET lock_timeout",
+            )
+            .await
+            .expect("free");
+        assert_eq!(backend(&mut conn).await, server_process);
+    }
+    let claimed = leases::claim(&mut conn, &asked(device))
+        .await
+        .expect("claims");
+    assert!(claimed.claimed().is_some());
+}
+
+/// Which process of Postgres answers.
+async fn backend(conn: &mut store::Connection) -> i32 {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Integer)]
+        pid: i32,
+    }
+    let row: Row = diesel::sql_query("SELECT pg_backend_pid() AS pid")
+        .get_result(conn)
+        .await
+        .expect("the connection goes on");
+    row.pid
 }
 
 /// Two claims may fall on the same moment of Postgres' clock: one of them starts the study.
@@ -530,16 +587,8 @@ async fn a_probe_of_several_devices_waits_for_a_device_that_is_so_many() {
     let claim = async |count: i32| {
         let mut conn = database.connection().await.expect("a connection");
         let claim = Claim {
-            lease: LeaseId(Uuid::now_v7()),
-            worker: "a worker",
-            device,
-            backend: "cpu",
-            model: MODEL,
-            memory_bytes: 1 << 33,
             count,
-            project: None,
-            runners: &["burn".to_owned()],
-            lease_secs: 30.0,
+            ..asked(device)
         };
         let claiming = leases::claim(&mut conn, &claim).await.expect("claims");
         claiming.claimed()

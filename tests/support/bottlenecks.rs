@@ -34,7 +34,8 @@ impl Injected {
             Self::Nothing => ["0", "0", "0"],
             Self::Load => ["1500", "0", "0"],
             Self::Readback => ["0", "1500", "0"],
-            Self::Launch => ["0", "0", "1000"],
+            // So long that it is nearly all of a step on slow hosts, too.
+            Self::Launch => ["0", "0", "4000"],
         }
     }
 

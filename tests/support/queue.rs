@@ -1,6 +1,8 @@
 //! Studies with made-up probes, put into the queue past the planner, so that a test chooses what is
 //! queued.
 
+use std::sync::LazyLock;
+
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use trialhead::probe::{
     Limits, Outcome, PROTOCOL, ProbeDevice, ProbeSpec, Task, fingerprint, inputs,
@@ -227,19 +229,32 @@ pub async fn claim_in(
     lease_secs: f64,
 ) -> Option<Claimed> {
     let claim = Claim {
+        model,
+        memory_bytes,
+        lease_secs,
+        ..asked(device)
+    };
+    let claiming = leases::claim(conn, &claim).await.expect("claims");
+    claiming.claimed()
+}
+
+/// What a worker asks with for a device, with a new lease.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub fn asked(device: DeviceId) -> Claim<'static> {
+    static RUNNERS: LazyLock<[String; 1]> = LazyLock::new(|| ["burn".to_owned()]);
+    Claim {
         lease: LeaseId(Uuid::now_v7()),
         worker: "a worker",
         device,
         backend: "cpu",
-        model,
-        memory_bytes,
+        model: MODEL,
+        memory_bytes: 1 << 33,
         project: None,
-        runners: &["burn".to_owned()],
+        runners: &*RUNNERS,
         count: 1,
-        lease_secs,
-    };
-    let claiming = leases::claim(conn, &claim).await.expect("claims");
-    claiming.claimed()
+        lease_secs: 30.0,
+        retries: POLICY,
+    }
 }
 
 /// Ends a claimed probe well, without a figure.

@@ -153,6 +153,7 @@ impl StoredLeases {
             project,
             runners: &request.runners,
             lease_secs: self.settings.lease_secs,
+            retries: retry_policy(&self.settings),
         };
         leases::claim(&mut conn, &claim).await
     }

@@ -1,7 +1,3 @@
-ALTER TABLE probes
-    ADD CONSTRAINT probes_state_check
-        CHECK (state IN ('queued', 'running', 'succeeded', 'infeasible', 'failed', 'cancelled')),
-    ADD CONSTRAINT probes_check CHECK ((state = 'running') = (lease_expires_at IS NOT NULL));
 ALTER TABLE studies
     ADD CONSTRAINT studies_state_check
         CHECK (state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
