@@ -406,6 +406,18 @@ async fn children(settings: &Settings, findings: &mut Findings) {
             ),
         );
     }
+    if cfg!(feature = "gpu") && !devices.iter().any(|device| device.backend.is_gpu()) {
+        findings.add(
+            "devices",
+            Verdict::Unknown,
+            "this program was built for GPUs, and none of this host is offered",
+            Some(
+                "trialhead inventory lists what it finds. For Vulkan it needs a loader (Debian: libvulkan1), the card's driver, and for \
+                 NVIDIA's without a display libegl1, too; VK_LOADER_DEBUG=error,driver says what the loader found. Which of \
+                 them are offered is said by pool.devices and pool.software_gpus",
+            ),
+        );
+    }
     probe(&spawner, &child, settings, findings).await;
     for (name, command) in &settings.pool.runners {
         findings.add(

@@ -198,9 +198,11 @@ pub async fn get_report(
         .iter()
         .map(RecommendationRow::advice)
         .collect::<Result<Vec<_>, _>>()?;
-    let state = match &study.ended_detail {
-        Some(detail) => format!("{}: {detail}", study.state),
-        None => format!("{}: {}", study.state, study.phase),
+    let words = study.ended_detail.as_ref().unwrap_or(&study.phase);
+    let state = if *words == study.state {
+        words.clone()
+    } else {
+        format!("{}: {words}", study.state)
     };
     Ok(HttpResponse::Ok()
         .content_type("text/markdown; charset=utf-8")

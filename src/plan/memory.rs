@@ -4,7 +4,7 @@ use super::specs::{self as tasks, Specs};
 use super::{PlannedProbe, Wish};
 use crate::analysis::decision;
 use crate::analysis::memory::{MemoryPrediction, peaks, predict};
-use crate::analysis::memory_search::{SearchStep, Seen};
+use crate::analysis::memory_search::{LimitedBy, SearchStep, Seen};
 use crate::analysis::{Analysis, Evidence};
 use crate::probe::{InfeasibleReason, ProbeKind};
 use crate::study::{BatchSize, Bytes, EndedBecause, StudyDefinition};
@@ -29,7 +29,7 @@ pub fn wish(
             }])
         }
         SearchStep::Done(end) if end.largest.is_some() => Wish::Nothing,
-        SearchStep::Done(_) => {
+        SearchStep::Done(end) => {
             let only_failed = seen.iter().all(|(_, it)| matches!(it, Seen::Nothing));
             let unsupported = evidence
                 .of_kind(ProbeKind::Memory)
@@ -47,6 +47,15 @@ pub fn wish(
                 return Wish::End(
                     EndedBecause::ProbesFailed,
                     "every memory probe failed after every attempt; their logs tell more".into(),
+                );
+            }
+            if end.limited_by == LimitedBy::Time {
+                return Wish::End(
+                    EndedBecause::NothingFeasible,
+                    format!(
+                        "not even batch size {} came to an end within the time of its probe",
+                        search.min
+                    ),
                 );
             }
             let budget = definition

@@ -4,7 +4,7 @@ use super::PlannedProbe;
 use crate::probe::{
     Limits, PROTOCOL, ProbeDevice, ProbeKind, ProbeSpec, StepTimeSampling, Task, TurnSampling,
 };
-use crate::study::{BatchSize, ResolvedDevice, StudyDefinition, Workload};
+use crate::study::{Backend, BatchSize, ResolvedDevice, StudyDefinition, Workload};
 
 /// Optimizer steps of a smoke probe: enough for every optimizer state to exist and move.
 const SMOKE_STEPS: u64 = 20;
@@ -13,9 +13,18 @@ const MEMORY_STEPS: u64 = 20;
 /// Optimizer steps of a confirmation.
 const CONFIRMATION_STEPS: u64 = 200;
 
+/// What a probe on a GPU may take more, seconds: before its first step burn compiles and times several kernels for each shape
+/// that no process has seen before. On an H200 that is minutes.
+const KERNEL_TUNING_SECS: f64 = 900.0;
+
 /// Wall-clock limits, seconds. Past them a batch size is too slow to be probed, which is an answer.
-fn wall_secs(kind: ProbeKind) -> f64 {
-    match kind {
+fn wall_secs(kind: ProbeKind, backend: Backend) -> f64 {
+    let tuning = if backend.is_gpu() {
+        KERNEL_TUNING_SECS
+    } else {
+        0.0
+    };
+    let steps = match kind {
         ProbeKind::Smoke | ProbeKind::Memory => 120.0,
         // The sampling cap, the canary, the warm-up, and twenty steps of a slow batch.
         ProbeKind::StepTime => 300.0,
@@ -23,7 +32,8 @@ fn wall_secs(kind: ProbeKind) -> f64 {
         ProbeKind::InputPipeline | ProbeKind::GradientAccumulation => 300.0,
         ProbeKind::Confirmation | ProbeKind::Training => 900.0,
         ProbeKind::LearningRateRange | ProbeKind::NoiseScale => 300.0,
-    }
+    };
+    tuning + steps
 }
 
 /// Does training run, and does evaluation repeat?
@@ -95,7 +105,7 @@ impl<'a> Specs<'a> {
             seed: self.definition.seed,
             limits: Limits {
                 memory_bytes: self.device.memory_budget,
-                wall_secs: wall_secs(kind),
+                wall_secs: wall_secs(kind, self.device.backend),
             },
         };
         PlannedProbe {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{Advice, Basis, Confidence, Grade, Topic, references};
 use crate::analysis::memory_search::LimitedBy;
 use crate::analysis::{Analysis, Caveat, Evidence, Feasibility, MemoryAnalysis, memory};
-use crate::probe::ProbeKind;
+use crate::probe::{InfeasibleReason, ProbeKind};
 use crate::study::{BatchSize, Bytes, Model, Optimizer, StudyDefinition, Workload};
 
 const PLAYBOOK: &str = "determining-the-feasible-batch-sizes-and-estimating-training-throughput";
@@ -26,8 +26,11 @@ pub fn advise(
             budget,
             largest,
         )),
-        None if feasibility.search_ended => Some(what_would_fit(definition, evidence, budget)),
-        None => None,
+        None if !feasibility.search_ended => None,
+        None if feasibility.limited_by == LimitedBy::Time => {
+            Some(too_slow(definition, evidence, budget))
+        }
+        None => Some(what_would_fit(definition, evidence, budget)),
     }
 }
 
@@ -197,6 +200,47 @@ fn scaled_to_fit(definition: &StudyDefinition, usable: u64) -> Option<Model> {
         }
     }
     Some(best)
+}
+
+/// Not even the smallest batch size came to an end: whether it fits is not known.
+fn too_slow(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) -> Advice {
+    let min = definition.batch_sizes.min;
+    let limits = evidence
+        .probes
+        .iter()
+        .filter(|probe| probe.infeasible == Some(InfeasibleReason::TooSlow));
+    let allowed = limits
+        .map(|probe| probe.spec.limits.wall_secs)
+        .fold(0.0, f64::max);
+    Advice {
+        topic: Topic::FeasibleBatchSizes,
+        value: json!({
+            "feasible_batch_sizes": [],
+            "largest_feasible_batch_size": null,
+            "limited_by": LimitedBy::Time,
+            "memory_budget_bytes": budget,
+            "needs_at_least_bytes": least_bytes(&definition.workload, &definition.optimizer).unwrap_or(0),
+            "parameters": definition.workload.parameters(),
+            "model_that_could_fit": null,
+            "confirmed": false,
+        }),
+        summary: format!(
+            "Which batch sizes fit is not known: at batch size {min} a few steps of training did not come to an end within {allowed:.0} s. Memory is not what ended it. A smaller model, a smaller least batch size or a faster device would; on a device that something else kept busy, ask again."
+        ),
+        basis: Basis::Measured,
+        confidence: Confidence {
+            grade: Grade::Moderate,
+            because:
+                "the smallest batch size ran out of time, which depends on what else the device did"
+                    .into(),
+            p_best: None,
+            p_within_5pct: None,
+            near_ties: Vec::new(),
+        },
+        evidence: memory_evidence(evidence),
+        caveats: Vec::new(),
+        playbook: PLAYBOOK.into(),
+    }
 }
 
 fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) -> Advice {

@@ -31,7 +31,7 @@ fn write_report(
 ) -> std::fmt::Result {
     let workload = &definition.workload;
     writeln!(out, "# {}\n", escaped(&definition.name))?;
-    writeln!(out, "The study has {state_text}.\n")?;
+    writeln!(out, "State: {state_text}.\n")?;
     if advices.is_empty() {
         writeln!(out, "Nothing can be recommended yet.\n")?;
     }

@@ -58,6 +58,10 @@ fn supervise(faults: Faults, log: &mut EventLog) -> Result<ExitCode, TaskError> 
             return Ok(ExitCode::from(EXIT_BAD_SPEC));
         }
     };
+    if spec.device.backend.is_gpu() {
+        // Before the first step, for minutes where no process has kept those of these shapes.
+        log.progress("compiling kernels", 0.0)?;
+    }
     let end = match start_threads(spec.device.threads) {
         // On a thread of the pool, so that as many are awake as the spec names: a main thread beside
         // them would be one more than the processors, and they would wait for each other.

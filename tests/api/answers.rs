@@ -114,6 +114,11 @@ async fn a_study_of_the_digits_is_answered_with_its_evidence() {
         Some("text/markdown; charset=utf-8")
     );
     assert!(
+        report.text.contains("\nState: succeeded: "),
+        "{}",
+        report.text
+    );
+    assert!(
         report.text.contains(&recommended.to_string()),
         "{}",
         report.text

@@ -120,8 +120,15 @@ impl World {
                 }
             }
         }
+        let steps_secs = 20.0 * (self.alpha + self.beta * size);
+        let infeasible = if steps_secs > spec.limits.wall_secs {
+            figures.clear();
+            Some(InfeasibleReason::TooSlow)
+        } else {
+            dies.then_some(InfeasibleReason::OutOfMemory)
+        };
         let end = End {
-            infeasible: dies.then_some(InfeasibleReason::OutOfMemory),
+            infeasible,
             device_secs: 1.0,
             figures,
         };
@@ -385,6 +392,26 @@ fn nothing_feasible_is_an_answer_with_what_would_fit() {
         .as_u64()
         .expect("a size");
     assert!((6000..8000).contains(&smaller), "{smaller}");
+}
+
+#[test]
+fn what_is_too_slow_is_not_said_to_be_too_large() {
+    let definition = definition(json!({}));
+    let world = World {
+        alpha: 10.0,
+        ..World::default()
+    };
+    let run = run(&definition, &world, 1);
+    assert_eq!(run.because, EndedBecause::NothingFeasible);
+    assert_eq!(run.evidence.probes.len(), 1);
+    let advice = run.advice(&definition, Topic::FeasibleBatchSizes);
+    assert_eq!(advice.value["limited_by"], "time");
+    assert_eq!(advice.value["model_that_could_fit"], json!(null));
+    assert!(
+        advice.summary.contains("within 120 s"),
+        "{}",
+        advice.summary
+    );
 }
 
 #[test]

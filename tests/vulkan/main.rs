@@ -82,8 +82,11 @@ async fn run_with(spec: &ProbeSpec, config: ChildConfig) -> ChildReport {
     let _turn = TURN.lock().await;
     let spawner = Spawner::new().expect("starts a thread");
     let (_control, control) = watch::channel(None);
-    let (progress, _told) = watch::channel(None);
-    child::run(&spawner, &config, spec, None, control, &progress).await
+    let (progress, told) = watch::channel(None);
+    let report = child::run(&spawner, &config, spec, None, control, &progress).await;
+    // Its first step may be minutes away: somebody who watches must hear of something.
+    assert!(spec.device.backend == Backend::Cpu || told.borrow().is_some());
+    report
 }
 
 async fn run(spec: &ProbeSpec) -> ChildReport {
