@@ -406,7 +406,9 @@ async fn children(settings: &Settings, findings: &mut Findings) {
             ),
         );
     }
-    if cfg!(feature = "gpu") && !devices.iter().any(|device| device.backend.is_gpu()) {
+    let is_wanted = settings.pool.devices.iter().any(|name| name != "cpu");
+    let is_there = devices.iter().any(|device| device.backend.is_gpu());
+    if cfg!(feature = "gpu") && is_wanted && !is_there {
         findings.add(
             "devices",
             Verdict::Unknown,

@@ -199,8 +199,8 @@ pub async fn get_report(
         .map(RecommendationRow::advice)
         .collect::<Result<Vec<_>, _>>()?;
     let words = study.ended_detail.as_ref().unwrap_or(&study.phase);
-    let state = if *words == study.state {
-        words.clone()
+    let state = if words.is_empty() || *words == study.state {
+        study.state.clone()
     } else {
         format!("{}: {words}", study.state)
     };

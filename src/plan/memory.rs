@@ -53,7 +53,7 @@ pub fn wish(
                 return Wish::End(
                     EndedBecause::NothingFeasible,
                     format!(
-                        "not even batch size {} came to an end within the time of its probe",
+                        "a probe of the smallest batch size, {}, did not come to an end within its time",
                         search.min
                     ),
                 );

@@ -202,16 +202,32 @@ fn scaled_to_fit(definition: &StudyDefinition, usable: u64) -> Option<Model> {
     Some(best)
 }
 
-/// Not even the smallest batch size came to an end: whether it fits is not known.
+/// A probe of the smallest batch size did not come to an end: whether it fits is not known, or not confirmed.
 fn too_slow(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) -> Advice {
     let min = definition.batch_sizes.min;
-    let limits = evidence
+    let slow: Vec<_> = evidence
         .probes
         .iter()
-        .filter(|probe| probe.infeasible == Some(InfeasibleReason::TooSlow));
-    let allowed = limits
+        .filter(|probe| {
+            probe.batch_size() == min && probe.infeasible == Some(InfeasibleReason::TooSlow)
+        })
+        .collect();
+    let allowed = slow
+        .iter()
         .map(|probe| probe.spec.limits.wall_secs)
         .fold(0.0, f64::max);
+    let only_confirmations = slow
+        .iter()
+        .all(|probe| probe.kind() == ProbeKind::Confirmation);
+    let found = if only_confirmations {
+        format!(
+            "No batch size is confirmed to fit: the longer run that confirms the smallest, {min}, did not come to an end within {allowed:.0} s. A short run fitted."
+        )
+    } else {
+        format!(
+            "Which batch sizes fit is not known: a few steps of training at the smallest batch size, {min}, did not come to an end within {allowed:.0} s."
+        )
+    };
     Advice {
         topic: Topic::FeasibleBatchSizes,
         value: json!({
@@ -225,7 +241,7 @@ fn too_slow(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) ->
             "confirmed": false,
         }),
         summary: format!(
-            "Which batch sizes fit is not known: at batch size {min} a few steps of training did not come to an end within {allowed:.0} s. Memory is not what ended it. A smaller model, a smaller least batch size or a faster device would; on a device that something else kept busy, ask again."
+            "{found} Memory is not what ended it. A smaller model, a smaller least batch size or a faster device would end sooner; where the device was busy with something else or with compiling kernels, ask again with \"reuse\": false."
         ),
         basis: Basis::Measured,
         confidence: Confidence {

@@ -242,7 +242,7 @@ const TAKE: &str = "\
 const WAIT: &str = "SELECT 1 FROM studies WHERE id = $1 FOR UPDATE";
 
 /// How often a claim looks again when what it found was taken by somebody else meanwhile.
-const MAX_LOOKS: usize = 16;
+const MAX_LOOKS: usize = 32;
 
 /// What a lease that was used before still holds, prolonged.
 const HELD: &str = "\
@@ -436,7 +436,7 @@ impl ClaimedRow {
 }
 
 /// Hands out a probe that the lease holds. What this version cannot read must not be held by a worker that never hears of it:
-/// the attempt has failed, and another instance may hand the probe out after its pause.
+/// the attempt is lost, and an instance of a newer version may hand the probe out after its pause.
 async fn hand_out(
     conn: &mut AsyncPgConnection,
     claim: &Claim<'_>,
@@ -454,14 +454,16 @@ async fn hand_out(
             let completion = Completion {
                 fence,
                 outcome: Outcome::Failed {
-                    reason: FailureReason::NotStarted,
+                    reason: FailureReason::Lost,
                     detail: error.to_string(),
                 },
                 measurements: Vec::new(),
                 stderr_tail: String::new(),
                 device_secs: 0.0,
             };
-            complete(conn, &completion, claim.retries).await?;
+            if let Err(also) = complete(conn, &completion, claim.retries).await {
+                tracing::warn!(probe = %completion.fence.probe, error = %also, "an attempt that cannot be handed out is held until its lease runs out");
+            }
             Err(error)
         }
     }
@@ -872,9 +874,13 @@ const LINKED: &str = "(SELECT study, revision FROM study_probes WHERE probe = $1
 /// Takes the rows of the active studies that the probe `$1` belongs to, in the order of their ids. Said as it is, that order
 /// would tempt the plan to go through all studies in it.
 fn lock_waiting_sql() -> String {
+    format!("{} FOR UPDATE OF s", waiting_sql())
+}
+
+fn waiting_sql() -> String {
     format!(
         "SELECT s.id FROM {LINKED} sp JOIN studies s ON s.id = sp.study AND s.revision = sp.revision \
-         WHERE s.ended_at IS NULL ORDER BY uuid_send(s.id) FOR UPDATE OF s"
+         WHERE s.ended_at IS NULL ORDER BY uuid_send(s.id)"
     )
 }
 
@@ -1026,7 +1032,8 @@ struct Ended {
 /// queued again is noted with the lease that completes it, so that a repeated completion is recognised.
 ///
 /// A study that was linked to the probe after its studies were taken is taken here, after the probe, so only if nobody has it.
-/// Otherwise it hears nothing, and is found among those that wait for nothing (`studies::nudge_stuck`).
+/// Otherwise it hears nothing, its log does not say so, and it is found among those that wait for nothing
+/// (`studies::nudge_stuck`).
 ///
 /// Gives the probe where it did so: not where another attempt has it, or none, or where its kind is not one of `kinds`.
 fn ending(
@@ -1056,7 +1063,7 @@ fn ending(
          {noted}\
          numbered AS (\
             UPDATE studies s SET next_event_seq = s.next_event_seq + 1, evidence_version = s.evidence_version + $14 \
-            FROM ended, ({} SKIP LOCKED) waiting WHERE s.id = waiting.id RETURNING s.id, s.next_event_seq - 1 AS seq), \
+            FROM ended, ({} FOR NO KEY UPDATE OF s SKIP LOCKED) waiting WHERE s.id = waiting.id RETURNING s.id, s.next_event_seq - 1 AS seq), \
          logged AS (\
             INSERT INTO study_events (study, seq, kind, data) \
             SELECT numbered.id, numbered.seq, 'probe', jsonb_build_object('probe_id', ended.id, 'kind', ended.kind, \
@@ -1064,7 +1071,7 @@ fn ending(
             FROM numbered, ended), \
          measured AS ({}) \
          SELECT id FROM ended",
-        lock_waiting_sql(),
+        waiting_sql(),
         measure_sql("ended", 15)
     ))
     .bind::<SqlUuid, _>(fence.probe.0)

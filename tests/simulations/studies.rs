@@ -407,6 +407,7 @@ fn what_is_too_slow_is_not_said_to_be_too_large() {
     let advice = run.advice(&definition, Topic::FeasibleBatchSizes);
     assert_eq!(advice.value["limited_by"], "time");
     assert_eq!(advice.value["model_that_could_fit"], json!(null));
+    assert!(advice.summary.contains("not known"), "{}", advice.summary);
     assert!(
         advice.summary.contains("within 120 s"),
         "{}",

@@ -85,7 +85,8 @@ async fn run_with(spec: &ProbeSpec, config: ChildConfig) -> ChildReport {
     let (progress, told) = watch::channel(None);
     let report = child::run(&spawner, &config, spec, None, control, &progress).await;
     // Its first step may be minutes away: somebody who watches must hear of something.
-    assert!(spec.device.backend == Backend::Cpu || told.borrow().is_some());
+    let is_told = spec.device.backend == Backend::Cpu || told.borrow().is_some();
+    assert!(is_told, "{}", report.stderr_tail);
     report
 }
 
