@@ -228,27 +228,48 @@ fn too_slow(definition: &StudyDefinition, evidence: &Evidence, budget: Bytes) ->
             "Which batch sizes fit is not known: a few steps of training at the smallest batch size, {min}, did not come to an end within {allowed:.0} s."
         )
     };
+    none_fits(
+        definition,
+        evidence,
+        budget,
+        LimitedBy::Time,
+        format!(
+            "{found} Memory is not what ended it. A smaller model, a smaller least batch size or a faster device would end sooner; where the device was busy with something else or with compiling kernels, ask again with \"reuse\": false."
+        ),
+        (
+            Grade::Moderate,
+            "the smallest batch size ran out of time, which depends on what else the device did",
+        ),
+    )
+}
+
+/// The answer where there is no largest batch size.
+fn none_fits(
+    definition: &StudyDefinition,
+    evidence: &Evidence,
+    budget: Bytes,
+    limited_by: LimitedBy,
+    summary: String,
+    (grade, because): (Grade, &str),
+) -> Advice {
+    let workload = &definition.workload;
     Advice {
         topic: Topic::FeasibleBatchSizes,
         value: json!({
             "feasible_batch_sizes": [],
             "largest_feasible_batch_size": null,
-            "limited_by": LimitedBy::Time,
+            "limited_by": limited_by,
             "memory_budget_bytes": budget,
-            "needs_at_least_bytes": least_bytes(&definition.workload, &definition.optimizer).unwrap_or(0),
-            "parameters": definition.workload.parameters(),
+            "needs_at_least_bytes": least_bytes(workload, &definition.optimizer).unwrap_or(0),
+            "parameters": workload.parameters(),
             "model_that_could_fit": null,
             "confirmed": false,
         }),
-        summary: format!(
-            "{found} Memory is not what ended it. A smaller model, a smaller least batch size or a faster device would end sooner; where the device was busy with something else or with compiling kernels, ask again with \"reuse\": false."
-        ),
+        summary,
         basis: Basis::Measured,
         confidence: Confidence {
-            grade: Grade::Moderate,
-            because:
-                "the smallest batch size ran out of time, which depends on what else the device did"
-                    .into(),
+            grade,
+            because: because.into(),
             p_best: None,
             p_within_5pct: None,
             near_ties: Vec::new(),
@@ -284,32 +305,21 @@ fn what_would_fit(definition: &StudyDefinition, evidence: &Evidence, budget: Byt
             " A larger budget, a smaller model or an optimizer with less state could fit; activations and the process itself come on top.",
         ),
     }
-    Advice {
-        topic: Topic::FeasibleBatchSizes,
-        value: json!({
-            "feasible_batch_sizes": [],
-            "largest_feasible_batch_size": null,
-            "limited_by": LimitedBy::Memory,
-            "memory_budget_bytes": budget,
-            "needs_at_least_bytes": needs,
-            "parameters": workload.parameters(),
-            "model_that_could_fit": smaller,
-            "confirmed": false,
-        }),
+    let mut advice = none_fits(
+        definition,
+        evidence,
+        budget,
+        LimitedBy::Memory,
         summary,
-        basis: Basis::Measured,
-        confidence: Confidence {
-            grade: Grade::High,
-            because: "the smallest batch size ran out of memory; what would fit is arithmetic, a rule of thumb".into(),
-            p_best: None,
-            p_within_5pct: None,
-            near_ties: Vec::new(),
-        },
-        evidence: memory_evidence(evidence),
-        caveats: vec![Caveat {
-            code: "W_ARITHMETIC_ONLY".into(),
-            detail: "needs_at_least_bytes and model_that_could_fit count parameters, gradients and optimizer state only".into(),
-        }],
-        playbook: PLAYBOOK.into(),
-    }
+        (
+            Grade::High,
+            "the smallest batch size ran out of memory; what would fit is arithmetic, a rule of thumb",
+        ),
+    );
+    advice.value["model_that_could_fit"] = json!(smaller);
+    advice.caveats.push(Caveat {
+        code: "W_ARITHMETIC_ONLY".into(),
+        detail: "needs_at_least_bytes and model_that_could_fit count parameters, gradients and optimizer state only".into(),
+    });
+    advice
 }

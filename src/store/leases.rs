@@ -833,7 +833,8 @@ pub async fn reap(conn: &mut AsyncPgConnection, policy: RetryPolicy) -> Result<u
                 if attempt.state != ProbeState::Running.as_str() || !attempt.expired {
                     return Ok(false);
                 }
-                let end = AttemptEnd::lost(&attempt, policy);
+                let end =
+                    AttemptEnd::lost("its worker stopped sending heartbeats", &attempt, policy);
                 let fence = Fence {
                     probe,
                     lease: LeaseId(attempt.lease.unwrap_or_default()),
@@ -955,45 +956,51 @@ impl AttemptEnd {
             // Cancelled, and wanted again by another study before the child had ended.
             return Self::to(ProbeState::Queued);
         };
-        let detail = Some(detail.clone());
         if *reason == FailureReason::Lost {
-            // Its worker came back after its own end and says so.
-            return Self {
-                detail,
-                ..Self::lost(attempt, policy)
-            };
+            return Self::lost(detail, attempt, policy);
         }
         let crashes = attempt.crashes + 1;
         Self {
-            state: if crashes >= policy.max_crashes {
-                ProbeState::Failed
-            } else {
-                ProbeState::Queued
-            },
-            reason: Some(reason.as_str()),
-            detail,
             crashes: Some(crashes),
-            delay_secs: policy.delay(crashes),
-            ..Self::to(ProbeState::Failed)
+            ..Self::bad(*reason, detail, crashes, policy.max_crashes, policy)
         }
     }
 
-    fn lost(attempt: &Attempt, policy: RetryPolicy) -> Self {
+    fn lost(detail: &str, attempt: &Attempt, policy: RetryPolicy) -> Self {
         if attempt.cancel_requested {
             return Self::to(ProbeState::Cancelled);
         }
         let losses = attempt.losses + 1;
         Self {
-            state: if losses >= policy.max_losses {
-                ProbeState::Failed
-            } else {
-                ProbeState::Queued
-            },
-            reason: Some(FailureReason::Lost.as_str()),
-            detail: Some("its worker stopped sending heartbeats".into()),
             losses: Some(losses),
-            delay_secs: policy.delay(losses),
-            ..Self::to(ProbeState::Failed)
+            ..Self::bad(
+                FailureReason::Lost,
+                detail,
+                losses,
+                policy.max_losses,
+                policy,
+            )
+        }
+    }
+
+    /// The bad end of this number: tried again after a pause, unless it is the last of so many.
+    fn bad(
+        reason: FailureReason,
+        detail: &str,
+        number: i32,
+        last: i32,
+        policy: RetryPolicy,
+    ) -> Self {
+        let state = if number >= last {
+            ProbeState::Failed
+        } else {
+            ProbeState::Queued
+        };
+        Self {
+            reason: Some(reason.as_str()),
+            detail: Some(detail.to_owned()),
+            delay_secs: policy.delay(number),
+            ..Self::to(state)
         }
     }
 }
