@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::api;
 use crate::library::Library;
-use crate::lifecycle::{self, Context, Followers, Live, Room};
+use crate::lifecycle::{self, Context, Followers, Live, Room, Together};
 use crate::metrics::{InstanceMetrics, Role};
 use crate::pool::child::{ChildConfig, ServiceUser, Spawner};
 use crate::pool::gpus;
@@ -251,6 +251,7 @@ impl Service {
             rules: Arc::new(DefinitionRules::new(settings.limits.clone())),
             max_active_studies: settings.api.max_active_studies,
             room: Room::default(),
+            together: Together::default(),
             idempotency_hours: settings.api.idempotency_hours,
             alive_secs: pool.lease_secs * ALIVE_LEASES,
             live: Live::default(),

@@ -1,6 +1,8 @@
 //! Advancing a study: read the evidence at a version, work out what it means and what comes next
 //! on a blocking thread with no transaction open, and commit only if nothing has changed since.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
@@ -16,7 +18,7 @@ use crate::recommendation::{self, Advice};
 use crate::store::devices::DeviceRow;
 use crate::store::events::{self, EventKind};
 use crate::store::probes::{LinkedWave, NewProbe, WavePlace};
-use crate::store::studies::{self, Advanced, Beginning, NewStudy, StudyRow};
+use crate::store::studies::{self, Advanced, NewStudy, StudyRow};
 use crate::store::{self, Connection, StoreError, devices, probes, recommendations};
 use crate::study::defaults::DeviceFactsForDefaults;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState, defaults};
@@ -156,15 +158,6 @@ impl Step {
         }
     }
 
-    /// What is stored of a study at once, with this log.
-    fn beginning<'a>(&'a self, log: &'a [(EventKind, serde_json::Value)]) -> Beginning<'a> {
-        Beginning {
-            advanced: self.advanced(1, 0),
-            log,
-            advices: &self.advices,
-        }
-    }
-
     /// What is written about the study itself.
     fn advanced(&self, version: i64, wave: i32) -> Advanced<'_> {
         Advanced {
@@ -198,57 +191,93 @@ impl Step {
     }
 }
 
+/// A study to be created, and its first step.
+#[derive(Debug)]
+pub struct Creation {
+    pub id: StudyId,
+    pub project: String,
+    /// The name of who asked for it.
+    pub created_by: String,
+    pub definition: StudyDefinition,
+    pub step: Step,
+}
+
+impl Creation {
+    fn new_study<'a>(&'a self, wave: &'a [NewProbe]) -> NewStudy<'a> {
+        let step = &self.step;
+        NewStudy {
+            id: self.id,
+            project: &self.project,
+            created_by: &self.created_by,
+            definition: &self.definition,
+            advanced: step.advanced(1, 0),
+            log: step.log(!step.advices.is_empty()),
+            advices: &step.advices,
+            wave,
+        }
+    }
+
+    /// The probes that it asks for first.
+    pub(super) fn wave(&self) -> &[NewProbe] {
+        &self.step.wave
+    }
+
+    /// Whether [`begin_unknown`] may be tried.
+    pub(super) fn may_be_unknown(&self) -> bool {
+        let wave = self.wave();
+        wave.len() <= SHORT_WAVE && wave.iter().all(|new| new.course.is_none())
+    }
+}
+
+/// Longest first wave that is stored with its study.
+const SHORT_WAVE: usize = 16;
+
 /// Stores a study with its first step, inside the caller's transaction.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn begin(
     conn: &mut Connection,
-    new: &NewStudy<'_>,
-    step: &Step,
+    creation: &Creation,
 ) -> Result<(StudyRow, LinkedWave), StoreError> {
-    let log = step.log(!step.advices.is_empty());
-    let row = studies::insert(conn, new, &step.beginning(&log)).await?;
+    let row = studies::insert(conn, &creation.new_study(&[])).await?;
     let place = WavePlace {
-        project: new.project,
-        created_by: new.created_by,
-        study: new.id,
+        project: &creation.project,
+        created_by: &creation.created_by,
+        study: creation.id,
         revision: row.revision,
         wave: 0,
     };
-    let linked = link(conn, place, step).await?;
+    let linked = link(conn, place, &creation.step).await?;
     Ok((row, linked))
 }
 
-/// Longest first wave that is stored with its study.
-const SHORT_WAVE: usize = 16;
-
-/// Whether [`begin_unknown`] may be tried with a first step.
-pub fn may_be_unknown(step: &Step) -> bool {
-    step.wave.len() <= SHORT_WAVE && step.wave.iter().all(|new| new.course.is_none())
-}
-
-/// The same in a transaction of its own and in one way to the database, where nothing is known yet of what the study asks
-/// for first, as it is most often: nothing is stored, and the answer is none, where one of its probes is answered already. One
-/// that another study has, but that is not answered, is linked.
+/// The same of several in one transaction of their own and in one way to the database, where nothing is known yet of what they
+/// ask for first, as it is most often: of one that asks for a probe that is answered already nothing is stored, and what is
+/// given back for it is none. A probe that another study has, but that is not answered, is linked. No two of them may ask for
+/// the same.
 ///
 /// # Errors
 /// Those of the database; nothing is stored then.
 pub async fn begin_unknown(
     conn: &mut Connection,
-    new: &NewStudy<'_>,
-    step: &Step,
-) -> Result<Option<(StudyRow, LinkedWave)>, StoreError> {
-    let log = step.log(!step.advices.is_empty());
-    let begun = studies::insert_with_wave(conn, new, &step.beginning(&log), &step.wave).await?;
-    if let Some((_, linked)) = &begun
-        && linked.counts.ended() > 0
-        && let Err(error) = studies::make_due(conn, new.id).await
-    {
-        // Ended while it was linked. The study is stored: it is found later among those that wait for nothing.
-        tracing::warn!(study = %new.id, %error, "the plan of a new study is not due yet");
+    creations: &[Arc<Creation>],
+) -> Result<Vec<Option<(StudyRow, LinkedWave)>>, StoreError> {
+    let news = creations.iter().map(|it| it.new_study(it.wave()));
+    let begun = studies::insert_together(conn, &news.collect::<Vec<_>>()).await?;
+    for (row, linked) in &begun {
+        if linked.counts.ended() > 0
+            && let Err(error) = studies::make_due(conn, row.study_id()).await
+        {
+            // Ended while it was linked. The study is stored: it is found later among those that wait for nothing.
+            tracing::warn!(study = %row.id, %error, "the plan of a new study is not due yet");
+        }
     }
-    Ok(begun)
+    let mut begun: HashMap<StudyId, _> = begun
+        .into_iter()
+        .map(|begun| (begun.0.study_id(), begun))
+        .collect();
+    Ok(creations.iter().map(|it| begun.remove(&it.id)).collect())
 }
 
 /// Links the wave of a step, if it has one. When some of it has ended already, the plan is due again.

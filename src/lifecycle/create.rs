@@ -1,12 +1,14 @@
 //! Creating a study: validate everything that can be known without running, then store the study
-//! and its first wave of probes in one transaction: most often by one statement, otherwise by several.
+//! and its first wave of probes in one transaction: most often by one statement, together with what else is created at that
+//! moment, otherwise by several of its own.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::advance::{self, Step};
+use super::advance::{self, Creation};
 use super::device::{self, Choice, Wish};
 use super::replay::{Asked, replay};
 use super::{Caller, Context};
@@ -14,7 +16,7 @@ use crate::analysis::Evidence;
 use crate::plan::{self, DryRun};
 use crate::store::kept_answers::{self, Answer, Answered, IdempotencyKey, KeyError};
 use crate::store::probes::LinkedWave;
-use crate::store::studies::{NewStudy, ProbeCounts, StudyRow};
+use crate::store::studies::{ProbeCounts, StudyRow};
 use crate::store::{self, Connection, StoreError, datasets, studies};
 use crate::study::validation::{self, Rejected, Violation};
 use crate::study::{
@@ -137,30 +139,34 @@ pub async fn create(
     let (definition, waiting_for) = define(context, caller, body, None).await?;
     let id = StudyId(Uuid::now_v7());
     let step = advance::first_step(&caller.project, id, &definition, waiting_for)?;
-    let new = NewStudy {
+    let creation = Arc::new(Creation {
         id,
-        project: &caller.project,
-        created_by: &caller.name,
-        definition: &definition,
-    };
-    let mut conn = context.database.connection().await?;
+        project: caller.project.clone(),
+        created_by: caller.name.clone(),
+        definition,
+        step,
+    });
     let begun = if key.is_none()
-        && !matches!(definition.workload.dataset, Dataset::Uploaded(_))
-        && advance::may_be_unknown(&step)
+        && !matches!(creation.definition.workload.dataset, Dataset::Uploaded(_))
+        && creation.may_be_unknown()
         && context.room.take(&caller.project)
     {
-        advance::begin_unknown(&mut conn, &new, &step).await?
+        let together = &context.together;
+        together
+            .begin(&context.database, Arc::clone(&creation))
+            .await?
     } else {
         None
     };
     if let Some((row, linked)) = begun {
-        created(context, &new);
+        created(context, &creation);
         let answer = answer(row, linked.counts, linked.device_secs)?;
         return Ok(Answered {
             answer,
             is_replayed: false,
         });
     }
+    let mut conn = context.database.connection().await?;
     store::begin_by_kept_plans(&mut conn).await?;
     let work = async {
         if let Some(key) = key
@@ -171,7 +177,7 @@ pub async fn create(
                 is_replayed: true,
             });
         }
-        let (row, linked) = store_study(&mut conn, context, &new, &step).await?;
+        let (row, linked) = store_study(&mut conn, context, &creation).await?;
         let answer = answer(row, linked.counts, linked.device_secs)?;
         if let Some(key) = key {
             kept_answers::keep(&mut conn, key, &answer).await?;
@@ -184,14 +190,14 @@ pub async fn create(
     .await;
     let answered = store::finish(&mut conn, work).await?;
     if !answered.is_replayed {
-        created(context, &new);
+        created(context, &creation);
     }
     Ok(answered)
 }
 
-fn created(context: &Context, new: &NewStudy<'_>) {
+fn created(context: &Context, creation: &Creation) {
     context.waker.wake();
-    tracing::info!(study = %new.id, name = new.definition.name, "study created");
+    tracing::info!(study = %creation.id, name = creation.definition.name, "study created");
 }
 
 /// Tells whether two bodies ask for the same: the order of members and white space do not count.
@@ -206,16 +212,15 @@ fn hash(body: &[u8]) -> String {
 async fn store_study(
     conn: &mut Connection,
     context: &Context,
-    new: &NewStudy<'_>,
-    step: &Step,
+    creation: &Creation,
 ) -> Result<(StudyRow, LinkedWave), CreateError> {
-    if let Dataset::Uploaded(dataset) = &new.definition.workload.dataset
+    if let Dataset::Uploaded(dataset) = &creation.definition.workload.dataset
         && !datasets::hold(conn, dataset.id).await?
     {
         return Err(dataset_is_gone());
     }
-    has_room(conn, context, new.project).await?;
-    Ok(advance::begin(conn, new, step).await?)
+    has_room(conn, context, &creation.project).await?;
+    Ok(advance::begin(conn, creation).await?)
 }
 
 /// Refuses one more study where the project has as many active ones as it may.

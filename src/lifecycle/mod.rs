@@ -10,6 +10,7 @@ mod live;
 mod replay;
 pub mod revise;
 mod room;
+mod together;
 
 pub use advance::{Advance, PAUSE_FOR_A_LOOK, advance, run_advancer};
 pub use create::{CreateError, create, dry_run};
@@ -18,6 +19,7 @@ pub use follow::{FollowError, Followers, Following, Heard};
 pub use live::{Devices, Live};
 pub use revise::{Expected, Forecast, ReviseError, Revised, forecast_revision, revise};
 pub use room::Room;
+pub use together::Together;
 
 use std::sync::Arc;
 
@@ -43,6 +45,8 @@ pub struct Context {
     pub max_active_studies: u64,
     /// What was counted of them lately.
     pub room: Room,
+    /// Where those that are created at the same time gather.
+    pub together: Together,
     /// How long an `Idempotency-Key` is remembered.
     pub idempotency_hours: u32,
     /// A device not seen for this long is gone.

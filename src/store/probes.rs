@@ -138,7 +138,7 @@ pub async fn link_wave(
             None => (None, false),
         };
         let Some(linked) = found else {
-            unknown.push((position, new));
+            unknown.push((place.study, position, new));
             continue;
         };
         let has_ended = linked.has_ended();
@@ -195,15 +195,16 @@ fn predicted(new: &NewProbe, of: fn(&MemoryPrediction) -> Bytes) -> Option<i64> 
 async fn make_or_find(
     conn: &mut AsyncPgConnection,
     place: WavePlace<'_>,
-    wanted: Vec<(i32, &NewProbe)>,
+    wanted: Vec<(StudyId, i32, &NewProbe)>,
 ) -> Result<Vec<Linked>, StoreError> {
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
     let made = statement(format!(
-        "WITH place AS (SELECT $1 AS study, $2 AS revision, $3 AS wave, $4 AS project, $5 AS created_by), {} \
+        "WITH place AS (SELECT $1 AS study, $2 AS revision, $3 AS wave, $4 AS project, $5 AS created_by), {}, {} \
          SELECT id, state, device_secs FROM probe",
-        made_sql(6)
+        wanted_sql(6),
+        made_sql()
     ))
     .bind::<SqlUuid, _>(place.study.0)
     .bind::<Integer, _>(place.revision)
@@ -213,42 +214,49 @@ async fn make_or_find(
     Ok(Wanted::of(wanted).bound_to(made).load(conn).await?)
 }
 
-/// Parts of a statement: `wanted` are the probes whose columns are bound from this parameter on, `probe` is what is made or
-/// found of them, `linked` links that where another part, `place`, says.
-pub(super) fn made_sql(first: usize) -> String {
-    let parameters: [usize; 16] = std::array::from_fn(|it| first + it);
-    let [
-        ids,
-        positions,
-        identities,
-        inputs,
-        kinds,
-        batch_sizes,
-        backends,
-        models,
-        exclusive,
-        specs,
-        courses,
-        runners,
-        whys,
-        peaks,
-        lower,
-        upper,
-    ] = parameters;
+/// Part of a statement: `wanted` are the probes whose columns are bound from this parameter on.
+pub(super) fn wanted_sql(first: usize) -> String {
+    let columns = [
+        ("study", "uuid"),
+        ("id", "uuid"),
+        ("position", "int"),
+        ("identity", "text"),
+        ("inputs", "text"),
+        ("kind", "text"),
+        ("batch_size", "bigint"),
+        ("backend", "text"),
+        ("device_model", "text"),
+        ("exclusive", "bool"),
+        ("spec", "jsonb"),
+        ("course", "text"),
+        ("runner", "text"),
+        ("why", "text"),
+        ("peak", "bigint"),
+        ("lower", "bigint"),
+        ("upper", "bigint"),
+    ];
+    let bound = (first..).zip(columns);
+    let bound: Vec<String> = bound
+        .map(|(at, (_, of))| format!("${at}::{of}[]"))
+        .collect();
+    let names = columns.map(|(name, _)| name);
     format!(
-        "wanted AS MATERIALIZED (\
-            SELECT * FROM unnest(${ids}::uuid[], ${positions}::int[], ${identities}::text[], ${inputs}::text[], \
-                ${kinds}::text[], ${batch_sizes}::bigint[], ${backends}::text[], ${models}::text[], ${exclusive}::bool[], \
-                ${specs}::jsonb[], ${courses}::text[], ${runners}::text[], ${whys}::text[], ${peaks}::bigint[], \
-                ${lower}::bigint[], ${upper}::bigint[]) \
-            AS w (id, position, identity, inputs, kind, batch_size, backend, device_model, exclusive, spec, course, runner, \
-                why, peak, lower, upper)), \
-         probe AS (\
+        "wanted AS MATERIALIZED (SELECT * FROM unnest({}) AS w ({}))",
+        bound.join(", "),
+        names.join(", ")
+    )
+}
+
+/// Parts of a statement: `probe` is what is made or found of `wanted`, `linked` links that where another part, `place`, says.
+/// What is wanted for a study that has no place is left out.
+pub(super) fn made_sql() -> String {
+    format!(
+        "probe AS (\
             INSERT INTO probes AS p (id, project, created_by, identity, inputs, kind, batch_size, backend, device_model, \
                 exclusive, spec, course, runner) \
             SELECT w.id, place.project, place.created_by, w.identity, w.inputs, w.kind, w.batch_size, w.backend, \
                 w.device_model, w.exclusive, w.spec, w.course, w.runner \
-            FROM place, wanted w \
+            FROM wanted w JOIN place ON place.study = w.study \
             ON CONFLICT (project, identity) DO UPDATE SET {REVIVE} \
             RETURNING id, identity, state, device_secs, state NOT IN ('queued', 'running') AS ended), \
          linked AS (\
@@ -256,25 +264,33 @@ pub(super) fn made_sql(first: usize) -> String {
                 predicted_lower_bytes, predicted_upper_bytes) \
             SELECT place.study, place.revision, place.wave, w.position, p.id, p.ended, NOT p.ended, w.why, w.peak, \
                 w.lower, w.upper \
-            FROM place, wanted w, probe p WHERE p.identity = w.identity)"
+            FROM wanted w JOIN place ON place.study = w.study JOIN probe p ON p.identity = w.identity)"
     )
 }
 
 /// Probes as columns.
 pub(super) struct Wanted<'a> {
+    studies: Vec<Uuid>,
     positions: Vec<i32>,
     /// In one order for everybody: two studies that link the same probes must not wait for each other.
     probes: Vec<&'a NewProbe>,
 }
 
 impl<'a> Wanted<'a> {
-    pub(super) fn of(mut wanted: Vec<(i32, &'a NewProbe)>) -> Self {
-        wanted.sort_by(|(_, a), (_, b)| a.identity.cmp(&b.identity));
-        let (positions, probes) = wanted.into_iter().unzip();
-        Self { positions, probes }
+    /// Of each: who wants it, and at which place of its wave.
+    pub(super) fn of(mut wanted: Vec<(StudyId, i32, &'a NewProbe)>) -> Self {
+        wanted.sort_by(|(_, _, a), (_, _, b)| a.identity.cmp(&b.identity));
+        let studies = wanted.iter().map(|(study, _, _)| study.0).collect();
+        let places = wanted.into_iter().map(|(_, position, new)| (position, new));
+        let (positions, probes) = places.unzip();
+        Self {
+            studies,
+            positions,
+            probes,
+        }
     }
 
-    /// Binds them to a statement of [`made_sql`], as its last.
+    /// Binds them to a statement with [`wanted_sql`], as its last.
     pub(super) fn bound_to<Bound: QueryFragment<Pg>>(
         self,
         statement: Statement<Bound>,
@@ -285,6 +301,7 @@ impl<'a> Wanted<'a> {
         let probes = &self.probes;
         let batch_size = |new: &NewProbe| i64::try_from(new.spec.batch_size.0).unwrap_or(i64::MAX);
         statement
+            .bind::<Array<SqlUuid>, _>(self.studies)
             .bind::<Array<SqlUuid>, _>(each(probes, |_| Uuid::now_v7()))
             .bind::<Array<Integer>, _>(self.positions)
             .bind::<Array<Text>, _>(each(probes, |new| new.identity.as_str()))

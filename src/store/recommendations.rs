@@ -111,13 +111,14 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub fn of(advices: &'a [Advice]) -> Self {
-        let grade = |advice: &'a Advice| advice.confidence.grade.as_str();
+    pub fn of(advices: impl IntoIterator<Item = &'a Advice>) -> Self {
+        let advices: Vec<&Advice> = advices.into_iter().collect();
+        let grade = |advice: &&'a Advice| advice.confidence.grade.as_str();
         Self {
             ids: advices.iter().map(|_| Uuid::now_v7()).collect(),
             topics: advices.iter().map(|advice| advice.topic.as_str()).collect(),
             grades: advices.iter().map(grade).collect(),
-            bodies: advices.iter().map(Json).collect(),
+            bodies: advices.into_iter().map(Json).collect(),
         }
     }
 }

@@ -7,7 +7,7 @@ use diesel::dsl::now;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::QueryFragment;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Jsonb, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Double, Integer, Jsonb, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -16,11 +16,11 @@ use super::age;
 use super::error::StoreError;
 use super::events::EventKind;
 use super::json::Json;
-use super::probes::{LinkedWave, NewProbe, Wanted, made_sql};
+use super::probes::{LinkedWave, NewProbe, Wanted, made_sql, wanted_sql};
 use super::recommendations;
 use super::schema::{studies, study_revisions};
 use super::statement::{Statement, statement};
-use super::transaction::{NOTHING_FIRST, in_one_way};
+use super::transaction::all_in_one_way;
 use crate::analysis::Analysis;
 use crate::recommendation::Advice;
 use crate::study::{DeviceChoice, EndedBecause, StudyDefinition, StudyId, StudyState};
@@ -72,53 +72,50 @@ impl StudyRow {
     }
 }
 
-/// A study to be stored.
+/// A study to be stored, with all that belongs to it from the beginning.
 #[derive(Debug, Clone)]
 pub struct NewStudy<'a> {
     pub id: StudyId,
     pub project: &'a str,
     pub created_by: &'a str,
     pub definition: &'a StudyDefinition,
-}
-
-/// What is stored of a study at once, beside itself and its first revision.
-#[derive(Debug, Clone)]
-pub struct Beginning<'a> {
     /// Where it stands.
     pub advanced: Advanced<'a>,
     /// The first events of its log.
-    pub log: &'a [(EventKind, serde_json::Value)],
+    pub log: Vec<(EventKind, serde_json::Value)>,
     /// What is recommended already.
     pub advices: &'a [Advice],
+    /// Its first wave, where that is not linked afterwards.
+    pub wave: &'a [NewProbe],
 }
 
-/// Stores a study.
+/// Stores a study that has no wave yet.
 pub async fn insert(
     conn: &mut AsyncPgConnection,
     new: &NewStudy<'_>,
-    beginning: &Beginning<'_>,
 ) -> Result<StudyRow, StoreError> {
-    let inserted: Inserted = inserting(new, beginning, &[]).get_result(conn).await?;
+    let inserted: Inserted = inserting(std::slice::from_ref(new))
+        .get_result(conn)
+        .await?;
     Ok(inserted.study)
 }
 
-/// Stores a study with its first wave in one way to the server, unless one of the wave's probes is answered already: then
-/// nothing is stored, and the answer is none. What runs to other targets may tell is not looked for: such a wave is not to be
-/// given here.
-pub async fn insert_with_wave(
+/// Stores studies with their first waves in one way to the server, each unless one of its wave's probes is answered already:
+/// then nothing is stored of it, and it is missing from what is given back. No two may ask for the same probe. What runs to
+/// other targets may tell is not looked for: such a wave is not to be given here.
+pub async fn insert_together(
     conn: &mut AsyncPgConnection,
-    new: &NewStudy<'_>,
-    beginning: &Beginning<'_>,
-    wave: &[NewProbe],
-) -> Result<Option<(StudyRow, LinkedWave)>, StoreError> {
-    let inserted = in_one_way(conn, NOTHING_FIRST, inserting(new, beginning, wave)).await?;
-    Ok(inserted.map(|inserted: Inserted| {
+    news: &[NewStudy<'_>],
+) -> Result<Vec<(StudyRow, LinkedWave)>, StoreError> {
+    let inserted: Vec<Inserted> = all_in_one_way(conn, inserting(news)).await?;
+    let linked = inserted.into_iter().map(|inserted| {
         let mut linked = LinkedWave::default();
         for (state, &device_secs) in inserted.states.iter().zip(&inserted.device_secs) {
             linked.add(state, device_secs);
         }
         (inserted.study, linked)
-    }))
+    });
+    Ok(linked.collect())
 }
 
 #[derive(QueryableByName)]
@@ -132,80 +129,109 @@ struct Inserted {
     device_secs: Vec<f64>,
 }
 
-fn inserting(
-    new: &NewStudy<'_>,
-    beginning: &Beginning<'_>,
-    wave: &[NewProbe],
-) -> Statement<impl QueryFragment<Pg>> {
-    let definition = new.definition;
-    let advanced = &beginning.advanced;
-    let Ending {
-        state,
-        because,
-        detail,
-    } = advanced.ending();
-    let log = beginning.log.iter();
-    let (kinds, data): (Vec<&str>, Vec<&serde_json::Value>) =
-        log.map(|(kind, data)| (kind.as_str(), data)).unzip();
-    let advised = recommendations::Rows::of(beginning.advices);
-    let study = statement(insert_sql())
-        .bind::<SqlUuid, _>(new.id.0)
-        .bind::<Text, _>(new.project)
-        .bind::<Text, _>(new.created_by)
-        .bind::<Text, _>(&definition.name)
-        .bind::<Jsonb, _>(Json(&definition.labels))
-        .bind::<Text, _>(workload_name(definition))
-        .bind::<Integer, _>(definition.priority)
-        .bind::<Text, _>(state.unwrap_or(StudyState::Queued.as_str()))
-        .bind::<Nullable<Text>, _>(because)
-        .bind::<Nullable<Text>, _>(detail)
-        .bind::<Bool, _>(state.is_some())
-        .bind::<BigInt, _>(advanced.version)
-        .bind::<Text, _>(advanced.phase)
-        .bind::<Nullable<Text>, _>(advanced.waiting_for)
-        .bind::<Integer, _>(advanced.wave.unwrap_or(0))
-        .bind::<BigInt, _>(advanced.remaining_probes)
-        .bind::<Double, _>(advanced.remaining_device_secs)
-        .bind::<Jsonb, _>(Json(advanced.analysis))
-        .bind::<Jsonb, _>(Json(definition))
+fn inserting(news: &[NewStudy<'_>]) -> Statement<impl QueryFragment<Pg>> {
+    fn each<'a, 'n, T>(news: &'a [NewStudy<'n>], of: impl Fn(&'a NewStudy<'n>) -> T) -> Vec<T> {
+        news.iter().map(of).collect()
+    }
+    let state = |new: &NewStudy<'_>| {
+        let ended = new.advanced.ending().state;
+        ended.unwrap_or(StudyState::Queued.as_str())
+    };
+    let (mut logs, mut places, mut kinds, mut data) = (vec![], vec![], vec![], vec![]);
+    for new in news {
+        for (place, (kind, what)) in (1_i64..).zip(&new.log) {
+            logs.push(new.id.0);
+            places.push(place);
+            kinds.push(kind.as_str());
+            data.push(what);
+        }
+    }
+    let advised = news
+        .iter()
+        .flat_map(|new| vec![new.id.0; new.advices.len()]);
+    let advised: Vec<Uuid> = advised.collect();
+    let advices = recommendations::Rows::of(news.iter().flat_map(|new| new.advices));
+    let studies = statement(insert_sql())
+        .bind::<Array<SqlUuid>, _>(each(news, |new| new.id.0))
+        .bind::<Array<Text>, _>(each(news, |new| new.project))
+        .bind::<Array<Text>, _>(each(news, |new| new.created_by))
+        .bind::<Array<Text>, _>(each(news, |new| new.definition.name.as_str()))
+        .bind::<Array<Jsonb>, _>(each(news, |new| Json(&new.definition.labels)))
+        .bind::<Array<Text>, _>(each(news, |new| workload_name(new.definition)))
+        .bind::<Array<Integer>, _>(each(news, |new| new.definition.priority))
+        .bind::<Array<Text>, _>(each(news, state))
+        .bind::<Array<Nullable<Text>>, _>(each(news, |new| new.advanced.ending().because))
+        .bind::<Array<Nullable<Text>>, _>(each(news, |new| new.advanced.ending().detail))
+        .bind::<Array<BigInt>, _>(each(news, |new| new.advanced.version))
+        .bind::<Array<Text>, _>(each(news, |new| new.advanced.phase))
+        .bind::<Array<Nullable<Text>>, _>(each(news, |new| new.advanced.waiting_for))
+        .bind::<Array<Integer>, _>(each(news, |new| new.advanced.wave.unwrap_or(0)))
+        .bind::<Array<BigInt>, _>(each(news, |new| new.advanced.remaining_probes))
+        .bind::<Array<Double>, _>(each(news, |new| new.advanced.remaining_device_secs))
+        .bind::<Array<Jsonb>, _>(each(news, |new| Json(new.advanced.analysis)))
+        .bind::<Array<Jsonb>, _>(each(news, |new| Json(new.definition)))
+        .bind::<Array<SqlUuid>, _>(logs)
+        .bind::<Array<BigInt>, _>(places)
         .bind::<Array<Text>, _>(kinds)
         .bind::<Array<Jsonb>, _>(data)
-        .bind::<Array<SqlUuid>, _>(advised.ids)
-        .bind::<Array<Text>, _>(advised.topics)
-        .bind::<Array<Text>, _>(advised.grades)
-        .bind::<Array<Jsonb>, _>(advised.bodies);
-    Wanted::of((0..).zip(wave).collect()).bound_to(study)
+        .bind::<Array<SqlUuid>, _>(advised)
+        .bind::<Array<SqlUuid>, _>(advices.ids)
+        .bind::<Array<Text>, _>(advices.topics)
+        .bind::<Array<Text>, _>(advices.grades)
+        .bind::<Array<Jsonb>, _>(advices.bodies);
+    let wanted = news.iter().flat_map(|new| {
+        let wave = (0_i32..).zip(new.wave);
+        wave.map(|(position, probe)| (new.id, position, probe))
+    });
+    Wanted::of(wanted.collect()).bound_to(studies)
 }
 
-/// A study with all that belongs to it from the beginning in one way to the server. `*` is what its first part names.
+/// Studies with all that belongs to them from the beginning in one way to the server.
 fn insert_sql() -> String {
     format!(
-        "WITH study AS (\
+        "WITH {}, \
+         new AS MATERIALIZED (\
+            SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::text[], $7::int[], \
+                $8::text[], $9::text[], $10::text[], $11::bigint[], $12::text[], $13::text[], $14::int[], $15::bigint[], \
+                $16::float8[], $17::jsonb[], $18::jsonb[]) \
+            AS n (id, project, created_by, name, labels, workload, priority, state, ended_because, ended_detail, version, \
+                phase, waiting_for, wave, remaining_probes, remaining_device_secs, analysis, definition)), \
+         log AS MATERIALIZED (\
+            SELECT * FROM unnest($19::uuid[], $20::bigint[], $21::text[], $22::jsonb[]) AS l (study, place, kind, data)), \
+         study AS (\
             INSERT INTO studies (id, project, created_by, name, labels, workload, priority, state, ended_because, \
                 ended_detail, ended_at, evidence_version, advanced_version, phase, waiting_for, wave, remaining_probes, \
                 remaining_device_secs, analysis, next_event_seq) \
-            SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, CASE WHEN $11 THEN now() END, $12, $12, $13, $14, $15, $16, \
-                $17, $18, 1 + cardinality($20::text[]) \
-            WHERE NOT EXISTS (\
-                SELECT 1 FROM unnest($29::text[]) AS asked (inputs) CROSS JOIN LATERAL (\
-                    SELECT 1 FROM probes p WHERE p.project = $2 AND p.inputs = asked.inputs \
-                      AND p.state IN ('succeeded', 'infeasible') OFFSET 0) answered) \
+            SELECT id, project, created_by, name, labels, workload, priority, state, ended_because, ended_detail, \
+                CASE WHEN ended_because IS NOT NULL THEN now() END, version, version, phase, waiting_for, wave, \
+                remaining_probes, remaining_device_secs, analysis, \
+                1 + (SELECT count(*) FROM log WHERE log.study = new.id) \
+            FROM new WHERE NOT EXISTS (\
+                SELECT 1 FROM wanted CROSS JOIN LATERAL (\
+                    SELECT 1 FROM probes p WHERE p.project = new.project AND p.inputs = wanted.inputs \
+                      AND p.state IN ('succeeded', 'infeasible') OFFSET 0) answered \
+                WHERE wanted.study = new.id) \
             RETURNING id, project, created_by, name, labels, workload, state, ended_because, ended_detail, phase, \
                 waiting_for, revision, priority, evidence_version, advanced_version, remaining_probes, \
                 remaining_device_secs, next_event_seq, created_at, updated_at, started_at, ended_at), \
-         revised AS (INSERT INTO study_revisions (study, revision, definition) SELECT id, revision, $19 FROM study), \
+         revised AS (\
+            INSERT INTO study_revisions (study, revision, definition) \
+            SELECT study.id, study.revision, new.definition FROM study JOIN new ON new.id = study.id), \
          logged AS (\
-            INSERT INTO study_events (study, seq, kind, data) SELECT study.id, log.place, log.kind, log.data \
-            FROM study, unnest($20::text[], $21::jsonb[]) WITH ORDINALITY AS log (kind, data, place)), \
+            INSERT INTO study_events (study, seq, kind, data) SELECT log.study, log.place, log.kind, log.data \
+            FROM log JOIN study ON study.id = log.study), \
          advised AS (\
             INSERT INTO recommendations (id, study, revision, topic, grade, body) \
             SELECT advice.id, study.id, study.revision, advice.topic, advice.grade, advice.body \
-            FROM study, unnest($22::uuid[], $23::text[], $24::text[], $25::jsonb[]) AS advice (id, topic, grade, body)), \
+            FROM study JOIN unnest($23::uuid[], $24::uuid[], $25::text[], $26::text[], $27::jsonb[]) \
+                AS advice (study, id, topic, grade, body) ON advice.study = study.id), \
          place AS (SELECT id AS study, revision, 0 AS wave, project, created_by FROM study), \
          {} \
-         SELECT *, ARRAY(SELECT state FROM probe) AS states, \
-            ARRAY(SELECT device_secs FROM probe) AS device_secs FROM study",
-        made_sql(26)
+         SELECT study.*, states, device_secs FROM study CROSS JOIN LATERAL (\
+            SELECT coalesce(array_agg(p.state), '{{}}') AS states, coalesce(array_agg(p.device_secs), '{{}}') AS device_secs \
+            FROM wanted w JOIN probe p ON p.identity = w.identity WHERE w.study = study.id) wave",
+        wanted_sql(28),
+        made_sql(),
     )
 }
 

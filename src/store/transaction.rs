@@ -1,6 +1,5 @@
 //! Transactions that span store functions, for those who compose them, and those that go one way to the server.
 
-use diesel::OptionalExtension;
 use diesel::pg::Pg;
 use diesel::query_builder::QueryFragment;
 use diesel::{QueryResult, QueryableByName};
@@ -88,9 +87,9 @@ async fn send<Row: QueryableByName<Pg> + Send + 'static>(
     first: Option<Statement<impl QueryFragment<Pg> + Send>>,
     last: Statement<impl QueryFragment<Pg> + Send>,
     ends: bool,
-) -> Result<Option<Row>, StoreError> {
+) -> Result<Vec<Row>, StoreError> {
     let shared: &Connection = conn;
-    let (begun, first, row, ended) = join!(
+    let (begun, first, rows, ended) = join!(
         async {
             if begins {
                 (&mut &*shared).batch_execute(BY_KEPT_PLANS).await?;
@@ -103,7 +102,7 @@ async fn send<Row: QueryableByName<Pg> + Send + 'static>(
             }
             QueryResult::Ok(())
         },
-        async { last.get_result(&mut &*shared).await.optional() },
+        last.load(&mut &*shared),
         async {
             if ends {
                 statement("COMMIT").execute(&mut &*shared).await?;
@@ -115,14 +114,14 @@ async fn send<Row: QueryableByName<Pg> + Send + 'static>(
         closed(conn);
     }
     // The first error: a statement after one that failed says only that.
-    let row = begun
+    let rows = begun
         .and(first)
-        .and(row)
-        .and_then(|row| ended.map(|()| row));
-    if row.is_err() {
+        .and(rows)
+        .and_then(|rows| ended.map(|()| rows));
+    if rows.is_err() {
         give_up(conn).await;
     }
-    Ok(row?)
+    Ok(rows?)
 }
 
 /// One transaction by kept plans that goes one way to the server: its beginning, `first`, `last` and its end. Gives the row of
@@ -136,7 +135,20 @@ pub(super) async fn in_one_way<Row: QueryableByName<Pg> + Send + 'static>(
     last: Statement<impl QueryFragment<Pg> + Send>,
 ) -> Result<Option<Row>, StoreError> {
     let begins = opens(conn)?;
-    send(conn, begins, first, last, begins).await
+    let rows = send(conn, begins, first, last, begins).await?;
+    Ok(rows.into_iter().next())
+}
+
+/// The same of one statement: gives all of its rows.
+///
+/// # Errors
+/// Those of the database: the first.
+pub(super) async fn all_in_one_way<Row: QueryableByName<Pg> + Send + 'static>(
+    conn: &mut Connection,
+    only: Statement<impl QueryFragment<Pg> + Send>,
+) -> Result<Vec<Row>, StoreError> {
+    let begins = opens(conn)?;
+    send(conn, begins, NOTHING_FIRST, only, begins).await
 }
 
 /// The same as two: a transaction that begins with these statements and ends with [`end_with`], [`end`] or [`give_up`]. If none
@@ -150,7 +162,8 @@ pub(super) async fn begin_with<Row: QueryableByName<Pg> + Send + 'static>(
     last: Statement<impl QueryFragment<Pg> + Send>,
 ) -> Result<Option<Row>, StoreError> {
     let begins = opens(conn)?;
-    send(conn, begins, first, last, false).await
+    let rows = send(conn, begins, first, last, false).await?;
+    Ok(rows.into_iter().next())
 }
 
 /// Ends what [`begin_with`] began, with statements.
@@ -163,7 +176,8 @@ pub(super) async fn end_with<Row: QueryableByName<Pg> + Send + 'static>(
     last: Statement<impl QueryFragment<Pg> + Send>,
 ) -> Result<Option<Row>, StoreError> {
     let ends = is_open(conn);
-    send(conn, false, first, last, ends).await
+    let rows = send(conn, false, first, last, ends).await?;
+    Ok(rows.into_iter().next())
 }
 
 /// Ends what [`begin_with`] began.

@@ -10,4 +10,6 @@ mod fencing;
 
 mod studies;
 
+mod together;
+
 mod turns;

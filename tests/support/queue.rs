@@ -14,7 +14,7 @@ use trialhead::store::devices::{self, NewDevice};
 use trialhead::store::leases::{self, Claim, Claimed, Completion, RetryPolicy};
 use trialhead::store::local_server::{LocalServer, LocalServerConfig};
 use trialhead::store::probes::{self, NewProbe, WavePlace};
-use trialhead::store::studies::{self, Beginning, NewStudy};
+use trialhead::store::studies::{self, NewStudy};
 use trialhead::study::defaults;
 use trialhead::study::validation::{self, DefinitionLimits};
 use trialhead::study::{
@@ -132,12 +132,6 @@ pub async fn study_in(
 ) -> StudyId {
     let definition = definition(priority);
     let id = StudyId(Uuid::now_v7());
-    let new = NewStudy {
-        id,
-        project: "default",
-        created_by: "test",
-        definition: &definition,
-    };
     let advanced = studies::Advanced {
         version: 1,
         phase: "testing",
@@ -148,14 +142,17 @@ pub async fn study_in(
         analysis: &trialhead::analysis::Analysis::default(),
         ended: None,
     };
-    let beginning = Beginning {
+    let new = NewStudy {
+        id,
+        project: "default",
+        created_by: "test",
+        definition: &definition,
         advanced,
-        log: &[],
+        log: Vec::new(),
         advices: &[],
+        wave: &[],
     };
-    studies::insert(conn, &new, &beginning)
-        .await
-        .expect("inserted");
+    studies::insert(conn, &new).await.expect("inserted");
     let wave: Vec<NewProbe> = (0..count)
         .map(|number| {
             let spec = spec(&definition, model, number, task(number));
