@@ -26,6 +26,8 @@ use uuid::Uuid;
 
 const TURNS: usize = 5;
 const AT_ONCE: usize = 8;
+/// For what is stored together when it comes together.
+const MANY_AT_ONCE: usize = 32;
 /// Whose probes are claimed, in turns.
 const STUDIES: u32 = 4;
 const LONG: Duration = Duration::from_secs(6);
@@ -91,19 +93,25 @@ async fn run(python: &Path) {
     let mlflow = MlFlow::start(python, &url_of("mlflow"), &folder, &http).await;
 
     // Neither is timed cold.
-    mlflow.log_metric().await;
-    create_studies(&base).await;
-    let mut ratios: [Vec<f64>; 4] = Default::default();
+    mlflow.log_metric(AT_ONCE).await;
+    create_studies(&base, AT_ONCE).await;
+    let mut ratios: [Vec<f64>; 5] = Default::default();
     for turn in 0..TURNS {
         put_away(&client).await;
         // Millions of rows were written since the last turn: what is to be done for that is not done while others are timed.
         for name in ["trialhead", "mlflow", "optuna"] {
             vacuum(&postgres.url_of(name)).await;
         }
-        let metrics = mlflow.log_metric().await;
-        let created = create_studies(&base).await;
-        put_away(&client).await;
-        println!("turn {turn}: studies created {created:.0}/s, MLflow log-metric {metrics:.0}/s");
+        let mut creations = Vec::new();
+        for at_once in [AT_ONCE, MANY_AT_ONCE] {
+            let metrics = mlflow.log_metric(at_once).await;
+            let created = create_studies(&base, at_once).await;
+            put_away(&client).await;
+            println!(
+                "turn {turn}: {at_once} at once: studies created {created:.0}/s, MLflow log-metric {metrics:.0}/s"
+            );
+            creations.push(created / metrics);
+        }
         let batched = mlflow.log_batch().await;
         let copied = copy(&database, &postgres.url()).await;
         let sent = heartbeats(&http, &base, &database).await;
@@ -119,7 +127,8 @@ async fn run(python: &Path) {
             "turn {turn}: claims and completions {claimed:.0}/s, Optuna {several:.0}/s in {AT_ONCE} processes, {one:.0}/s in one"
         );
         for (ratios, ratio) in ratios.iter_mut().zip([
-            created / metrics,
+            creations[0],
+            creations[1],
             sent / batched,
             sent / copied,
             claimed / several.max(one),
@@ -128,7 +137,11 @@ async fn run(python: &Path) {
         }
     }
     for (ratios, (what, goal)) in ratios.iter_mut().zip([
-        ("studies created against MLflow's log-metric", 10.0),
+        (
+            "studies created against MLflow's log-metric, 8 at once",
+            10.0,
+        ),
+        ("the same, 32 at once", 10.0),
         ("measurements sent against MLflow's log-batch", 10.0),
         ("measurements sent against COPY", 0.25),
         ("claims and completions against Optuna's ask and tell", 10.0),
@@ -173,6 +186,7 @@ async fn vacuum(url: &str) {
 /// How much is done in a second by several at once; `one` says how much each time did. They have a thread of their own, where none
 /// of them wakes another thread: what they cost is not to be measured.
 async fn rate<F: Future<Output = u64>>(
+    at_once: usize,
     one: impl Fn(Client, usize, u64) -> F + Clone + Send + 'static,
 ) -> f64 {
     let work = move || {
@@ -181,7 +195,7 @@ async fn rate<F: Future<Output = u64>>(
             .build();
         runtime.expect("a runtime").block_on(async {
             let (http, began) = (Client::new(), Instant::now());
-            let tasks = (0..AT_ONCE).map(|number| {
+            let tasks = (0..at_once).map(|number| {
                 let (one, http) = (one.clone(), http.clone());
                 async move {
                     let (mut turn, mut done) = (0, 0);
@@ -270,9 +284,9 @@ impl MlFlow {
         Self { child, base, run }
     }
 
-    async fn log_metric(&self) -> f64 {
+    async fn log_metric(&self, at_once: usize) -> f64 {
         let (url, run) = (format!("{}/runs/log-metric", self.base), self.run.clone());
-        rate(move |http, number, turn| {
+        rate(at_once, move |http, number, turn| {
             let url = url.clone();
             let body = json!({"run_id": run, "key": format!("m{number}"), "value": 0.5, "timestamp": turn, "step": turn});
             async move {
@@ -287,7 +301,7 @@ impl MlFlow {
         let (url, run) = (format!("{}/runs/log-batch", self.base), self.run.clone());
         // Under other names than before: MLflow refuses a row that it has, and then writes all of them one by one.
         let turns = Uuid::now_v7();
-        rate(move |http, number, turn| {
+        rate(AT_ONCE, move |http, number, turn| {
             let url = url.clone();
             let key = format!("{turns} {number}");
             let metrics: Vec<Value> = (0..BATCH)
@@ -303,13 +317,13 @@ impl MlFlow {
     }
 }
 
-async fn create_studies(base: &str) -> f64 {
+async fn create_studies(base: &str, at_once: usize) -> f64 {
     let url = format!("{base}/v1/studies");
     let body = json!({
         "workload": {"dataset": {"builtin": "digits"}},
         "device": {"model": "none here", "threads": 1, "memory_budget_bytes": 1 << 30}
     });
-    rate(move |http, _, _| {
+    rate(at_once, move |http, _, _| {
         let (url, mut body) = (url.clone(), body.clone());
         // Different ones: equal studies share their probes, and wait for each other's.
         body["seed"] = json!(rand::random::<u32>());
@@ -382,7 +396,7 @@ async fn heartbeats(
     }
     let leases = Arc::new(leases);
     let beaten = Arc::clone(&leases);
-    let sent = rate(move |http, number, turn| {
+    let sent = rate(AT_ONCE, move |http, number, turn| {
         let (lease, mut body) = beaten[number].clone();
         let rows: Vec<Value> = (0..BATCH)
             .map(|row| measurement(1 + turn * BATCH + row))
@@ -428,7 +442,7 @@ async fn copy(database: &trialhead::store::connection::Database, url: &str) -> f
     }
     let clients = Arc::new(clients);
     let copying = Arc::clone(&clients);
-    let copied = rate(move |_, number, turn| {
+    let copied = rate(AT_ONCE, move |_, number, turn| {
         let clients = Arc::clone(&copying);
         async move {
             let (client, probe) = &clients[number];
@@ -465,7 +479,7 @@ async fn claims(base: &str, database: &trialhead::store::connection::Database) -
         .await;
     }
     let base = base.to_owned();
-    rate(move |http, number, _| {
+    rate(AT_ONCE, move |http, number, _| {
         let base = base.clone();
         async move {
             let (lease, probe) = claim(&http, &base, number).await;
