@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -251,7 +252,7 @@ impl Service {
             rules: Arc::new(DefinitionRules::new(settings.limits.clone())),
             max_active_studies: settings.api.max_active_studies,
             room: Room::default(),
-            together: Together::default(),
+            together: Together::on(Handle::current()),
             idempotency_hours: settings.api.idempotency_hours,
             alive_secs: pool.lease_secs * ALIVE_LEASES,
             live: Live::default(),

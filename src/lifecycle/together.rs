@@ -7,6 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::advance::{self, Creation};
@@ -26,8 +27,12 @@ const STUDIES: usize = 32;
 type Begun = Option<(StudyRow, LinkedWave)>;
 
 /// Where they gather.
-#[derive(Debug, Clone, Default)]
-pub struct Together(Arc<Mutex<Gathered>>);
+#[derive(Debug, Clone)]
+pub struct Together {
+    gathered: Arc<Mutex<Gathered>>,
+    /// Where they are stored.
+    runtime: Handle,
+}
 
 #[derive(Debug, Default)]
 struct Gathered {
@@ -43,6 +48,14 @@ struct Waiting {
 }
 
 impl Together {
+    /// They are stored on a runtime that outlives those of the threads that serve requests, which stop one by one.
+    pub fn on(runtime: Handle) -> Self {
+        Self {
+            gathered: Arc::default(),
+            runtime,
+        }
+    }
+
     /// Stores a study whose first wave is likely to be unknown, see [`advance::begin_unknown`].
     ///
     /// # Errors
@@ -67,7 +80,8 @@ impl Together {
                 of: self.clone(),
                 is_held: true,
             };
-            tokio::spawn(async move { turn.store_all(&database).await });
+            self.runtime
+                .spawn(async move { turn.store_all(&database).await });
         }
         told.await.unwrap_or_else(|_| {
             let why = "the service is shutting down; the study may have been created";
@@ -76,7 +90,7 @@ impl Together {
     }
 
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,7 +103,12 @@ struct Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if self.is_held {
-            self.of.gathered().storing -= 1;
+            let mut gathered = self.of.gathered();
+            gathered.storing -= 1;
+            if gathered.storing == 0 {
+                // The runtime stops: nobody would come for them.
+                gathered.waiting.clear();
+            }
         }
     }
 }

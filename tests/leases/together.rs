@@ -5,6 +5,7 @@ use std::sync::Arc;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 use futures::future::join_all;
+use tokio::runtime::Handle;
 use trialhead::lifecycle::Together;
 use trialhead::lifecycle::advance::{Creation, first_step};
 use trialhead::store::connection::Database;
@@ -72,7 +73,7 @@ fn line(project: &str, seed: u32) -> String {
 async fn each_gets_what_is_its_own() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::default();
+    let together = Together::on(Handle::current());
     // In each of two projects sixty, two of each asking for the same.
     let asked = (0..120).map(|number| {
         let (project, seed) = (["a", "b"][number % 2], (number / 4) as u32);
@@ -118,7 +119,7 @@ async fn each_gets_what_is_its_own() {
 async fn what_is_wrong_with_one_is_not_the_others_fault() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::default();
+    let together = Together::on(Handle::current());
     let taken = Uuid::now_v7();
     let first = creation(taken, "a", 1000);
     together
@@ -151,7 +152,7 @@ async fn what_is_wrong_with_one_is_not_the_others_fault() {
 async fn of_one_whose_probe_is_answered_nothing_is_stored() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::default();
+    let together = Together::on(Handle::current());
     let first = creation(Uuid::now_v7(), "a", 7);
     together.begin(&database, first).await.expect("stored");
     let device = device(&database, "host", ELSEWHERE).await;
@@ -176,7 +177,7 @@ async fn of_one_whose_probe_is_answered_nothing_is_stored() {
 async fn one_who_goes_away_takes_nobody_along() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::default();
+    let together = Together::on(Handle::current());
     // A lock that all have to wait for.
     let mut conn = database.connection().await.expect("a connection");
     trialhead::store::begin(&mut conn).await.expect("begins");
