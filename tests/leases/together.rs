@@ -8,7 +8,9 @@ use futures::future::join_all;
 use tokio::runtime::Handle;
 use trialhead::lifecycle::Together;
 use trialhead::lifecycle::advance::{Creation, first_step};
+use trialhead::store::StoreError;
 use trialhead::store::connection::Database;
+use trialhead::store::studies::StudyRow;
 use trialhead::study::{StudyId, StudyRequest, resolve};
 use uuid::Uuid;
 
@@ -35,6 +37,22 @@ fn creation(id: Uuid, project: &str, seed: u32) -> Arc<Creation> {
         definition,
         step,
     })
+}
+
+/// What comes of them when all are asked for at once, in their order.
+async fn begin_all(
+    database: &Database,
+    asked: &[Arc<Creation>],
+) -> Vec<Result<Option<StudyRow>, StoreError>> {
+    let together = Together::on(Handle::current());
+    let begun = asked.iter().map(async |it| {
+        let begun = together.begin(database, Arc::clone(it)).await?;
+        Ok(begun.map(|(row, linked)| {
+            assert_eq!((linked.counts.queued, linked.counts.ended()), (1, 0));
+            row
+        }))
+    });
+    join_all(begun).await
 }
 
 #[derive(diesel::QueryableByName)]
@@ -73,27 +91,20 @@ fn line(project: &str, seed: u32) -> String {
 async fn each_gets_what_is_its_own() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::on(Handle::current());
     // In each of two projects sixty, two of each asking for the same.
     let asked = (0..120).map(|number| {
         let (project, seed) = (["a", "b"][number % 2], (number / 4) as u32);
         creation(Uuid::now_v7(), project, seed)
     });
     let asked: Vec<Arc<Creation>> = asked.collect();
-    let begun = join_all(
-        asked
-            .iter()
-            .map(|it| together.begin(&database, Arc::clone(it))),
-    )
-    .await;
+    let begun = begin_all(&database, &asked).await;
     for (creation, begun) in asked.iter().zip(begun) {
-        let (row, linked) = begun.expect("stored").expect("nothing is answered");
+        let row = begun.expect("stored").expect("nothing is answered");
         assert_eq!(row.study_id(), creation.id);
         assert_eq!(
             (&row.project, &row.name),
             (&creation.project, &creation.definition.name)
         );
-        assert_eq!((linked.counts.queued, linked.counts.ended()), (1, 0));
     }
     let mut expected: Vec<String> = asked
         .iter()
@@ -119,29 +130,24 @@ async fn each_gets_what_is_its_own() {
 async fn what_is_wrong_with_one_is_not_the_others_fault() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::on(Handle::current());
     let taken = Uuid::now_v7();
-    let first = creation(taken, "a", 1000);
-    together
-        .begin(&database, Arc::clone(&first))
-        .await
-        .expect("stored");
+    let first = [creation(taken, "a", 1000)];
+    let begun = begin_all(&database, &first).await.remove(0);
+    begun.expect("stored").expect("nothing is answered");
     // Every tenth has the id of a study that is there.
-    let asked: Vec<(bool, Arc<Creation>)> = (0..60)
+    let is_bad = |seed: usize| seed % 10 == 5;
+    let asked: Vec<Arc<Creation>> = (0..60)
         .map(|seed| {
-            let is_bad = seed % 10 == 5;
-            let id = if is_bad { taken } else { Uuid::now_v7() };
-            (is_bad, creation(id, "a", seed))
+            let id = if is_bad(seed) { taken } else { Uuid::now_v7() };
+            creation(id, "a", seed as u32)
         })
         .collect();
-    let begun = asked
-        .iter()
-        .map(|(_, it)| together.begin(&database, Arc::clone(it)));
-    for ((is_bad, creation), begun) in asked.iter().zip(join_all(begun).await) {
-        if *is_bad {
+    let begun = begin_all(&database, &asked).await;
+    for ((seed, creation), begun) in asked.iter().enumerate().zip(begun) {
+        if is_bad(seed) {
             begun.expect_err("the id is taken");
         } else {
-            let (row, _) = begun.expect("stored").expect("nothing is answered");
+            let row = begun.expect("stored").expect("nothing is answered");
             assert_eq!(row.study_id(), creation.id);
         }
     }
@@ -152,21 +158,16 @@ async fn what_is_wrong_with_one_is_not_the_others_fault() {
 async fn of_one_whose_probe_is_answered_nothing_is_stored() {
     let test = TestDatabase::create().await;
     let database = database(test.url());
-    let together = Together::on(Handle::current());
-    let first = creation(Uuid::now_v7(), "a", 7);
-    together.begin(&database, first).await.expect("stored");
+    let first = [creation(Uuid::now_v7(), "a", 7)];
+    let begun = begin_all(&database, &first).await.remove(0);
+    begun.expect("stored").expect("nothing is answered yet");
     let device = device(&database, "host", ELSEWHERE).await;
     let claimed = claim_as(&database, device, ELSEWHERE, 1 << 33, 30.0).await;
     finish(&database, &claimed.expect("a probe")).await;
     let asked: Vec<Arc<Creation>> = (0..20)
         .map(|seed| creation(Uuid::now_v7(), "a", seed))
         .collect();
-    let begun = join_all(
-        asked
-            .iter()
-            .map(|it| together.begin(&database, Arc::clone(it))),
-    )
-    .await;
+    let begun = begin_all(&database, &asked).await;
     for (seed, begun) in begun.into_iter().enumerate() {
         assert_eq!(begun.expect("asked").is_none(), seed == 7, "{seed}");
     }
