@@ -22,8 +22,11 @@ const AT_ONCE: usize = 2;
 const PROBES: usize = 64;
 /// The studies themselves.
 const STUDIES: usize = 32;
+/// Studies that wait, at most. Where something holds up all, the others are stored each by itself and wait for a connection
+/// no longer than anybody.
+const WAITING: usize = 4 * STUDIES;
 
-/// What came of it: none where one of the study's probes is answered already; nothing is stored of it then.
+/// What came of it: none where one of the study's probes is answered already, or too many wait; nothing is stored of it then.
 type Begun = Option<(StudyRow, LinkedWave)>;
 
 /// Where they gather.
@@ -68,6 +71,9 @@ impl Together {
         let (tell, told) = oneshot::channel();
         let is_due = {
             let mut gathered = self.gathered();
+            if gathered.waiting.len() >= WAITING {
+                return Ok(None);
+            }
             gathered.waiting.push_back(Waiting { creation, tell });
             let is_due = gathered.storing < AT_ONCE;
             gathered.storing += usize::from(is_due);

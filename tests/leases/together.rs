@@ -7,7 +7,7 @@ use diesel_async::RunQueryDsl;
 use futures::future::join_all;
 use tokio::runtime::Handle;
 use trialhead::lifecycle::Together;
-use trialhead::lifecycle::advance::{Creation, first_step};
+use trialhead::lifecycle::advance::{Creation, begin_unknown, first_step};
 use trialhead::store::StoreError;
 use trialhead::store::connection::Database;
 use trialhead::store::studies::StudyRow;
@@ -214,4 +214,34 @@ async fn one_who_goes_away_takes_nobody_along() {
     // And the next finds the way free.
     let next = creation(Uuid::now_v7(), "a", 100);
     together.begin(&database, next).await.expect("stored");
+}
+
+/// Studies of which each statement gets several, in opposite orders.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_ask_for_the_same_in_other_orders_do_not_wait_for_each_other() {
+    let test = TestDatabase::create().await;
+    let database = database(test.url());
+    let mut conn = database.connection().await.expect("a connection");
+    // Long enough for the other statement to come to its first probe.
+    for part in [
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$",
+        "CREATE TRIGGER slow AFTER INSERT ON probes FOR EACH ROW EXECUTE FUNCTION slow()",
+        "CREATE FUNCTION slow_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$",
+        "CREATE TRIGGER slow_row BEFORE INSERT ON probes FOR EACH ROW EXECUTE FUNCTION slow_row()",
+    ] {
+        diesel::sql_query(part)
+            .execute(&mut conn)
+            .await
+            .expect("made");
+    }
+    let batch = |seeds: [u32; 4]| seeds.map(|seed| creation(Uuid::now_v7(), "a", seed));
+    let (up, down) = (batch([1, 2, 3, 4]), batch([4, 3, 2, 1]));
+    let begin = async |creations: &[Arc<Creation>]| {
+        let mut conn = database.connection().await.expect("a connection");
+        begin_unknown(&mut conn, creations).await
+    };
+    let (up, down) = tokio::join!(begin(&up), begin(&down));
+    for begun in [up, down] {
+        assert!(begun.expect("no deadlock").iter().all(Option::is_some));
+    }
 }
