@@ -6,7 +6,7 @@ use crate::service::{Answer, TestService, digits};
 
 #[tokio::test]
 async fn a_study_of_the_digits_is_answered_with_its_evidence() {
-    let service = TestService::training().await;
+    let service = TestService::training_briefly().await;
     let mut body = digits();
     body["questions"] = json!(["feasible_batch_sizes", "throughput", "batch_size"]);
     let path = service.create(&body).await;

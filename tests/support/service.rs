@@ -33,6 +33,15 @@ pub fn trained() -> Vec<String> {
     vec![PROGRAM.display().to_string(), "probe".to_owned()]
 }
 
+/// The real training runner, which samples times for two seconds at most.
+fn trained_briefly() -> Vec<String> {
+    [super::fake::executable().display().to_string()]
+        .into_iter()
+        .chain(["briefly", "2"].map(ToOwned::to_owned))
+        .chain(trained())
+        .collect()
+}
+
 /// The real inspection of uploads.
 fn inspected() -> Vec<String> {
     vec![trained()[0].clone(), "inspect".to_owned()]
@@ -104,6 +113,11 @@ impl TestService {
     /// A service with one worker whose probes train for real.
     pub async fn training() -> Self {
         Self::start(|settings| settings.pool.child_command = Some(trained())).await
+    }
+
+    /// The same, where times need not be exact: they are rough on a busy host, and a study soon has them.
+    pub async fn training_briefly() -> Self {
+        Self::start(|settings| settings.pool.child_command = Some(trained_briefly())).await
     }
 
     /// A service with one worker that runs simulated probes.
