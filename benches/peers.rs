@@ -95,13 +95,14 @@ async fn run(python: &Path) {
     // Neither is timed cold.
     mlflow.log_metric(AT_ONCE).await;
     create_studies(&base, AT_ONCE).await;
-    let mut ratios: [Vec<f64>; 5] = Default::default();
+    let mut ratios: [Vec<f64>; 6] = Default::default();
     for turn in 0..TURNS {
         put_away(&client).await;
         // Millions of rows were written since the last turn: what is to be done for that is not done while others are timed.
         for name in ["trialhead", "mlflow", "optuna"] {
             vacuum(&postgres.url_of(name)).await;
         }
+        let (mut most_created, mut most_logged) = (0.0_f64, 0.0_f64);
         let mut creations = Vec::new();
         for at_once in [AT_ONCE, MANY_AT_ONCE] {
             let metrics = mlflow.log_metric(at_once).await;
@@ -111,6 +112,8 @@ async fn run(python: &Path) {
                 "turn {turn}: {at_once} at once: studies created {created:.0}/s, MLflow log-metric {metrics:.0}/s"
             );
             creations.push(created / metrics);
+            most_created = most_created.max(created);
+            most_logged = most_logged.max(metrics);
         }
         let batched = mlflow.log_batch().await;
         let copied = copy(&database, &postgres.url()).await;
@@ -127,6 +130,7 @@ async fn run(python: &Path) {
             "turn {turn}: claims and completions {claimed:.0}/s, Optuna {several:.0}/s in {AT_ONCE} processes, {one:.0}/s in one"
         );
         for (ratios, ratio) in ratios.iter_mut().zip([
+            most_created / most_logged,
             creations[0],
             creations[1],
             sent / batched,
@@ -138,10 +142,11 @@ async fn run(python: &Path) {
     }
     for (ratios, (what, goal)) in ratios.iter_mut().zip([
         (
-            "studies created against MLflow's log-metric, 8 at once",
+            "studies created against MLflow's log-metric, each at the better of 8 and 32 at once",
             10.0,
         ),
-        ("the same, 32 at once", 10.0),
+        ("the same, both with 8 at once", 10.0),
+        ("the same, both with 32 at once", 10.0),
         ("measurements sent against MLflow's log-batch", 10.0),
         ("measurements sent against COPY", 0.25),
         ("claims and completions against Optuna's ask and tell", 10.0),
