@@ -28,9 +28,21 @@ pub(super) struct Log {
     tail: Vec<u8>,
     line: Vec<u8>,
     first_error: Option<String>,
-    /// A panic's message is on the line after the one that says "panicked at".
-    message_follows: bool,
+    follows: Follows,
 }
+
+/// What still belongs to the first error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Follows {
+    Nothing,
+    /// A panic's message is on the line after the one that says "panicked at".
+    Message,
+    /// "Caused by:" and what is indented below it: an error that was handed on names its reason there, as a GPU's
+    /// runtime does.
+    Causes,
+}
+
+const CAUSED_BY: &str = "Caused by:";
 
 impl Log {
     pub(super) fn new(limit: usize) -> Self {
@@ -39,7 +51,7 @@ impl Log {
             tail: Vec::new(),
             line: Vec::new(),
             first_error: None,
-            message_follows: false,
+            follows: Follows::Nothing,
         }
     }
 
@@ -48,7 +60,7 @@ impl Log {
         if self.tail.len() > 2 * self.limit {
             self.tail.drain(..self.tail.len() - self.limit);
         }
-        if self.first_error.is_some() && !self.message_follows {
+        if self.first_error.is_some() && self.follows == Follows::Nothing {
             return;
         }
         for &byte in bytes {
@@ -63,16 +75,32 @@ impl Log {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let line = clean(&String::from_utf8_lossy(&line), LOG_LINE_BYTES);
-        let line = line.trim();
-        if self.message_follows {
-            self.message_follows = false;
-            if let Some(first) = &mut self.first_error {
-                first.push(' ');
-                first.push_str(line);
+        let text = line.trim();
+        if let Some(first) = &mut self.first_error {
+            let belongs = match self.follows {
+                Follows::Nothing => false,
+                Follows::Message => true,
+                Follows::Causes => {
+                    first.len() < LOG_LINE_BYTES
+                        && (text.is_empty()
+                            || text == CAUSED_BY
+                            || line.starts_with(char::is_whitespace))
+                }
+            };
+            if !belongs {
+                self.follows = Follows::Nothing;
+                return;
             }
-        } else if self.first_error.is_none() && names_an_error(line) {
-            self.message_follows = line.contains("panicked at") && line.ends_with(':');
-            self.first_error = Some(line.to_owned());
+            self.follows = Follows::Causes;
+            if !text.is_empty() && text != CAUSED_BY {
+                first.push(' ');
+                first.push_str(text);
+            }
+        } else if names_an_error(text) {
+            if text.contains("panicked at") && text.ends_with(':') {
+                self.follows = Follows::Message;
+            }
+            self.first_error = Some(text.to_owned());
         }
     }
 
@@ -423,6 +451,7 @@ pub(in crate::pool) fn clean(text: &str, chars: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::{ChildEnd, Exit, Outcome, classify};
 
     const STARTED: &str = "{\"event\":\"started\",\"protocol\":1,\"runner\":\"r\"}\n";
     const FINISHED: &str = "{\"event\":\"finished\"}\n";
@@ -551,6 +580,43 @@ mod tests {
         );
         assert!(tail.len() <= 100 && tail.ends_with("kůň\n"));
         assert!(!tail.contains('\u{fffd}'));
+    }
+
+    /// What a child said on an NVIDIA H200 whose memory another program had taken.
+    #[test]
+    fn what_caused_a_panic_belongs_to_it() {
+        let mut log = Log::new(100);
+        log.push(
+            b"thread '<unnamed>' (1192) panicked at src/trainer/tasks.rs:239:20:\n\
+              Error while reading data: Execution(An error happened during execution\n\
+              Caused by:\n  Several failures at once\nCaused by:\n  An IO error happened\n\
+              Caused by:\n  out of device memory allocating 1074790400 bytes\n\
+              No backtrace available\nAsked at:\n  error: second\n",
+        );
+        let (first, _) = log.finish();
+        assert_eq!(
+            first.as_deref(),
+            Some(
+                "thread '<unnamed>' (1192) panicked at src/trainer/tasks.rs:239:20: Error while reading data: \
+                 Execution(An error happened during execution Several failures at once An IO error happened \
+                 out of device memory allocating 1074790400 bytes"
+            )
+        );
+        let end = ChildEnd {
+            exit: Exit::Code(101),
+            first_error_line: first,
+            last_event: None,
+            invalid_output: None,
+            killed_for: None,
+            oom_killed: false,
+        };
+        assert!(matches!(
+            classify(&end),
+            Outcome::Infeasible {
+                reason: InfeasibleReason::OutOfMemory,
+                ..
+            }
+        ));
     }
 
     #[test]
