@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+import urllib.error
 import urllib.request
 import uuid
 from typing import Any
@@ -29,12 +30,18 @@ def call(method: str, path: str, body: Any = None) -> tuple[Any, Any]:
     headers = {"Authorization": f"Bearer {os.environ['TOKEN']}", "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(os.environ["URL"] + path, data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.headers, json.load(answer)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.headers, json.load(answer)
+    except urllib.error.HTTPError as error:
+        # What it says is lost otherwise.
+        raise RuntimeError(f"{method} {path} was answered {error.code}: {error.read().decode()}") from error
 
 
-def new_study(model: str) -> str:
-    """A study like no other, planned for a device of this model; its path."""
+def new_study(model: str = "") -> str:
+    """A study like no other, planned for a device of this model; its path. Without one, for a model that no worker has:
+    what claims made at random say of a device (no memory, say) is told to those who plan for it."""
+    model = model or f"fuzzed {uuid.uuid4()}"
     study = {
         "workload": {"dataset": {"builtin": "digits"}},
         "device": {"backend": "cpu", "model": model, "threads": 1, "memory_budget_bytes": 1 << 30},
@@ -47,10 +54,11 @@ def lease() -> dict[str, Any]:
     """A lease that holds a probe: the one of the last heartbeat, or a new one."""
     # A lease that nobody prolongs runs out.
     if time.monotonic() - held.get("since", 0.0) > 15:
-        new_study("fuzzed")
+        model = f"fuzzed {uuid.uuid4()}"
+        new_study(model)
         size = {"memory_bytes": 1 << 33, "available_bytes": 1 << 33, "threads": 1, "slots": 1}
         # A host of its own each: what ended wrongly must not stand in the way.
-        device = {"host": str(uuid.uuid4()), "hardware": "cpu", "backend": "cpu", "model": "fuzzed", **size}
+        device = {"host": str(uuid.uuid4()), "hardware": "cpu", "backend": "cpu", "model": model, **size}
         claim = {"lease_id": str(uuid.uuid4()), "worker": "hook", "protocol": 1, "device": device, "runners": ["burn"], "wait_secs": 5}
         held.update(call("POST", "/v1/leases", claim)[1], since=time.monotonic())
     return held
@@ -85,12 +93,12 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         if name == "complete_lease":
             held.clear()
     elif name == "update_study_definition" and is_right:
-        path = new_study("fuzzed and revised")
+        path = new_study()
         case.path_parameters["id"] = path.rsplit("/", 1)[1]
         case.headers = {**(case.headers or {}), "If-Match": call("GET", f"{path}/definition")[0]["ETag"]}
     elif name == "delete_study" and is_right:
         # Only what has ended can be deleted.
-        path = new_study("fuzzed and deleted")
+        path = new_study()
         call("POST", f"{path}/cancel")
         case.path_parameters["id"] = path.rsplit("/", 1)[1]
     else:
