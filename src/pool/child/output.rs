@@ -37,8 +37,8 @@ enum Follows {
     Nothing,
     /// A panic's message is on the line after the one that says "panicked at".
     Message,
-    /// "Caused by:" and what is indented below it: an error that was handed on names its reason there, as a GPU's
-    /// runtime does.
+    /// "Caused by:", and lines below the message that are indented: an error that was handed on names its reason
+    /// there, as a GPU's runtime does.
     Causes,
 }
 
